@@ -1,0 +1,3 @@
+//! The pure core of Reveille.
+
+pub mod service_list;
