@@ -1,0 +1,408 @@
+//! What the shard leader does about a pending push: look the terminal's status up, hand off or notify. The
+//! source's "status determination". A sans-IO machine with soft state only for terminals that something waits for.
+//!
+//! It is driven by levels, not edges: after each change of a terminal's row the shell hands in the row's
+//! [`Facts`], and the machine compares them with what it has already done. So a lost message, a repeated one, or
+//! a new leader that starts with nothing all come to the same: the next look at the facts repairs it.
+
+pub mod ladder;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::id::*;
+use crate::limits;
+use crate::service_list::row::{Current, Reachability, Row, Urgency};
+use crate::time::Instant;
+use crate::wire::peer::Reported;
+
+/// How long the leader waits for a session's acks before it notifies the terminal as well: its node may be
+/// stopped, and a stopped node still takes what is sent to it.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// What the machine needs to know of a terminal, as its row says it now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// Its life.
+    pub stream: Stream,
+    /// Last granted epoch.
+    pub epoch: Epoch,
+    /// The attempt that got it.
+    pub attempt: Attempt,
+    /// The current session, unless its node is fenced.
+    pub session: Option<Current>,
+    /// How to notify it.
+    pub reachability: Reachability,
+    /// Pushes that wait.
+    pub pending: u32,
+    /// Seq of the next push.
+    pub next_seq: Seq,
+    /// Everything up to here is confirmed.
+    pub acked: Seq,
+    /// Pushes below this do not wake it.
+    pub min_urgency: Urgency,
+}
+
+impl Facts {
+    /// The facts in a row; `fenced` tells whether a node's incarnation is over.
+    pub fn of(row: &Row, fenced: impl Fn(NodeId, Incarnation) -> bool) -> Facts {
+        Facts {
+            stream: row.stream,
+            epoch: row.epoch,
+            attempt: row.attempt,
+            session: row.current.filter(|session| !fenced(session.node, session.incarnation)),
+            reachability: row.reachability,
+            pending: row.pending,
+            next_seq: row.next_seq,
+            acked: row.acked,
+            min_urgency: row.min_urgency,
+        }
+    }
+}
+
+/// Everything that can happen to the dispatcher.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// This node leads the shard, and has applied an entry of its own term. Soft state starts empty.
+    Lead {
+        /// The term.
+        term: u64,
+    },
+    /// It does not lead any more.
+    Follow,
+    /// A terminal's row changed, or is looked at again; `None`: it is gone.
+    Changed {
+        /// Whose.
+        terminal: TerminalId,
+        /// What it says now.
+        facts: Option<Facts>,
+        /// The urgency of a push that was stored just now, or at a new leader of what it found waiting.
+        stored: Option<Urgency>,
+    },
+    /// A hand-off went out with pushes up to here; `None`: there was nothing to send.
+    HandedOff {
+        /// Whose.
+        terminal: TerminalId,
+        /// Under which epoch.
+        epoch: Epoch,
+        /// Last seq sent.
+        upto: Option<Seq>,
+    },
+    /// A session's node reports.
+    Reported {
+        /// Whose session.
+        terminal: TerminalId,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The node that reports.
+        node: NodeId,
+        /// What.
+        what: Reported,
+    },
+    /// A notification is over.
+    Notified {
+        /// Whose.
+        terminal: TerminalId,
+        /// The terminal acknowledged it.
+        answered: bool,
+    },
+    /// [`Dispatch::poll_timeout`] has come.
+    Timeout,
+}
+
+/// What the shell must do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Read pushes after `after` (at most the session window), send them to the node; answer with `HandedOff`.
+    HandOff {
+        /// For whom.
+        terminal: TerminalId,
+        /// Where its session is.
+        node: NodeId,
+        /// Its life.
+        stream: Stream,
+        /// The session's epoch.
+        epoch: Epoch,
+        /// The attempt that got it.
+        attempt: Attempt,
+        /// Only pushes above this.
+        after: Seq,
+        /// Pushes up to here were given to an earlier session.
+        maybe_seen: Seq,
+        /// How many at most.
+        limit: usize,
+    },
+    /// Send a notification; answer with `Notified`.
+    Notify {
+        /// To whom.
+        terminal: TerminalId,
+        /// The highest urgency that waits.
+        urgency: Urgency,
+        /// Tries made before for the same pushes.
+        attempt: u32,
+    },
+    /// Propose the end of a session that its own node does not know.
+    Detach {
+        /// Whose.
+        terminal: TerminalId,
+        /// Its life.
+        stream: Stream,
+        /// The epoch that is over.
+        epoch: Epoch,
+    },
+}
+
+/// A terminal that something waits for.
+#[derive(Debug, Clone)]
+struct Waiting {
+    facts: Facts,
+    /// Highest seq handed off under `facts.epoch`.
+    handed: Seq,
+    /// Highest seq handed off under earlier epochs: may have been seen.
+    exposed: Seq,
+    /// Highest urgency since the queue was last empty.
+    urgency: Urgency,
+    /// Where on the ladder: tries made for what waits now.
+    step: u32,
+    /// A notification is on its way.
+    notifying: bool,
+    /// When to notify next, or to notify besides the hand-off.
+    next: Option<Instant>,
+}
+
+/// The dispatcher of one shard.
+#[derive(Debug, Default)]
+pub struct Dispatch {
+    term: Option<u64>,
+    waiting: BTreeMap<TerminalId, Waiting>,
+    timers: BTreeSet<(Instant, TerminalId)>,
+}
+
+impl Dispatch {
+    /// The term under which this node leads the shard, if it does.
+    pub fn term(&self) -> Option<u64> {
+        self.term
+    }
+
+    /// Terminals that something waits for.
+    pub fn waiting(&self) -> impl Iterator<Item = TerminalId> + '_ {
+        self.waiting.keys().copied()
+    }
+
+    /// Terminals that something waits for, in number.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Does anything wait?
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Terminals that several notifications did not reach.
+    pub fn unreachable(&self) -> usize {
+        self.waiting.values().filter(|waiting| waiting.step > ladder::UNREACHABLE_AFTER).count()
+    }
+
+    /// When to call again with [`Event::Timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Takes one event in.
+    pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Command> {
+        let mut out = Vec::new();
+        match event {
+            Event::Lead { term } => *self = Dispatch { term: Some(term), ..Dispatch::default() },
+            Event::Follow => *self = Dispatch::default(),
+            _ if self.term.is_none() => {}
+            Event::Changed { terminal, facts, stored } => {
+                self.changed(now, terminal, facts, stored, &mut out);
+            }
+            Event::HandedOff { terminal, epoch, upto } => {
+                if let (Some(waiting), Some(upto)) = (self.of_epoch(&terminal, epoch), upto) {
+                    waiting.handed = waiting.handed.max(upto);
+                    self.set_timer(&terminal, Some(now + SILENCE));
+                }
+            }
+            Event::Reported { terminal, epoch, node, what } => {
+                self.reported(now, terminal, epoch, node, what, &mut out);
+            }
+            Event::Notified { terminal, answered } => self.notified(now, terminal, answered),
+            Event::Timeout => self.timeout(now, &mut out),
+        }
+        out
+    }
+
+    fn changed(
+        &mut self,
+        now: Instant,
+        terminal: TerminalId,
+        facts: Option<Facts>,
+        stored: Option<Urgency>,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(facts) = facts.filter(|facts| facts.pending > 0) else {
+            self.set_timer(&terminal, None);
+            self.waiting.remove(&terminal);
+            return;
+        };
+        let waiting = self.waiting.entry(terminal).or_insert_with(|| Waiting {
+            facts,
+            handed: facts.acked,
+            // A terminal first met while something waits: with a push stored just now nothing but that push is
+            // new; otherwise, at a new leader, all of it may have been handed off by the one before.
+            exposed: if stored.is_some() && facts.pending == 1 {
+                facts.acked
+            } else {
+                Seq(facts.next_seq.0 - 1)
+            },
+            urgency: Urgency::VeryLow,
+            step: 0,
+            notifying: false,
+            next: None,
+        });
+        waiting.urgency = waiting.urgency.max(stored.unwrap_or(Urgency::VeryLow));
+        let before = std::mem::replace(&mut waiting.facts, facts);
+        let new_session = (before.stream, before.epoch) != (facts.stream, facts.epoch);
+        if new_session {
+            waiting.exposed = match before.stream == facts.stream {
+                true => waiting.exposed.max(waiting.handed),
+                false => Seq(0),
+            };
+            waiting.handed = facts.acked;
+            waiting.step = 0;
+        }
+        waiting.handed = waiting.handed.max(facts.acked);
+        let progress = facts.acked > before.acked;
+        if facts.session.is_some() {
+            self.hand_off(now, terminal, new_session || progress, out);
+        } else {
+            let went_offline = before.session.is_some();
+            self.notify(now, terminal, went_offline || new_session, out);
+        }
+    }
+
+    /// Sends what the session's window has room for, and watches for its acks.
+    fn hand_off(&mut self, now: Instant, terminal: TerminalId, progress: bool, out: &mut Vec<Command>) {
+        let Some(&Waiting { facts, handed, exposed, next, .. }) = self.waiting.get(&terminal) else { return };
+        let Some(session) = facts.session else { return };
+        if progress || next.is_none() {
+            self.set_timer(&terminal, Some(now + SILENCE));
+        }
+        // Holes of ended pushes count as if they were on the way; acks pass over them.
+        let on_the_way = handed.0.saturating_sub(facts.acked.0) as usize;
+        let room = limits::SESSION_WINDOW.saturating_sub(on_the_way);
+        if handed.next() < facts.next_seq && room > 0 {
+            out.push(Command::HandOff {
+                terminal,
+                node: session.node,
+                stream: facts.stream,
+                epoch: facts.epoch,
+                attempt: facts.attempt,
+                after: handed,
+                maybe_seen: exposed,
+                limit: room,
+            });
+        }
+    }
+
+    /// Starts the ladder, or lets the one that runs go on.
+    fn notify(&mut self, now: Instant, terminal: TerminalId, afresh: bool, out: &mut Vec<Command>) {
+        let Some(waiting) = self.waiting.get_mut(&terminal) else { return };
+        if afresh {
+            waiting.step = 0;
+        }
+        let facts = &waiting.facts;
+        let can = facts.reachability != Reachability::None && waiting.urgency >= facts.min_urgency;
+        if !can {
+            return self.set_timer(&terminal, None);
+        }
+        let due = match waiting.next.filter(|_| !afresh) {
+            // More urgent than what the ladder was waiting with: not later than its own first step.
+            Some(next) if waiting.step == 0 => next.min(now + ladder::first(waiting.urgency)),
+            Some(next) => next,
+            None if waiting.notifying => return,
+            None => now + ladder::first(waiting.urgency),
+        };
+        self.set_timer(&terminal, Some(due));
+        if due <= now {
+            self.timeout(now, out);
+        }
+    }
+
+    fn reported(
+        &mut self,
+        now: Instant,
+        terminal: TerminalId,
+        epoch: Epoch,
+        node: NodeId,
+        what: Reported,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(waiting) = self.of_epoch(&terminal, epoch) else { return };
+        let Some(session) = waiting.facts.session.filter(|session| session.node == node) else { return };
+        match what {
+            // Only the row's own incarnation can say that its session is not there.
+            Reported::NoSuchSession { incarnation } if incarnation == session.incarnation => {
+                let stream = waiting.facts.stream;
+                out.push(Command::Detach { terminal, stream, epoch });
+            }
+            Reported::NoSuchSession { .. } | Reported::Delivered { .. } => {}
+            Reported::Resend { from } => {
+                waiting.handed = waiting.facts.acked.max(Seq(from.0.saturating_sub(1)));
+                self.hand_off(now, terminal, true, out);
+            }
+        }
+    }
+
+    fn notified(&mut self, now: Instant, terminal: TerminalId, answered: bool) {
+        let Some(waiting) = self.waiting.get_mut(&terminal) else { return };
+        waiting.notifying = false;
+        if waiting.facts.session.is_some() {
+            return;
+        }
+        // A terminal that answered is on its way: give it the time of one connect before asking again.
+        let wait = ladder::after(waiting.step, &terminal);
+        let wait = if answered { wait.max(ladder::CONNECTING) } else { wait };
+        self.set_timer(&terminal, Some(now + wait));
+    }
+
+    fn timeout(&mut self, now: Instant, out: &mut Vec<Command>) {
+        while let Some((_, terminal)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
+            self.set_timer(&terminal, None);
+            let Some(waiting) = self.waiting.get_mut(&terminal) else { continue };
+            let facts = waiting.facts;
+            let can = facts.reachability != Reachability::None && waiting.urgency >= facts.min_urgency;
+            if can && !waiting.notifying {
+                waiting.notifying = true;
+                out.push(Command::Notify { terminal, urgency: waiting.urgency, attempt: waiting.step });
+            }
+            if facts.session.is_some() {
+                // The session is silent: a hand-off was lost, or its node is stopped, or the application is slow.
+                // Hand off again (the session drops what it already sent), and look again later.
+                waiting.step += 1;
+                waiting.handed = facts.acked;
+                let at = now + SILENCE.max(ladder::after(waiting.step, &terminal));
+                self.set_timer(&terminal, Some(at));
+                self.hand_off(now, terminal, false, out);
+            } else if can {
+                waiting.step += 1;
+            }
+        }
+    }
+
+    fn of_epoch(&mut self, terminal: &TerminalId, epoch: Epoch) -> Option<&mut Waiting> {
+        self.waiting.get_mut(terminal).filter(|waiting| waiting.facts.epoch == epoch)
+    }
+
+    fn set_timer(&mut self, terminal: &TerminalId, at: Option<Instant>) {
+        let Some(waiting) = self.waiting.get_mut(terminal) else { return };
+        if let Some(old) = std::mem::replace(&mut waiting.next, at) {
+            self.timers.remove(&(old, *terminal));
+        }
+        if let Some(at) = at {
+            self.timers.insert((at, *terminal));
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Every bound of the protocol in one place, each with its unit and its reason. Configuration may lower some of
+//! them; nothing raises them.
+
+use std::time::Duration;
+
+/// Bytes of one push's payload, unless the cluster's settings say less. RFC 8030 section 7.2 obliges push
+/// services to take 4096.
+pub const MAX_PAYLOAD: usize = 4096;
+/// Largest payload that settings may allow: a hand-off of a full window still fits one peer frame.
+pub const MAX_PAYLOAD_CEILING: usize = 64 * 1024;
+/// Bytes of all application headers of one push: room for a content type and keys of an encrypted body.
+pub const MAX_HEADERS: usize = 256;
+/// Characters of a topic. RFC 8030 section 5.4.
+pub const MAX_TOPIC: usize = 32;
+/// Characters of an idempotency key: a UUID or a hash fits several times.
+pub const MAX_IDEMPOTENCY_KEY: usize = 128;
+/// Bytes of an enrolment token: two keys, a signature and a name.
+pub const MAX_ENROLMENT_TOKEN: usize = 1024;
+
+/// Messages that may wait for one terminal, unless settings say otherwise. Bounds the work of an attach, an
+/// unregister and a cumulative ack, which touch each of them in one log entry.
+pub const MAX_PENDING: u32 = 1000;
+/// Bytes that may wait for one terminal, unless settings say otherwise.
+pub const MAX_PENDING_BYTES: u32 = 1024 * 1024;
+
+/// Lifetime of a push when its publisher names none. A day: long enough for a phone left at home.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Longest lifetime of a push; longer wishes are clamped. 28 days, as other push services do.
+pub const MAX_TTL: Duration = Duration::from_secs(28 * 24 * 3600);
+/// Lifetime of a push with TTL 0: time for a notification, a connect and a delivery.
+pub const WAKE_WINDOW: Duration = Duration::from_secs(10);
+/// How long ended messages and idempotency keys are remembered.
+pub const MEMORY_OF_ENDS: Duration = Duration::from_secs(24 * 3600);
+/// How long a registration lives without any sign of its terminal.
+pub const REGISTRATION_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+/// How long internal retries of one command may go on. After it apply refuses the command, so that a copy which
+/// was stuck somewhere cannot act on a world that has moved on.
+pub const COMMAND_LIFETIME: Duration = Duration::from_secs(120);
+/// Messages of one terminal that a retried command looks through for its first copy; see
+/// `service_list::enqueue`. At 100 pushes a second to one terminal, 40 s of history.
+pub const MAX_RETRY_LOOKBACK: u64 = 4096;
+
+/// Commands in one log entry: what one pass of the proposer takes from its queue.
+pub const MAX_ENTRY_COMMANDS: usize = 512;
+/// Bytes of one log entry (estimated payload): a batch that a slow link still carries in a heartbeat or two.
+pub const MAX_ENTRY_BYTES: usize = 1024 * 1024;
+/// Bytes that a decoder may allocate for one log entry: a full batch plus one largest command.
+pub const MAX_ENTRY_DECODE: usize = 4 * 1024 * 1024;
+/// Deadlines that one Expire command takes: keeps an entry's apply in the low milliseconds.
+pub const MAX_EXPIRE_BATCH: usize = 512;
+
+/// Bytes of a session frame's body, from a terminal: a Hello with an enrolment token is the largest.
+pub const MAX_FRAME_FROM_TERMINAL: usize = 4 * 1024;
+/// Bytes of a session frame's body, to a terminal: the largest payload, its headers and their frame.
+pub const MAX_FRAME_TO_TERMINAL: usize = MAX_PAYLOAD_CEILING + MAX_HEADERS + 256;
+/// Bytes of a notification or its acknowledgement: fits a datagram on every path that carries QUIC, with room
+/// for the packet that carries it (RFC 9000 section 14 demands 1200).
+pub const MAX_NOTIFICATION: usize = 1100;
+/// Nodes that a notification names as first choice.
+pub const MAX_HINTS: usize = 3;
+/// Bytes of one hint, `host:port`.
+pub const MAX_HINT: usize = 128;
+/// Bytes of a message between nodes above raft.
+pub const MAX_PEER_MESSAGE: usize = 4 * 1024 * 1024;
+
+/// Pushes on the way to one session and not yet acked.
+pub const SESSION_WINDOW: usize = 64;
+/// Payload bytes on the way to one session and not yet acked: bounds what a stalled connection holds in memory.
+pub const SESSION_WINDOW_BYTES: usize = 256 * 1024;
+/// A connected terminal must say Hello within this.
+pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// A terminal that has pushes and acks none of them for this long is closed; they stay pending.
+pub const ACK_DEADLINE: Duration = Duration::from_secs(30);
+/// A write to a terminal that makes no progress for this long closes the session.
+pub const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// A lingering session without traffic for this long is pinged.
+pub const PING_AFTER: Duration = Duration::from_secs(60);
+/// The answer to a ping must come within this.
+pub const PONG_DEADLINE: Duration = Duration::from_secs(20);
+/// Longest finite linger that is granted.
+pub const MAX_LINGER: Duration = Duration::from_secs(3600);
+/// How often a terminal checks in by itself: its last resort when no notification reaches it.
+pub const CHECK_IN: Duration = Duration::from_secs(6 * 3600);
+/// A terminal whose Welcome promised pushes waits this long for them before it leaves; they may have ended.
+pub const PROMISED_PUSH_WAIT: Duration = Duration::from_secs(5);
+/// A terminal waits this long for the answer to its Goodbye.
+pub const BYE_WAIT: Duration = Duration::from_secs(2);

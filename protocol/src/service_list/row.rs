@@ -1,0 +1,243 @@
+//! What the tables hold: a terminal's row, a pending push, the memory of an ended one. Data only, no rules.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::TableError;
+use crate::id::*;
+use crate::limits;
+use crate::stage::End;
+use crate::time::GroupTime;
+use crate::wire::codec;
+
+/// Bytes that a decoder may allocate for one stored value.
+const MAX_VALUE: usize = limits::MAX_PAYLOAD_CEILING + limits::MAX_HEADERS + 1024;
+
+/// How soon a push is worth waking its terminal for (RFC 8030 section 5.3). Stored: never reorder.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Urgency {
+    /// Advertisements: waits for power and Wi-Fi.
+    VeryLow,
+    /// Topic updates.
+    Low,
+    /// Chat or calendar messages.
+    #[default]
+    Normal,
+    /// Calls, time-sensitive alerts.
+    High,
+}
+
+/// How long a session stays open after its last push.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Linger {
+    /// The terminal leaves once nothing is pending.
+    #[default]
+    AtOnce,
+    /// It leaves this many seconds after its last push.
+    Seconds(u32),
+    /// It stays: a classic long connection.
+    Forever,
+}
+
+impl Linger {
+    /// What is granted of a wish: finite lingers are bounded by [`limits::MAX_LINGER`].
+    pub fn granted(self) -> Linger {
+        match self {
+            Linger::Seconds(0) => Linger::AtOnce,
+            Linger::Seconds(n) => Linger::Seconds(n.min(limits::MAX_LINGER.as_secs() as u32)),
+            other => other,
+        }
+    }
+
+    /// The time after the last push; `None` for ever.
+    pub fn duration(self) -> Option<Duration> {
+        match self {
+            Linger::AtOnce => Some(Duration::ZERO),
+            Linger::Seconds(n) => Some(Duration::from_secs(u64::from(n))),
+            Linger::Forever => None,
+        }
+    }
+}
+
+/// How a terminal can be notified.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Reachability {
+    /// It cannot: it lingers or checks in.
+    #[default]
+    None,
+    /// Any node dials this address: the session's own peer IP with the port the terminal listens on.
+    Direct {
+        /// Where the terminal listens.
+        address: SocketAddr,
+        /// The key that must answer there.
+        listening_key: KeyFingerprint,
+    },
+    /// Only the anchor's socket gets through the terminal's NAT.
+    Pinned {
+        /// The node that the terminal keeps its binding with.
+        anchor: NodeId,
+        /// The key that must answer.
+        listening_key: KeyFingerprint,
+    },
+}
+
+/// The session that is a terminal's current one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Current {
+    /// The node that holds it.
+    pub node: NodeId,
+    /// That node's incarnation; a higher one fences the session.
+    pub incarnation: Incarnation,
+}
+
+/// One terminal in the service list, about 130 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// Whose terminal it is.
+    pub tenant: TenantId,
+    /// The life that seqs and epochs count in.
+    pub stream: Stream,
+    /// The key that its sessions must present.
+    pub session_key: KeyFingerprint,
+    /// Last granted epoch.
+    pub epoch: Epoch,
+    /// The attempt that got it.
+    pub attempt: Attempt,
+    /// The current session: *online*. `None`: *offline*.
+    pub current: Option<Current>,
+    /// How to notify it.
+    pub reachability: Reachability,
+    /// Generation of the cluster secret that its notify secret derives from.
+    pub secret: u32,
+    /// Seq of the next push.
+    pub next_seq: Seq,
+    /// Every push up to here has been confirmed by the terminal or ended before.
+    pub acked: Seq,
+    /// Pushes that wait.
+    pub pending: u32,
+    /// Their payload bytes.
+    pub pending_bytes: u32,
+    /// What it asked for at its last attach.
+    pub linger: Linger,
+    /// Pushes below this urgency do not wake it.
+    pub min_urgency: Urgency,
+    /// When it was registered.
+    pub registered: GroupTime,
+    /// Its last attach or detach.
+    pub last_seen: GroupTime,
+}
+
+/// A push that waits for its terminal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// The command that brought it; finds it again when that command is retried.
+    pub command: CommandId,
+    /// Group time of its log entry.
+    pub accepted: GroupTime,
+    /// When it expires.
+    pub deadline: GroupTime,
+    /// How soon it is worth waking the terminal.
+    pub urgency: Urgency,
+    /// The application it is for.
+    pub channel: Channel,
+    /// A later push with the same channel and topic replaces it.
+    pub topic: Option<String>,
+    /// Application headers, opaque to the cluster.
+    pub headers: Vec<(String, String)>,
+    /// The payload, opaque to the cluster.
+    pub body: Bytes,
+}
+
+/// The memory of an ended push.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// See [`Message::command`].
+    pub command: CommandId,
+    /// Whose push it was.
+    pub tenant: TenantId,
+    /// See [`Message::accepted`].
+    pub accepted: GroupTime,
+    /// See [`Message::deadline`].
+    pub deadline: GroupTime,
+    /// How it ended.
+    pub end: End,
+    /// When.
+    pub at: GroupTime,
+    /// The terminal confirmed it although it had ended otherwise before.
+    pub seen: Option<GroupTime>,
+}
+
+/// What an idempotency key led to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Idempotent {
+    pub(crate) message: MessageId,
+    pub(crate) deadline: GroupTime,
+    pub(crate) body_hash: [u8; 16],
+}
+
+/// The limits of a group, which reach it through its own log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Bytes of a payload.
+    pub max_payload: u32,
+    /// Pushes that may wait for one terminal.
+    pub max_pending: u32,
+    /// Their bytes.
+    pub max_pending_bytes: u32,
+    /// TTL of a push that names none, in milliseconds.
+    pub default_ttl: u64,
+    /// Longest TTL, in milliseconds; longer ones are clamped.
+    pub max_ttl: u64,
+    /// Lifetime of a push with TTL 0, in milliseconds.
+    pub wake_window: u64,
+    /// How long ends and idempotency keys are remembered, in milliseconds.
+    pub memory_of_ends: u64,
+    /// How long a silent registration lives, in milliseconds.
+    pub registration_lifetime: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            max_payload: limits::MAX_PAYLOAD as u32,
+            max_pending: limits::MAX_PENDING,
+            max_pending_bytes: limits::MAX_PENDING_BYTES,
+            default_ttl: limits::DEFAULT_TTL.as_millis() as u64,
+            max_ttl: limits::MAX_TTL.as_millis() as u64,
+            wake_window: limits::WAKE_WINDOW.as_millis() as u64,
+            memory_of_ends: limits::MEMORY_OF_ENDS.as_millis() as u64,
+            registration_lifetime: limits::REGISTRATION_LIFETIME.as_millis() as u64,
+        }
+    }
+}
+
+/// A tenant's share of this group, and what it uses of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Terminals that it may register in this group; `None`: any number.
+    pub max_terminals: Option<u64>,
+    /// Terminals that it has here.
+    pub terminals: u64,
+}
+
+pub(crate) fn store<T: Serialize>(value: &T) -> Bytes {
+    codec::encode(value).into()
+}
+
+/// Decodes a stored value.
+pub fn load<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, TableError> {
+    codec::decode::<T, MAX_VALUE>(bytes)
+        .map_err(|error| TableError(format!("a stored {} is damaged: {error}", std::any::type_name::<T>())))
+}
+
+impl Row {
+    /// Is there a current session? Whether its node still lives is the dispatcher's question.
+    pub fn online(&self) -> bool {
+        self.current.is_some()
+    }
+}

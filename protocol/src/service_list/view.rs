@@ -1,0 +1,100 @@
+//! Reading the service list: what dispatch, sessions and the publisher's API ask of the tables. Never writes.
+
+use super::apply::read;
+use super::key;
+use super::row::{self, Ended, Message, Row};
+use super::{Table, TableError};
+use crate::id::*;
+
+/// A terminal's entry in the service list.
+pub fn terminal<T: Table>(table: &T, terminal: &TerminalId) -> Result<Option<Row>, TableError> {
+    read(table, &key::terminal(terminal))
+}
+
+/// Up to `limit` pending pushes with `from <= seq < to`, in order.
+pub fn pending<T: Table>(
+    table: &T,
+    terminal: &TerminalId,
+    from: Seq,
+    to: Seq,
+    limit: usize,
+) -> Result<Vec<(Seq, Message)>, TableError> {
+    let mut found = Vec::new();
+    let mut damaged = None;
+    table.scan(&key::pending(terminal, from), &key::pending(terminal, to), &mut |key, value| {
+        match (key::parse_pending(key), row::load(value)) {
+            (Some((_, seq)), Ok(message)) => found.push((seq, message)),
+            (None, _) => damaged = Some(TableError(format!("a key of pending is damaged: {key:02x?}"))),
+            (_, Err(error)) => damaged = Some(error),
+        }
+        damaged.is_none() && found.len() < limit
+    })?;
+    damaged.map_or(Ok(found), Err)
+}
+
+/// What became of a push.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MessageState {
+    /// It waits for its terminal.
+    Pending(Message),
+    /// It ended.
+    Ended(Ended),
+}
+
+/// A push of `tenant`; `None` if there never was one, or it ended longer ago than is remembered.
+pub fn message<T: Table>(
+    table: &T,
+    tenant: TenantId,
+    id: &MessageId,
+) -> Result<Option<MessageState>, TableError> {
+    if let Some(ended) = read::<_, Ended>(table, &key::ended(id))? {
+        return Ok(Some(ended).filter(|ended| ended.tenant == tenant).map(MessageState::Ended));
+    }
+    let owned = |row: &Row| row.tenant == tenant && row.stream.check() == id.check;
+    if !terminal(table, &id.terminal)?.as_ref().is_some_and(owned) {
+        return Ok(None);
+    }
+    Ok(read(table, &key::pending(&id.terminal, id.seq))?.map(MessageState::Pending))
+}
+
+/// Up to `limit` terminals of `tenant` after `after`, in the order of their ids.
+pub fn terminals_of<T: Table>(
+    table: &T,
+    tenant: TenantId,
+    after: Option<TerminalId>,
+    limit: usize,
+) -> Result<Vec<TerminalId>, TableError> {
+    let mut from = key::tenant_terminal(tenant, &after.unwrap_or(TerminalId([0; 16])));
+    if after.is_some() {
+        from.push(0);
+    }
+    let mut found = Vec::new();
+    table.scan(&from, &key::tenant_end(tenant), &mut |key, _| {
+        found.extend(key::parse_tenant_terminal(key));
+        found.len() < limit
+    })?;
+    Ok(found)
+}
+
+/// Terminals with something pending, each once, after `after`: how a new leader rebuilds what it must dispatch.
+pub fn waiting<T: Table>(
+    table: &T,
+    after: Option<TerminalId>,
+    limit: usize,
+) -> Result<Vec<TerminalId>, TableError> {
+    let (start, end) = key::all_pending();
+    let mut from = after.map_or(start, |terminal| key::pending(&terminal, Seq(u64::MAX)));
+    let mut found = Vec::new();
+    // One short scan per terminal, so that a terminal with a thousand pushes costs as much as one with one.
+    while found.len() < limit {
+        let mut next = None;
+        table.scan(&from, &end, &mut |key, _| {
+            next = key::parse_pending(key);
+            false
+        })?;
+        let Some((terminal, _)) = next else { break };
+        found.push(terminal);
+        from = key::pending(&terminal, Seq(u64::MAX));
+    }
+    Ok(found)
+}

@@ -1,0 +1,5 @@
+//! The rules of both ends of a session, as sans-IO machines: `handle(now, event) -> commands`, `poll_timeout()`.
+//! No sockets, clocks or actors: the shells in node/ and terminal/ carry the commands out.
+
+pub mod server;
+pub mod terminal;

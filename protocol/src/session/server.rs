@@ -1,0 +1,497 @@
+//! The node's end of a session: from Hello to Bye. Decides, never performs.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::directory::Secret;
+use crate::id::*;
+use crate::limits;
+use crate::service_list::row::{Linger, Reachability};
+use crate::service_list::{self as list, Attached, Refusal};
+use crate::time::Instant;
+use crate::wire::notification::notify_secret;
+use crate::wire::peer::{HandOff, Report, Reported};
+use crate::wire::session::*;
+
+/// What a session is born with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// The key that the terminal proved in the TLS handshake.
+    pub session_key: KeyFingerprint,
+    /// The group that keeps the terminal.
+    pub group: GroupId,
+    /// The terminal's address as seen by the node.
+    pub peer_ip: IpAddr,
+    /// The cluster secret that this session's notify secret derives from.
+    pub secret: Secret,
+    /// Told to the terminal in its Welcome.
+    pub check_in: Duration,
+}
+
+/// Everything that can happen to a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The terminal said something.
+    Frame(TerminalFrame),
+    /// The bytes it sent are no frame.
+    Malformed,
+    /// The connection is gone.
+    PeerClosed,
+    /// The connection takes no more: its outgoing bytes make no progress.
+    WriteStalled,
+    /// What the proposed attach came to; `None`: unknown, the service list could not be reached in time.
+    Attached(Option<Result<Attached, Refusal>>),
+    /// What enrolling the unknown key came to: `true` if it is registered now, `None` if that is unknown.
+    Enrolled(Option<bool>),
+    /// The proposed ack is done with, one way or the other.
+    AckDone,
+    /// The proposed detach is done with, one way or the other.
+    DetachDone,
+    /// The shard leader gives pushes.
+    HandOff(HandOff),
+    /// Another session took over; the epoch that is over.
+    Supersede(Epoch),
+    /// The node is leaving, or was fenced.
+    Leave {
+        /// Milliseconds for the terminal to wait.
+        retry_after: u64,
+    },
+    /// [`Server::poll_timeout`] has come.
+    Timeout,
+}
+
+/// What the shell must do, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Write a frame.
+    Send(NodeFrame),
+    /// Register the terminal's key if this token, or an open tenant, allows it.
+    Enrol(Option<Bytes>),
+    /// Propose to the terminal's group; the answer is `Attached`.
+    Attach(Box<list::Attach>),
+    /// Propose; the answer is `AckDone`.
+    Ack(list::Ack),
+    /// Propose; the answer is `DetachDone`.
+    Detach(list::Detach),
+    /// Tell the shard leader.
+    Report(Report),
+    /// The session is online under this epoch.
+    Online(Epoch),
+    /// Close the connection once what was sent has left; nothing follows.
+    Close,
+}
+
+/// Hand-offs that may overtake the answer to an attach: the leader sends one window, rarely in two parts.
+const EARLY: usize = 2;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    AwaitHello,
+    Attaching {
+        enrolled: bool,
+    },
+    Online,
+    /// The detach is proposed; if `bye`, its answer is told to the terminal.
+    Leaving {
+        bye: bool,
+    },
+    Closed,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    terminal: TerminalId,
+    phase: Phase,
+    hello: Option<Hello>,
+    stream: Stream,
+    epoch: Epoch,
+    linger: Linger,
+    /// Highest leader's term seen; hand-offs of lower ones are refused.
+    term: u64,
+    /// Highest seq written to the terminal.
+    sent: Seq,
+    /// Highest seq the terminal confirmed.
+    confirmed: Seq,
+    /// An ack is proposed and not answered; later ones wait and go as one.
+    ack_in_flight: Option<Seq>,
+    /// Hand-offs for this session's attempt that overtook the answer to its attach; at most [`EARLY`].
+    early: Vec<HandOff>,
+    /// The terminal asked for what is missing from here on.
+    missing: Option<Seq>,
+    /// When the current wait ends: for Hello, an ack, a pong, or the next ping.
+    deadline: Option<Instant>,
+    pinged: bool,
+    last_traffic: Instant,
+}
+
+impl Server {
+    /// A session whose TLS handshake is done; it waits for Hello.
+    pub fn new(config: Config, now: Instant) -> Server {
+        Server {
+            terminal: config.session_key.terminal(),
+            config,
+            phase: Phase::AwaitHello,
+            hello: None,
+            stream: Stream(0),
+            epoch: Epoch(0),
+            linger: Linger::AtOnce,
+            term: 0,
+            sent: Seq(0),
+            confirmed: Seq(0),
+            ack_in_flight: None,
+            early: Vec::new(),
+            missing: None,
+            deadline: Some(now + limits::HELLO_DEADLINE),
+            pinged: false,
+            last_traffic: now,
+        }
+    }
+
+    /// Whose session it is.
+    pub fn terminal(&self) -> TerminalId {
+        self.terminal
+    }
+
+    /// The attempt that this session asked its epoch with, once it said Hello.
+    pub fn attempt(&self) -> Option<Attempt> {
+        self.hello.as_ref().map(|hello| hello.attempt)
+    }
+
+    /// When to call again with [`Event::Timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Takes one event in. After a `Close` nothing more comes out.
+    pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Command> {
+        let mut out = Vec::new();
+        match (self.phase, event) {
+            (Phase::Closed, _) => {}
+            (_, Event::PeerClosed) => self.leave(None, &mut out),
+            (_, Event::Malformed) => self.leave(Some(ByeReason::Protocol), &mut out),
+            (_, Event::WriteStalled) => self.leave(Some(ByeReason::TooSlow), &mut out),
+            (_, Event::Leave { retry_after }) => {
+                self.leave_with(Bye { reason: ByeReason::GoElsewhere, retry_after }, &mut out);
+            }
+            (_, Event::Frame(frame)) => {
+                self.last_traffic = now;
+                self.frame(now, frame, &mut out);
+            }
+            (Phase::Attaching { .. }, Event::Attached(answer)) => self.attached(now, answer, &mut out),
+            (Phase::Attaching { .. }, Event::Enrolled(answer)) => self.enrolled(answer, &mut out),
+            (_, Event::HandOff(hand_off)) => self.hand_off(now, hand_off, &mut out),
+            (_, Event::AckDone) => self.ack_done(&mut out),
+            (Phase::Leaving { bye }, Event::DetachDone) => {
+                if bye {
+                    out.push(Command::Send(NodeFrame::Bye(Bye { reason: ByeReason::Done, retry_after: 0 })));
+                }
+                self.close(&mut out);
+            }
+            (_, Event::Supersede(epoch)) if epoch == self.epoch && self.epoch != Epoch(0) => {
+                // Detaching would be refused: the epoch is over.
+                out.push(Command::Send(NodeFrame::Bye(Bye {
+                    reason: ByeReason::Superseded,
+                    retry_after: 0,
+                })));
+                self.close(&mut out);
+            }
+            (_, Event::Timeout) => self.timeout(now, &mut out),
+            (_, Event::Attached(_) | Event::Enrolled(_) | Event::DetachDone | Event::Supersede(_)) => {}
+        }
+        out
+    }
+
+    fn frame(&mut self, now: Instant, frame: TerminalFrame, out: &mut Vec<Command>) {
+        match (self.phase, frame) {
+            (Phase::AwaitHello, TerminalFrame::Hello(hello)) => self.hello(hello, out),
+            (_, TerminalFrame::Ping(nonce)) => out.push(Command::Send(NodeFrame::Pong(nonce))),
+            (Phase::Online, TerminalFrame::Pong(_)) => {
+                self.pinged = false;
+                self.arm(now);
+            }
+            (Phase::Online, TerminalFrame::Ack(Ack { seq })) => {
+                if self.confirm(seq, out) {
+                    self.propose_ack(out);
+                    self.arm(now);
+                }
+            }
+            (Phase::Online, TerminalFrame::Resend(Resend { from })) => {
+                if from <= self.confirmed || from > self.sent {
+                    return self.leave(Some(ByeReason::Protocol), out);
+                }
+                self.missing = Some(from);
+                self.report(Reported::Resend { from }, out);
+            }
+            (Phase::Online, TerminalFrame::Goodbye(Ack { seq })) => {
+                if self.confirm(seq, out) {
+                    self.propose_detach(true, out);
+                }
+            }
+            (Phase::Leaving { .. } | Phase::Closed, _) => {}
+            _ => self.leave(Some(ByeReason::Protocol), out),
+        }
+    }
+
+    fn hello(&mut self, hello: Hello, out: &mut Vec<Command>) {
+        let port_ok = hello.listening.is_none_or(|listening| listening.port >= 1024);
+        if hello.terminal != self.terminal || !port_ok {
+            return self.leave(Some(ByeReason::Protocol), out);
+        }
+        self.hello = Some(hello);
+        self.phase = Phase::Attaching { enrolled: false };
+        // The proposal has its own deadline, after which `Attached(None)` comes.
+        self.deadline = None;
+        self.propose_attach(out);
+    }
+
+    fn propose_attach(&mut self, out: &mut Vec<Command>) {
+        let Some(hello) = &self.hello else { return };
+        let address = |port| std::net::SocketAddr::new(self.config.peer_ip, port);
+        let reachability = hello.listening.map_or(Reachability::None, |listening| Reachability::Direct {
+            address: address(listening.port),
+            listening_key: listening.key,
+        });
+        out.push(Command::Attach(Box::new(list::Attach {
+            terminal: self.terminal,
+            attempt: hello.attempt,
+            node: self.config.node,
+            incarnation: self.config.incarnation,
+            stream: hello.stream,
+            last: hello.last,
+            reachability,
+            secret: self.config.secret.generation,
+            linger: hello.linger,
+            min_urgency: hello.min_urgency,
+        })));
+    }
+
+    fn attached(&mut self, now: Instant, answer: Option<Result<Attached, Refusal>>, out: &mut Vec<Command>) {
+        match answer {
+            Some(Ok(attached)) => self.welcome(now, attached, out),
+            Some(Err(Refusal::UnknownTerminal)) if self.phase == (Phase::Attaching { enrolled: false }) => {
+                out.push(Command::Enrol(self.hello.as_ref().and_then(|hello| hello.enrolment.clone())));
+            }
+            Some(Err(refusal)) => self.leave(
+                Some(match refusal {
+                    Refusal::StaleAttempt { current } => ByeReason::StaleAttempt(current),
+                    Refusal::AckAhead { .. } => ByeReason::AckAhead,
+                    _ => ByeReason::NotEnrolled,
+                }),
+                out,
+            ),
+            None => self.leave(Some(ByeReason::Unavailable), out),
+        }
+    }
+
+    fn enrolled(&mut self, answer: Option<bool>, out: &mut Vec<Command>) {
+        match answer {
+            Some(true) => {
+                self.phase = Phase::Attaching { enrolled: true };
+                self.propose_attach(out);
+            }
+            Some(false) => self.leave(Some(ByeReason::NotEnrolled), out),
+            None => self.leave(Some(ByeReason::Unavailable), out),
+        }
+    }
+
+    fn welcome(&mut self, now: Instant, attached: Attached, out: &mut Vec<Command>) {
+        self.phase = Phase::Online;
+        self.stream = attached.stream;
+        self.epoch = attached.epoch;
+        self.linger = attached.linger;
+        self.sent = attached.acked;
+        self.confirmed = attached.acked;
+        out.push(Command::Online(attached.epoch));
+        out.push(Command::Send(NodeFrame::Welcome(Welcome {
+            node: self.config.node,
+            stream: attached.stream,
+            epoch: attached.epoch,
+            acked: attached.acked,
+            pending: attached.pending,
+            linger: attached.linger,
+            notify_secret: notify_secret(
+                &self.config.secret,
+                &self.terminal,
+                attached.stream,
+                attached.epoch,
+            ),
+            check_in: self.config.check_in.as_secs() as u32,
+        })));
+        self.arm(now);
+        for hand_off in std::mem::take(&mut self.early) {
+            self.hand_off(now, hand_off, out);
+        }
+    }
+
+    fn hand_off(&mut self, now: Instant, hand_off: HandOff, out: &mut Vec<Command>) {
+        if hand_off.term < self.term {
+            return;
+        }
+        let mine =
+            self.phase == Phase::Online && hand_off.epoch == self.epoch && hand_off.stream == self.stream;
+        if !mine {
+            let early = matches!(self.phase, Phase::Attaching { .. })
+                && self.attempt() == Some(hand_off.attempt)
+                && self.early.len() < EARLY;
+            if early {
+                self.early.push(hand_off);
+            }
+            // Any other is of an epoch that is over; the leader learns of that from the log.
+            return;
+        }
+        self.term = hand_off.term;
+        // A hand-off may be a repeated one. What was written is on its way, unless the terminal misses it.
+        let after = match self.missing.filter(|from| hand_off.covers >= *from) {
+            Some(from) => {
+                self.missing = None;
+                if hand_off.pushes.is_empty() {
+                    out.push(Command::Send(NodeFrame::Gap(Gap { from, to: hand_off.covers })));
+                }
+                Seq(from.0 - 1)
+            }
+            None => self.sent,
+        };
+        let had_unacked = self.sent > self.confirmed;
+        let mut upto = None;
+        for push in hand_off.pushes {
+            if push.seq <= after {
+                continue;
+            }
+            self.sent = self.sent.max(push.seq);
+            upto = Some(push.seq);
+            out.push(Command::Send(NodeFrame::Push(Push {
+                seq: push.seq,
+                prev: push.prev,
+                maybe_seen: push.maybe_seen,
+                remaining: push.remaining,
+                lives_for: push.lives_for,
+                channel: push.channel,
+                headers: push.headers,
+                body: push.body,
+            })));
+        }
+        if let Some(upto) = upto {
+            self.report(Reported::Delivered { upto }, out);
+            self.last_traffic = now;
+            if !had_unacked {
+                self.arm(now);
+            }
+        }
+    }
+
+    /// Notes a confirmation; `false` if it was of something never sent, which ends the session.
+    fn confirm(&mut self, seq: Seq, out: &mut Vec<Command>) -> bool {
+        if seq > self.sent {
+            self.leave(Some(ByeReason::Protocol), out);
+            return false;
+        }
+        self.confirmed = self.confirmed.max(seq);
+        true
+    }
+
+    fn propose_ack(&mut self, out: &mut Vec<Command>) {
+        if self.ack_in_flight.is_none() {
+            self.ack_in_flight = Some(self.confirmed);
+            out.push(Command::Ack(list::Ack {
+                terminal: self.terminal,
+                stream: self.stream,
+                epoch: self.epoch,
+                seq: self.confirmed,
+            }));
+        }
+    }
+
+    fn ack_done(&mut self, out: &mut Vec<Command>) {
+        let done = self.ack_in_flight.take();
+        if self.phase == Phase::Online && done.is_some_and(|done| done < self.confirmed) {
+            self.propose_ack(out);
+        }
+    }
+
+    fn propose_detach(&mut self, bye: bool, out: &mut Vec<Command>) {
+        self.phase = Phase::Leaving { bye };
+        self.deadline = None;
+        out.push(Command::Detach(list::Detach {
+            terminal: self.terminal,
+            stream: self.stream,
+            epoch: self.epoch,
+            ack: (self.confirmed > Seq(0)).then_some(self.confirmed),
+        }));
+    }
+
+    fn leave(&mut self, reason: Option<ByeReason>, out: &mut Vec<Command>) {
+        match reason {
+            Some(reason) => {
+                let retry_after = if reason == ByeReason::Unavailable { 1000 } else { 0 };
+                self.leave_with(Bye { reason, retry_after }, out);
+            }
+            None => self.detach_or_close(out),
+        }
+    }
+
+    fn leave_with(&mut self, bye: Bye, out: &mut Vec<Command>) {
+        out.push(Command::Send(NodeFrame::Bye(bye)));
+        self.detach_or_close(out);
+    }
+
+    fn detach_or_close(&mut self, out: &mut Vec<Command>) {
+        match self.phase {
+            Phase::Online => self.propose_detach(false, out),
+            // The terminal left without waiting for its Bye; the detach is on its way.
+            Phase::Leaving { .. } => self.phase = Phase::Leaving { bye: false },
+            _ => self.close(out),
+        }
+    }
+
+    fn close(&mut self, out: &mut Vec<Command>) {
+        self.phase = Phase::Closed;
+        self.deadline = None;
+        out.push(Command::Close);
+    }
+
+    fn report(&self, what: Reported, out: &mut Vec<Command>) {
+        let (group, terminal, epoch) = (self.config.group, self.terminal, self.epoch);
+        out.push(Command::Report(Report { group, terminal, epoch, what }));
+    }
+
+    /// Sets the deadline that fits the state: an ack, a pong, the end of the linger, or the next ping.
+    fn arm(&mut self, now: Instant) {
+        if self.phase != Phase::Online {
+            return;
+        }
+        self.deadline = Some(if self.sent > self.confirmed {
+            now + limits::ACK_DEADLINE
+        } else if self.pinged {
+            now + limits::PONG_DEADLINE
+        } else {
+            now + limits::PING_AFTER
+        });
+    }
+
+    fn timeout(&mut self, now: Instant, out: &mut Vec<Command>) {
+        if self.deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        match self.phase {
+            Phase::AwaitHello => self.leave(Some(ByeReason::TooSlow), out),
+            Phase::Online if self.sent > self.confirmed || self.pinged => {
+                self.leave(Some(ByeReason::TooSlow), out);
+            }
+            Phase::Online if now.since(self.last_traffic) < limits::PING_AFTER => self.arm(now),
+            Phase::Online => {
+                self.pinged = true;
+                out.push(Command::Send(NodeFrame::Ping(Nonce(now.0))));
+                self.arm(now);
+            }
+            Phase::Attaching { .. } | Phase::Leaving { .. } | Phase::Closed => self.deadline = None,
+        }
+    }
+}

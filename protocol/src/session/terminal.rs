@@ -1,0 +1,348 @@
+//! The terminal's end of a session: from Hello to Goodbye, and what it must have saved before it says so.
+//! Decides, never performs.
+
+use bytes::Bytes;
+
+use crate::id::*;
+use crate::limits;
+use crate::service_list::row::{Linger, Urgency};
+use crate::time::Instant;
+use crate::wire::session::*;
+
+/// What a terminal keeps on its disk. Saved before anything that depends on it is said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Raised and saved before each connection.
+    pub attempt: Attempt,
+    /// The life it knows.
+    pub stream: Stream,
+    /// Last granted epoch in that life; notifications of lower ones are ignored.
+    pub epoch: Epoch,
+    /// Everything up to here has been confirmed by the application.
+    pub last: Seq,
+}
+
+/// What a session is begun with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Who.
+    pub terminal: TerminalId,
+    /// The memory, its attempt raised and saved.
+    pub memory: Memory,
+    /// Where it listens for notifications.
+    pub listening: Option<Listening>,
+    /// How long it would like to stay.
+    pub linger: Linger,
+    /// Pushes below this need not wake it.
+    pub min_urgency: Urgency,
+    /// Its tenant's enrolment token.
+    pub enrolment: Option<Bytes>,
+    /// Pushes up to here were given to the application by an earlier session of this process and are not yet
+    /// confirmed; they are not given again.
+    pub given: Seq,
+}
+
+/// Everything that can happen to a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The connection is there.
+    Connected,
+    /// The node said something.
+    Frame(NodeFrame),
+    /// The bytes it sent are no frame.
+    Malformed,
+    /// The connection is gone.
+    PeerClosed,
+    /// The application has confirmed every push up to this one.
+    Confirmed(Seq),
+    /// A notification came although the session is open: is it still alive?
+    Notified,
+    /// The application wants the session to end.
+    Leave,
+    /// [`Terminal::poll_timeout`] has come.
+    Timeout,
+}
+
+/// What the shell must do, in order; a `Save` must be on disk before what follows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Write a frame.
+    Send(TerminalFrame),
+    /// Make the memory durable.
+    Save(Memory),
+    /// The session is open.
+    Welcomed(Welcome),
+    /// Everything before was lost with the old stream, or jumped over: the application should know.
+    Reset {
+        /// The first seq that is to come.
+        next: Seq,
+    },
+    /// Give a push to the application.
+    Deliver(Push),
+    /// Close the connection; the reason why.
+    Close(Closed),
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Closed {
+    /// As the terminal wished.
+    Done,
+    /// The node said Bye.
+    Bye(Bye),
+    /// The connection broke, or the node fell silent or broke the protocol: connect elsewhere.
+    Lost(&'static str),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Connecting,
+    AwaitWelcome,
+    Open,
+    Leaving,
+    Closed,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Terminal {
+    config: Config,
+    memory: Memory,
+    phase: Phase,
+    /// Highest seq given to the application.
+    given: Seq,
+    linger: Linger,
+    /// Pushes that the node says are still to come.
+    remaining: u32,
+    asked_again: Option<Seq>,
+    pinged: bool,
+    last_push: Instant,
+    deadline: Option<Instant>,
+}
+
+impl Terminal {
+    /// A session whose connection is being made.
+    pub fn new(config: Config, now: Instant) -> Terminal {
+        Terminal {
+            memory: config.memory,
+            given: config.given.max(config.memory.last),
+            phase: Phase::Connecting,
+            linger: Linger::AtOnce,
+            remaining: 0,
+            asked_again: None,
+            pinged: false,
+            last_push: now,
+            deadline: None,
+            config,
+        }
+    }
+
+    /// When to call again with [`Event::Timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// What it remembers now.
+    pub fn memory(&self) -> Memory {
+        self.memory
+    }
+
+    /// Highest seq given to the application, for the next session of this process.
+    pub fn given(&self) -> Seq {
+        self.given
+    }
+
+    /// Takes one event in. After a `Close` nothing more comes out but what the application confirms.
+    pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Command> {
+        let mut out = Vec::new();
+        match (self.phase, event) {
+            (_, Event::Confirmed(seq)) => self.confirmed(now, seq, &mut out),
+            (Phase::Closed, _) => {}
+            (Phase::Connecting, Event::Connected) => self.connected(now, &mut out),
+            (_, Event::PeerClosed) if self.phase == Phase::Leaving => self.close(Closed::Done, &mut out),
+            (_, Event::PeerClosed) => self.close(Closed::Lost("the connection broke"), &mut out),
+            (_, Event::Malformed) => self.close(Closed::Lost("the node sent no frame"), &mut out),
+            (_, Event::Frame(frame)) => self.frame(now, frame, &mut out),
+            (Phase::Open, Event::Notified) => self.ping(now, &mut out),
+            (Phase::Open, Event::Leave) => self.goodbye(now, &mut out),
+            (_, Event::Leave) => self.close(Closed::Done, &mut out),
+            (_, Event::Timeout) => self.timeout(now, &mut out),
+            (_, Event::Connected | Event::Notified) => {}
+        }
+        out
+    }
+
+    fn connected(&mut self, now: Instant, out: &mut Vec<Command>) {
+        self.phase = Phase::AwaitWelcome;
+        // An attach may wait for an election; the node answers Unavailable before this.
+        self.deadline = Some(now + limits::HELLO_DEADLINE * 2);
+        out.push(Command::Send(TerminalFrame::Hello(Hello {
+            terminal: self.config.terminal,
+            attempt: self.memory.attempt,
+            stream: self.memory.stream,
+            last: self.memory.last,
+            listening: self.config.listening,
+            linger: self.config.linger,
+            min_urgency: self.config.min_urgency,
+            enrolment: self.config.enrolment.clone(),
+        })));
+    }
+
+    fn frame(&mut self, now: Instant, frame: NodeFrame, out: &mut Vec<Command>) {
+        match (self.phase, frame) {
+            (Phase::AwaitWelcome, NodeFrame::Welcome(welcome)) => self.welcome(now, welcome, out),
+            (Phase::Open, NodeFrame::Push(push)) => self.push(now, push, out),
+            (Phase::Open, NodeFrame::Gap(gap)) => self.gap(now, gap, out),
+            (_, NodeFrame::Ping(nonce)) => out.push(Command::Send(TerminalFrame::Pong(nonce))),
+            (_, NodeFrame::Pong(_)) => {
+                self.pinged = false;
+                self.settle(now, out);
+            }
+            (Phase::AwaitWelcome, NodeFrame::Bye(bye)) => {
+                if let ByeReason::StaleAttempt(current) = bye.reason {
+                    // The node knows a later attempt of ours than our disk does: go on from there.
+                    self.memory.attempt = self.memory.attempt.max(current);
+                    out.push(Command::Save(self.memory));
+                }
+                self.close(Closed::Bye(bye), out);
+            }
+            (Phase::Leaving, NodeFrame::Bye(Bye { reason: ByeReason::Done, .. })) => {
+                self.close(Closed::Done, out);
+            }
+            (_, NodeFrame::Bye(bye)) => self.close(Closed::Bye(bye), out),
+            (Phase::Leaving, _) => {}
+            _ => self.close(Closed::Lost("the node broke the protocol"), out),
+        }
+    }
+
+    fn welcome(&mut self, now: Instant, welcome: Welcome, out: &mut Vec<Command>) {
+        self.phase = Phase::Open;
+        self.linger = welcome.linger;
+        self.remaining = welcome.pending;
+        self.last_push = now;
+        let reset = welcome.stream != self.memory.stream;
+        if reset {
+            self.memory.last = welcome.acked;
+            self.given = welcome.acked;
+        }
+        let jump = welcome.acked > self.memory.last;
+        if jump {
+            // The cluster holds confirmations that our disk does not: what lies between is over.
+            self.memory.last = welcome.acked;
+            self.given = self.given.max(welcome.acked);
+        }
+        let known_before = self.memory.stream != Stream(0);
+        self.memory.stream = welcome.stream;
+        self.memory.epoch = welcome.epoch;
+        out.push(Command::Save(self.memory));
+        out.push(Command::Welcomed(welcome));
+        if (reset && known_before) || jump {
+            out.push(Command::Reset { next: self.memory.last.next() });
+        }
+        self.settle(now, out);
+    }
+
+    fn push(&mut self, now: Instant, push: Push, out: &mut Vec<Command>) {
+        self.last_push = now;
+        if push.seq <= self.memory.last {
+            out.push(Command::Send(TerminalFrame::Ack(Ack { seq: self.memory.last })));
+        } else if push.seq <= self.given {
+            self.remaining = push.remaining;
+        } else if push.prev <= self.given {
+            self.given = push.seq;
+            self.remaining = push.remaining;
+            self.asked_again = None;
+            out.push(Command::Deliver(push));
+        } else if self.asked_again != Some(self.given.next()) {
+            self.asked_again = Some(self.given.next());
+            out.push(Command::Send(TerminalFrame::Resend(Resend { from: self.given.next() })));
+        }
+        self.settle(now, out);
+    }
+
+    fn gap(&mut self, now: Instant, gap: Gap, out: &mut Vec<Command>) {
+        self.asked_again = None;
+        if gap.from <= self.given.next() && gap.to > self.given {
+            if self.memory.last == self.given {
+                self.memory.last = gap.to;
+                out.push(Command::Save(self.memory));
+            }
+            self.given = gap.to;
+            self.remaining = 0;
+        }
+        self.settle(now, out);
+    }
+
+    /// Saved first, then said: after a crash between the two the push comes again, never goes missing.
+    fn confirmed(&mut self, now: Instant, seq: Seq, out: &mut Vec<Command>) {
+        if seq <= self.memory.last || seq > self.given {
+            return;
+        }
+        self.memory.last = seq;
+        out.push(Command::Save(self.memory));
+        if self.phase == Phase::Open && !self.leaves_now() {
+            out.push(Command::Send(TerminalFrame::Ack(Ack { seq })));
+        }
+        self.settle(now, out);
+    }
+
+    fn leaves_now(&self) -> bool {
+        self.linger == Linger::AtOnce && self.remaining == 0 && self.given == self.memory.last
+    }
+
+    /// Leaves if it is time to, else sets the deadline that fits the state.
+    fn settle(&mut self, now: Instant, out: &mut Vec<Command>) {
+        if self.phase != Phase::Open {
+            return;
+        }
+        if self.leaves_now() {
+            return self.goodbye(now, out);
+        }
+        if self.pinged {
+            return;
+        }
+        let unconfirmed = self.given > self.memory.last;
+        self.deadline = match self.linger.duration() {
+            // The application takes its time; the node's own deadline bounds it.
+            _ if unconfirmed => None,
+            Some(_) if self.remaining > 0 => Some(self.last_push + limits::PROMISED_PUSH_WAIT),
+            Some(linger) => Some(self.last_push + linger),
+            None => Some(now + limits::PING_AFTER),
+        };
+    }
+
+    fn goodbye(&mut self, now: Instant, out: &mut Vec<Command>) {
+        self.phase = Phase::Leaving;
+        self.deadline = Some(now + limits::BYE_WAIT);
+        out.push(Command::Send(TerminalFrame::Goodbye(Ack { seq: self.memory.last })));
+    }
+
+    fn ping(&mut self, now: Instant, out: &mut Vec<Command>) {
+        if !self.pinged {
+            self.pinged = true;
+            // A stopped node still holds the connection: only its answer counts.
+            self.deadline = Some(now + std::time::Duration::from_secs(1));
+            out.push(Command::Send(TerminalFrame::Ping(Nonce(now.0))));
+        }
+    }
+
+    fn timeout(&mut self, now: Instant, out: &mut Vec<Command>) {
+        if self.deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        match self.phase {
+            Phase::Leaving => self.close(Closed::Done, out),
+            Phase::AwaitWelcome => self.close(Closed::Lost("no Welcome came"), out),
+            Phase::Open if self.pinged => self.close(Closed::Lost("no answer to a ping"), out),
+            Phase::Open if self.linger == Linger::Forever => self.ping(now, out),
+            Phase::Open => self.goodbye(now, out),
+            Phase::Connecting | Phase::Closed => self.deadline = None,
+        }
+    }
+
+    fn close(&mut self, why: Closed, out: &mut Vec<Command>) {
+        self.phase = Phase::Closed;
+        self.deadline = None;
+        out.push(Command::Close(why));
+    }
+}

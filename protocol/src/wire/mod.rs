@@ -1,0 +1,7 @@
+//! Every format that is sent or stored: one family a file, golden bytes beside it.
+
+pub mod codec;
+pub mod entry;
+pub mod notification;
+pub mod peer;
+pub mod session;

@@ -1,0 +1,112 @@
+//! What nodes tell each other about sessions, beside raft: hand-offs from the shard leader to the node that holds
+//! the terminal's session, and that node's reports. One way, may be lost: the dispatcher's timers repair it.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::codec::{self, CodecError};
+use crate::id::*;
+use crate::limits;
+
+/// A message about one terminal's session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SessionMessage {
+    /// Leader to session: pushes to deliver.
+    HandOff(HandOff),
+    /// Leader to session: another session took over.
+    Supersede {
+        /// Whose.
+        terminal: TerminalId,
+        /// The epoch that is over.
+        epoch: Epoch,
+    },
+    /// Session to leader.
+    Report(Report),
+}
+
+/// Pushes for the session of a terminal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandOff {
+    /// The shard.
+    pub group: GroupId,
+    /// The leader's term; a session refuses a lower one than it has seen.
+    pub term: u64,
+    /// For whom.
+    pub terminal: TerminalId,
+    /// Its life.
+    pub stream: Stream,
+    /// The session's epoch; another one is refused.
+    pub epoch: Epoch,
+    /// The attempt that got the epoch: names the session before it knows its epoch.
+    pub attempt: Attempt,
+    /// In the order of their seqs.
+    pub pushes: Vec<HandedPush>,
+    /// Every seq up to here that is not among `pushes` has ended; answers a Resend.
+    pub covers: Seq,
+}
+
+/// A push in a hand-off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedPush {
+    /// Its place.
+    pub seq: Seq,
+    /// See `wire::session::Push::prev`.
+    pub prev: Seq,
+    /// See `wire::session::Push::maybe_seen`.
+    pub maybe_seen: bool,
+    /// See `wire::session::Push::remaining`.
+    pub remaining: u32,
+    /// Milliseconds until it expires.
+    pub lives_for: u64,
+    /// The application it is for.
+    pub channel: Channel,
+    /// Application headers.
+    pub headers: Vec<(String, String)>,
+    /// Payload.
+    pub body: Bytes,
+}
+
+/// What a session's node tells the shard leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The shard.
+    pub group: GroupId,
+    /// Whose session.
+    pub terminal: TerminalId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// What happened.
+    pub what: Reported,
+}
+
+/// See [`Report`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reported {
+    /// There is no such session here, under this incarnation of the node.
+    NoSuchSession {
+        /// The node's incarnation.
+        incarnation: Incarnation,
+    },
+    /// Written to the terminal's connection up to here.
+    Delivered {
+        /// The last seq.
+        upto: Seq,
+    },
+    /// The terminal misses what comes from here on.
+    Resend {
+        /// The first missing seq.
+        from: Seq,
+    },
+}
+
+impl SessionMessage {
+    /// The frame's body.
+    pub fn encode(&self) -> Vec<u8> {
+        codec::encode(self)
+    }
+
+    /// Reads a frame's body.
+    pub fn decode(bytes: &[u8]) -> Result<SessionMessage, CodecError> {
+        codec::decode::<SessionMessage, { limits::MAX_PEER_MESSAGE }>(bytes)
+    }
+}
