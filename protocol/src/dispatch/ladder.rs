@@ -34,15 +34,15 @@ pub(super) fn first(urgency: Urgency) -> Duration {
 /// terminals which became unreachable together are not tried together.
 pub(super) fn after(step: u32, terminal: &TerminalId) -> Duration {
     let index = step.saturating_sub(1) as usize;
-    let step = match STEPS.get(index) {
-        Some(step) => *step,
+    let wait = match STEPS.get(index) {
+        Some(wait) => *wait,
         None => {
             let doublings = (index - STEPS.len() + 1).min(16) as u32;
             (STEPS[STEPS.len() - 1] * 2u32.pow(doublings)).min(TOP)
         }
     };
     let spread = u32::from(terminal.0[15].wrapping_add((step as u8).wrapping_mul(97)));
-    step + step / 5 * spread / 255
+    wait + wait / 5 * spread / 255
 }
 
 #[cfg(test)]
