@@ -1,5 +1,20 @@
-//! What is replicated: raft groups, the log, the tables, the links between nodes.
+//! What is replicated: raft groups, the log, the tables, the links between nodes, and the shard leader's shell.
+//!
+//! In the order of a push's way through it: [`member`] takes commands from any node to the shard's leader
+//! (`route`), `propose` makes log entries of them, `raft` replicates those over [`link`] into [`wal`] and applies
+//! them to [`tables`], and `shard` carries out what dispatch decides. [`env`] names what all of it stands on:
+//! production's disks, sockets and clock, or the simulator's.
 
+pub mod clock;
+pub mod env;
+pub mod host;
 pub mod link;
+pub mod member;
+mod propose;
+pub mod query;
+pub mod raft;
+mod rpc;
+mod shard;
 pub mod tables;
+pub mod trace;
 pub mod wal;

@@ -292,9 +292,12 @@ pub enum Refusal {
         /// The message it stands for.
         message: MessageId,
     },
-    /// The command came after its `not_after`.
-    #[error("the command arrived after its deadline")]
-    TooLate,
+    /// The command came after its `not_after`; this copy of it does nothing, now or later.
+    #[error("the command arrived after its deadline, at {now}")]
+    TooLate {
+        /// Group time when it came.
+        now: GroupTime,
+    },
     /// A retry whose first copy may be further back than apply looks.
     #[error("too many pushes since to tell whether the first copy of this command was stored")]
     Unknown,

@@ -24,7 +24,7 @@ impl<T: TableMut> Context<'_, T> {
             return Ok(known);
         }
         if self.now > enqueue.not_after {
-            return Ok(Err(Refusal::TooLate));
+            return Ok(Err(Refusal::TooLate { now: self.now }));
         }
         if let Some(known) = self.same_key(enqueue)? {
             return Ok(known);

@@ -1,0 +1,27 @@
+//! The world of a node as type parameters: production's, or the simulator's. No behaviour of either.
+
+use bytes::Bytes;
+use reveille_protocol::id::NodeId;
+
+use crate::link::{Lane, SendError};
+use crate::raft::types::Cfg;
+use crate::raft::log::LogStore;
+use crate::tables::Tables;
+
+/// What a node stands on.
+pub trait Env: Send + Sync + 'static {
+    /// openraft's parameters, with the runtime that gives time, tasks and randomness.
+    type Cfg: Cfg;
+    /// One group's log.
+    type Log: LogStore;
+    /// One group's tables.
+    type Tables: Tables;
+    /// Frames to other nodes.
+    type Transport: Transport;
+}
+
+/// Sends frames to other nodes: in order per lane, lossy, never blocking.
+pub trait Transport: Clone + Send + Sync + 'static {
+    /// Queues a frame; an error says that it will certainly not arrive.
+    fn send(&self, to: NodeId, lane: Lane, frame: Bytes) -> Result<(), SendError>;
+}

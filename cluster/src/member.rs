@@ -1,0 +1,291 @@
+//! One node as a member of the cluster: its groups, the frames that come in, and the ways out. Assembly; each
+//! part's rules are in its own module.
+
+mod inbound;
+mod incarnation;
+mod route;
+mod upkeep;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::channel::mpsc;
+use openraft::async_runtime::WatchReceiver;
+use openraft::impls::BasicNode;
+use openraft::type_config::TypeConfigExt;
+use openraft::{Config, Raft, ServerState, SnapshotPolicy};
+use reveille_protocol::directory::{Directory, Node};
+use reveille_protocol::id::*;
+
+use crate::clock::{Clocks, WallClock};
+use crate::env::Env;
+use crate::host::Host;
+use crate::propose::{GroupRaft, Proposer};
+use crate::raft::log::GroupLog;
+use crate::raft::machine::Machine;
+use crate::raft::network::{AppendStreams, Appended, Network};
+use crate::rpc::Calls;
+use crate::shard::{Shard, Shared};
+
+/// How the cluster begins; used once, by the node that creates the meta group.
+#[derive(Debug, Clone)]
+pub struct Beginning {
+    /// The first nodes and where they are.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// The first tenants.
+    pub tenants: BTreeMap<TenantId, reveille_protocol::directory::Tenant>,
+    /// The first tokens, by the SHA-256 of their text.
+    pub tokens: BTreeMap<KeyFingerprint, reveille_protocol::directory::Token>,
+    /// The first secret, random.
+    pub secret: [u8; 32],
+}
+
+/// What a member must know of itself.
+#[derive(Clone)]
+pub struct MemberConfig {
+    /// Its id.
+    pub node: NodeId,
+    /// The cluster's random name.
+    pub cluster: u64,
+    /// Shard groups, beside meta.
+    pub groups: u16,
+    /// Every node that replicates, with its peer address; this one included.
+    pub voters: BTreeMap<NodeId, String>,
+    /// Where this node is reached.
+    pub addresses: Node,
+    /// A random number for this start of the process.
+    pub boot: u64,
+    /// How to begin, on the first start of the first nodes.
+    pub beginning: Option<Beginning>,
+    /// This node's wall clock.
+    pub wall: WallClock,
+}
+
+/// What one group stands on.
+pub struct GroupStorage<E: Env> {
+    /// Its log.
+    pub log: E::Log,
+    /// Its tables.
+    pub tables: E::Tables,
+}
+
+pub(crate) struct Group<E: Env> {
+    pub(crate) raft: GroupRaft<E>,
+    pub(crate) shard: Arc<Shard<E>>,
+    pub(crate) proposer: Proposer,
+}
+
+/// A running member.
+pub struct Member<E: Env> {
+    pub(crate) config: MemberConfig,
+    pub(crate) shared: Arc<Shared<E>>,
+    pub(crate) groups: BTreeMap<GroupId, Group<E>>,
+    streams: Arc<Streams>,
+    inbound: Mutex<inbound::Streams<E>>,
+    incarnation: AtomicU64,
+    heard: Mutex<BTreeMap<NodeId, reveille_protocol::time::Instant>>,
+}
+
+/// Answers of append streams, by peer and stream.
+#[derive(Default)]
+struct Streams(Mutex<BTreeMap<(NodeId, u64), Appended>>);
+
+impl AppendStreams for Streams {
+    fn open(&self, to: NodeId, stream: u64, answers: Appended) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert((to, stream), answers);
+    }
+
+    fn close(&self, to: NodeId, stream: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(to, stream));
+    }
+}
+
+impl Streams {
+    fn answered(&self, from: NodeId, stream: u64, body: Bytes) {
+        let streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(answers) = streams.get(&(from, stream)) {
+            // The stream is being dropped: its answers have no reader any more.
+            let _ = answers.unbounded_send(body);
+        }
+    }
+
+    fn broken(&self, peer: NodeId) {
+        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|(to, _), _| *to != peer);
+    }
+}
+
+/// openraft's settings; why these, is in the design (timing) and in `docs/adr`.
+fn raft_config(group: GroupId) -> io::Result<Arc<Config>> {
+    let config = Config {
+        cluster_name: format!("group-{group}"),
+        heartbeat_interval: 40,
+        heartbeat_min_interval: Some(30),
+        election_timeout_min: 120,
+        election_timeout_max: 220,
+        enable_pre_vote: Some(true),
+        backoff: "20ms".to_owned(),
+        snapshot_policy: SnapshotPolicy::Never,
+        install_snapshot_timeout: 30_000,
+        max_payload_entries: 512,
+        replication_lag_threshold: 200_000,
+        max_in_snapshot_log_to_keep: upkeep::KEEP_ENTRIES,
+        api_channel_size: Some(8192),
+        ..Config::default()
+    };
+    config.validate().map(Arc::new).map_err(|error| io::Error::other(format!("raft settings: {error}")))
+}
+
+impl<E: Env> Member<E> {
+    /// Starts every group on its storage. `calls` holds the transport; the caller hands what arrives to
+    /// [`Member::received`] and tells of broken links.
+    pub async fn start(
+        config: MemberConfig,
+        mut storage: BTreeMap<GroupId, GroupStorage<E>>,
+        transport: E::Transport,
+        host: Arc<dyn Host>,
+    ) -> io::Result<Arc<Member<E>>> {
+        let calls = Arc::new(Calls::<E>::new(transport));
+        let (changed, directory_changes) = mpsc::channel(1);
+        let shared = Arc::new(Shared {
+            me: config.node,
+            calls: calls.clone(),
+            clocks: Arc::new(Clocks::new(config.wall.clone())),
+            host,
+            directory: RwLock::new(Arc::new(Directory::default())),
+            peers: config.voters.len().saturating_sub(1),
+            changed,
+        });
+        let streams = Arc::new(Streams::default());
+        let mut groups = BTreeMap::new();
+        for group in (0..=config.groups).map(GroupId) {
+            let storage = storage
+                .remove(&group)
+                .ok_or_else(|| io::Error::other(format!("no storage was given for group {group}")))?;
+            let network = Network { group, calls: calls.clone(), streams: streams.clone() };
+            groups.insert(group, start_group(group, &config, &shared, storage, network).await?);
+        }
+        let member = Arc::new(Member {
+            config,
+            shared,
+            groups,
+            streams,
+            inbound: Mutex::default(),
+            incarnation: AtomicU64::new(0),
+            heard: Mutex::default(),
+        });
+        if let Some(meta) = member.groups.get(&GroupId(0)) {
+            meta.shard.reload_directory();
+        }
+        let _detached = E::Cfg::spawn(follow_directory(Arc::downgrade(&member), directory_changes));
+        let _detached = E::Cfg::spawn(upkeep::run(Arc::downgrade(&member)));
+        Ok(member)
+    }
+
+    /// Makes the groups of a new cluster that this node is to initialise: the one who does becomes the first
+    /// leader, so they are spread over the nodes. Does nothing to a group that has members.
+    pub async fn initialise(&self) -> io::Result<()> {
+        let nodes: Vec<NodeId> = self.config.voters.keys().copied().collect();
+        let members: BTreeMap<u64, BasicNode> =
+            self.config.voters.iter().map(|(id, peer)| (id.0, BasicNode::new(peer))).collect();
+        for (group, Group { raft, .. }) in &self.groups {
+            let first = nodes[usize::from(group.0) % nodes.len()];
+            let begun = raft.is_initialized().await.map_err(|error| io::Error::other(error.to_string()))?;
+            if first == self.config.node && !begun {
+                // Refused if a peer's first entries came in between: then the group has begun, which is the aim.
+                if let Err(error) = raft.initialize(members.clone()).await {
+                    tracing::info!(group = group.0, %error, "group was begun elsewhere");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// This node's incarnation; zero until the meta group has granted one.
+    pub fn incarnation(&self) -> Incarnation {
+        Incarnation(self.incarnation.load(Ordering::Acquire))
+    }
+
+    /// The directory as this node last saw it.
+    pub fn directory(&self) -> Arc<Directory> {
+        self.shared.directory()
+    }
+
+    /// Who leads a group, as far as this node knows.
+    pub fn leader(&self, group: GroupId) -> Option<NodeId> {
+        let group = self.groups.get(&group)?;
+        let metrics = group.raft.server_metrics().borrow_watched().clone();
+        metrics.current_leader.map(NodeId)
+    }
+
+    /// Groups whose leader this node knows, and all groups.
+    pub fn led(&self) -> (usize, usize) {
+        let known = self.groups.keys().filter(|group| self.leader(**group).is_some()).count();
+        (known, self.groups.len())
+    }
+
+    /// Stops every group. What was acknowledged is on disk already.
+    pub async fn shutdown(&self) {
+        for (group, Group { raft, .. }) in &self.groups {
+            if let Err(error) = raft.shutdown().await {
+                tracing::warn!(group = group.0, %error, "group did not stop cleanly");
+            }
+        }
+    }
+}
+
+async fn start_group<E: Env>(
+    group: GroupId,
+    config: &MemberConfig,
+    shared: &Arc<Shared<E>>,
+    storage: GroupStorage<E>,
+    network: Network<E>,
+) -> io::Result<Group<E>> {
+    let shard = Shard::new(group, shared.clone(), storage.tables.clone());
+    let machine = Machine::new(group, storage.tables, Arc::new(shard.clone()));
+    let log = GroupLog::<E::Cfg, E::Log>::new(storage.log);
+    let raft = Raft::new(config.node.0, raft_config(group)?, network, log, machine)
+        .await
+        .map_err(|error| io::Error::other(format!("group {group} cannot start: {error}")))?;
+    let stamp = {
+        let shard = Arc::downgrade(&shard);
+        move || shard.upgrade().map(|shard| shard.group_time()).unwrap_or_default()
+    };
+    let proposer = Proposer::start::<E>(raft.clone(), Arc::new(stamp));
+    shard.set_proposer(proposer.clone());
+    let _detached = E::Cfg::spawn(follow_leadership::<E>(raft.clone(), Arc::downgrade(&shard)));
+    Ok(Group { raft, shard, proposer })
+}
+
+/// Tells the shard whenever this node begins or ceases to lead it.
+async fn follow_leadership<E: Env>(raft: GroupRaft<E>, shard: std::sync::Weak<Shard<E>>) {
+    let mut metrics = raft.server_metrics();
+    loop {
+        let now = metrics.borrow_watched().clone();
+        let Some(shard) = shard.upgrade() else { return };
+        shard.leadership((now.state == ServerState::Leader).then_some(now.vote.leader_id.term));
+        drop(shard);
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// After each change of the directory: fences may be different, also this node's own.
+async fn follow_directory<E: Env>(member: std::sync::Weak<Member<E>>, mut changes: mpsc::Receiver<()>) {
+    while changes.next().await.is_some() {
+        let Some(member) = member.upgrade() else { return };
+        for Group { shard, .. } in member.groups.values() {
+            shard.look_again();
+        }
+        member.check_own_fence();
+    }
+}
+
+/// The longest that a request waits for the groups to have leaders at start.
+pub(crate) const START_PATIENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,263 @@
+//! What comes in from other nodes: each frame to the part that it is for. Answers, decides nothing.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::channel::mpsc;
+use openraft::alias::SnapshotOf;
+use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use openraft::type_config::TypeConfigExt;
+use reveille_protocol::id::*;
+use reveille_protocol::service_list::Command;
+use reveille_protocol::wire::codec;
+use reveille_protocol::wire::peer::{Report, Reported, SessionMessage};
+use serde::Serialize;
+
+use super::Member;
+use crate::env::{Env, Transport};
+use crate::link::Lane;
+use crate::query::{Answer, MessageView, Query};
+use crate::raft::machine::SnapshotData;
+use crate::raft::network::{Chunk, ChunkAnswer, MAX_MESSAGE, envelope, open};
+use crate::rpc::{Frame, Method};
+use crate::tables::{Installer, Tables};
+
+/// Appends of one stream that wait for raft: the sender's pipeline, twice over for a stream that was replaced.
+const APPENDS: usize = 128;
+/// The longest that a query may ask the leader to wait.
+const MAX_QUERY_WAIT: Duration = Duration::from_secs(60);
+
+/// Streams of appends and snapshots from the peers; the latest of each peer and group counts.
+pub(super) struct Streams<E: Env> {
+    appends: BTreeMap<(NodeId, GroupId), (u64, mpsc::Sender<AppendEntriesRequest<E::Cfg>>)>,
+    snapshots: BTreeMap<(NodeId, GroupId), Incoming<E>>,
+}
+
+struct Incoming<E: Env> {
+    transfer: u64,
+    next: u64,
+    installer: <E::Tables as Tables>::Installer,
+}
+
+impl<E: Env> Default for Streams<E> {
+    fn default() -> Self {
+        Streams { appends: BTreeMap::new(), snapshots: BTreeMap::new() }
+    }
+}
+
+impl<E: Env> Member<E> {
+    /// A frame came in. Never blocks: what takes time gets a task.
+    pub fn received(self: &Arc<Self>, from: NodeId, lane: Lane, frame: Bytes) {
+        self.heard_of(from);
+        match Frame::decode(frame) {
+            Some(Frame::Response { id, body }) => self.shared.calls.answered(from, id, body),
+            Some(Frame::Append { group, stream, body }) => self.append(from, group, stream, body),
+            Some(Frame::Appended { stream, body, .. }) => self.streams.answered(from, stream, body),
+            Some(Frame::Session(body)) => self.session_message(from, &body),
+            Some(Frame::Clock(wall)) => self.shared.clocks.heard(from, wall),
+            Some(Frame::Request { id, method, body }) => {
+                let member = self.clone();
+                let _detached = E::Cfg::spawn(async move {
+                    if let Some(body) = member.answer(from, method, body).await {
+                        // Lost with the link: the caller learns of the break by itself.
+                        let response = Frame::Response { id, body }.encode();
+                        let _ = member.shared.calls.transport().send(from, lane, response);
+                    }
+                });
+            }
+            None => tracing::warn!(node = from.0, "a peer sent a frame that this version does not know"),
+        }
+    }
+
+    /// A link broke.
+    pub fn link_down(&self, peer: NodeId, lane: Lane) {
+        self.shared.calls.broken(peer, lane);
+        if lane == Lane::Data {
+            self.streams.broken(peer);
+            let mut streams = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
+            streams.appends.retain(|(from, _), _| *from != peer);
+        }
+    }
+
+    fn append(self: &Arc<Self>, from: NodeId, group: GroupId, stream: u64, body: Bytes) {
+        let Ok(request) = codec::decode::<AppendEntriesRequest<E::Cfg>, MAX_MESSAGE>(&body) else {
+            tracing::warn!(node = from.0, group = group.0, "an append from a peer cannot be read");
+            return;
+        };
+        let mut streams = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = streams.appends.get_mut(&(from, group)).filter(|(known, _)| *known == stream);
+        let refused = match known {
+            // A stream that raft has ended, or that is further behind than its sender may be: it begins anew.
+            Some((_, requests)) => requests.try_send(request).is_err(),
+            None => {
+                let Some(raft) = self.groups.get(&group).map(|group| group.raft.clone()) else { return };
+                let (mut requests, incoming) = mpsc::channel(APPENDS);
+                // The channel is new and empty.
+                let refused = requests.try_send(request).is_err();
+                streams.appends.insert((from, group), (stream, requests));
+                let member = self.clone();
+                let _detached = E::Cfg::spawn(async move {
+                    let mut answers = std::pin::pin!(raft.stream_append(incoming));
+                    while let Some(Ok(answer)) = answers.next().await {
+                        let body = codec::encode(&answer).into();
+                        let frame = Frame::Appended { group, stream, body }.encode();
+                        if member.shared.calls.transport().send(from, Lane::Data, frame).is_err() {
+                            break;
+                        }
+                    }
+                });
+                refused
+            }
+        };
+        if refused {
+            streams.appends.remove(&(from, group));
+        }
+    }
+
+    fn session_message(self: &Arc<Self>, from: NodeId, body: &[u8]) {
+        match SessionMessage::decode(body) {
+            Ok(SessionMessage::Report(report)) => {
+                if let Some(group) = self.groups.get(&report.group) {
+                    group.shard.reported(from, report);
+                }
+            }
+            Ok(message) => self.to_session(from, message),
+            Err(error) => tracing::warn!(node = from.0, %error, "a session message from a peer cannot be read"),
+        }
+    }
+
+    /// For a session of this node; if there is none, the leader learns so.
+    fn to_session(&self, from: NodeId, message: SessionMessage) {
+        let told = match &message {
+            SessionMessage::HandOff(hand_off) => Some((hand_off.group, hand_off.terminal, hand_off.epoch)),
+            SessionMessage::Supersede { .. } | SessionMessage::Report(_) => None,
+        };
+        if self.shared.host.session(message) {
+            return;
+        }
+        if let Some((group, terminal, epoch)) = told {
+            let what = Reported::NoSuchSession { incarnation: self.incarnation() };
+            let report = SessionMessage::Report(Report { group, terminal, epoch, what });
+            let frame = Frame::Session(report.encode().into()).encode();
+            // Lost: the leader's silence timer asks again.
+            let _ = self.shared.calls.transport().send(from, Lane::Data, frame);
+        }
+    }
+
+    async fn answer(self: &Arc<Self>, from: NodeId, method: Method, body: Bytes) -> Option<Bytes> {
+        fn told<T: Serialize, X>(result: Result<T, X>) -> Option<Bytes> {
+            // A group that stopped gives no answer, as a node that stopped would.
+            result.ok().map(|value| codec::encode(&value).into())
+        }
+        match method {
+            Method::Vote => {
+                let (group, request) = open::<VoteRequest<E::Cfg>>(&body)?;
+                told(self.groups.get(&group)?.raft.vote(request).await)
+            }
+            Method::PreVote => {
+                let (group, request) = open::<VoteRequest<E::Cfg>>(&body)?;
+                told(self.groups.get(&group)?.raft.pre_vote(request).await)
+            }
+            Method::Append => {
+                let (group, request) = open::<AppendEntriesRequest<E::Cfg>>(&body)?;
+                told(self.groups.get(&group)?.raft.append_entries(request).await)
+            }
+            Method::TransferLeader => {
+                let (group, request) = open::<TransferLeaderRequest<E::Cfg>>(&body)?;
+                told(self.groups.get(&group)?.raft.handle_transfer_leader(request).await)
+            }
+            Method::Snapshot => {
+                let answer = self.snapshot_chunk(from, &body).await;
+                Some(codec::encode(&answer.unwrap_or_else(ChunkAnswer::Broken)).into())
+            }
+            Method::Propose => {
+                let (group, command) = open::<Command>(&body)?;
+                let outcome = self.groups.get(&group)?.proposer.propose(command).await;
+                Some(codec::encode(&outcome).into())
+            }
+            Method::Query => {
+                let (group, query) = open::<Query>(&body)?;
+                Some(codec::encode(&self.answer_here(group, query).await).into())
+            }
+        }
+    }
+
+    /// Takes one chunk of a peer's snapshot; the last one installs it.
+    async fn snapshot_chunk(&self, from: NodeId, body: &[u8]) -> Result<ChunkAnswer<E::Cfg>, String> {
+        let chunk = codec::decode::<Chunk<E::Cfg>, MAX_MESSAGE>(body).map_err(|error| error.to_string())?;
+        let group = GroupId(chunk.group);
+        let known = self.groups.get(&group).ok_or_else(|| format!("group {group} is not on this node"))?;
+        let taken = {
+            let mut streams = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
+            streams.snapshots.remove(&(from, group))
+        };
+        let mut incoming = match taken.filter(|known| known.transfer == chunk.transfer) {
+            Some(incoming) => incoming,
+            None => Incoming {
+                transfer: chunk.transfer,
+                next: 0,
+                installer: known.shard.tables().installer().map_err(|error| error.to_string())?,
+            },
+        };
+        if chunk.number != incoming.next {
+            return Err(format!("chunk {} came where {} was due", chunk.number, incoming.next));
+        }
+        incoming.next += 1;
+        incoming.installer.push(chunk.pairs).await.map_err(|error| error.to_string())?;
+        let Some((vote, meta)) = chunk.last else {
+            let mut streams = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
+            streams.snapshots.insert((from, group), incoming);
+            return Ok(ChunkAnswer::Next);
+        };
+        let snapshot = SnapshotOf::<E::Cfg, _> { meta, snapshot: SnapshotData::Staged(incoming.installer) };
+        let installed = known.raft.install_full_snapshot(vote, snapshot).await;
+        installed.map(ChunkAnswer::Done).map_err(|error| error.to_string())
+    }
+
+    /// Answers a query as the shard's leader, or says who that is.
+    pub(super) async fn answer_here(&self, group: GroupId, query: Query) -> Answer {
+        let Some(known) = self.groups.get(&group) else { return Answer::NotLeader(None) };
+        // A leader that was deposed without knowing would answer with the past.
+        if known.raft.ensure_linearizable(openraft::ReadPolicy::ReadIndex).await.is_err() {
+            let leader = self.leader(group).filter(|leader| *leader != self.config.node);
+            return Answer::NotLeader(leader);
+        }
+        let shard = &known.shard;
+        if let Query::Message { message, wait, .. } = &query
+            && *wait > 0
+        {
+            let Some(end) = shard.wait_for(*message) else { return Answer::Unavailable };
+            // Only after the waiter stands: an end between the look and the wait would be missed.
+            if let Ok(Answer::Message(Some(MessageView { end: None, .. }))) = shard.read(&query) {
+                let wait = Duration::from_millis(*wait).min(MAX_QUERY_WAIT);
+                // Ended, too late, or the leader changed: what the tables say now is the answer in each case.
+                let _ = E::Cfg::timeout(wait, end).await;
+            } else {
+                drop(end);
+            }
+            shard.stop_waiting(message);
+        }
+        shard.read(&query).unwrap_or(Answer::Unavailable)
+    }
+
+    /// Sends a session's report to the leader of its group.
+    pub fn report(self: &Arc<Self>, report: Report) {
+        let Some(group) = self.groups.get(&report.group) else { return };
+        match self.leader(report.group) {
+            Some(leader) if leader == self.config.node => group.shard.reported(leader, report),
+            Some(leader) => {
+                let frame = Frame::Session(SessionMessage::Report(report).encode().into()).encode();
+                // Lost: the leader's silence timer repairs it.
+                let _ = self.shared.calls.transport().send(leader, Lane::Data, frame);
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn forward<T: Serialize>(group: GroupId, message: &T) -> Bytes {
+        envelope(group, message)
+    }
+}

@@ -1,0 +1,110 @@
+//! Who lives: this node's incarnation, its own fence, and the Down marks that the meta group's leader sets on
+//! nodes that fell silent.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use openraft::type_config::TypeConfigExt;
+use reveille_protocol::directory::{Change, Outcome};
+use reveille_protocol::id::*;
+use reveille_protocol::service_list::{Command, Reply};
+
+use super::{Member, START_PATIENCE};
+use crate::env::Env;
+
+const META: GroupId = GroupId(0);
+/// Silence after which a node's sessions are fenced. Much longer than an election, so that a pause which raft
+/// survives does not cost its sessions too.
+pub(super) const SILENT: Duration = Duration::from_secs(3);
+const PROPOSAL: Duration = Duration::from_secs(5);
+
+impl<E: Env> Member<E> {
+    /// Creates the directory if this is a new cluster, then takes an incarnation. Sessions may be accepted after.
+    pub async fn join(self: &Arc<Self>) -> Result<Incarnation, super::route::Unavailable> {
+        let until = E::Cfg::now() + START_PATIENCE;
+        loop {
+            match self.take_incarnation().await {
+                Err(failed) if E::Cfg::now() >= until => return Err(failed),
+                Ok(Some(incarnation)) => return Ok(incarnation),
+                // Not created yet, or no leader yet: the other nodes may be starting.
+                Ok(None) | Err(_) => E::Cfg::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    async fn take_incarnation(self: &Arc<Self>) -> Result<Option<Incarnation>, super::route::Unavailable> {
+        if let Some(beginning) = &self.config.beginning
+            && self.directory().cluster == 0
+        {
+            let create = Change::Create {
+                cluster: self.config.cluster,
+                groups: self.config.groups,
+                nodes: beginning.nodes.clone(),
+                tenants: beginning.tenants.clone(),
+                tokens: beginning.tokens.clone(),
+                secret: beginning.secret,
+            };
+            self.propose(META, Command::Directory(Box::new(create)), PROPOSAL).await?;
+        }
+        let start = Change::Start {
+            node: self.config.node,
+            boot: self.config.boot,
+            addresses: self.config.addresses.clone(),
+        };
+        match self.propose(META, Command::Directory(Box::new(start)), PROPOSAL).await? {
+            Reply::Directory(Outcome::Started(incarnation)) => {
+                self.incarnation.store(incarnation.0, Ordering::Release);
+                Ok(Some(incarnation))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// After a change of the directory: a node that reads its own Down mark ends its sessions and begins anew.
+    pub(super) fn check_own_fence(self: &Arc<Self>) {
+        let mine = self.incarnation();
+        if mine == Incarnation(0) || !self.directory().fenced(self.config.node, mine) {
+            return;
+        }
+        // Only one of several looks at the same mark does this.
+        let swapped = self.incarnation.compare_exchange(mine.0, 0, Ordering::AcqRel, Ordering::Acquire);
+        if swapped.is_err() {
+            return;
+        }
+        tracing::warn!(incarnation = mine.0, "this node was marked down; its sessions end and it begins anew");
+        self.shared.host.fenced();
+        let member = self.clone();
+        let _detached = E::Cfg::spawn(async move {
+            if let Err(error) = member.join().await {
+                tracing::error!(%error, "no new incarnation after a Down mark; restart this node");
+            }
+        });
+    }
+
+    pub(super) fn heard_of(&self, from: NodeId) {
+        let now = self.shared.clocks.monotonic();
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(from, now);
+    }
+
+    /// As the meta group's leader: marks nodes down that nothing was heard of. `since` is when it began to lead.
+    pub(super) async fn mark_silent(self: &Arc<Self>, since: reveille_protocol::time::Instant) {
+        let now = self.shared.clocks.monotonic();
+        let directory = self.directory();
+        for (node, known) in &directory.nodes {
+            let alive = known.incarnation > known.down && known.incarnation > Incarnation(0);
+            if *node == self.config.node || !alive {
+                continue;
+            }
+            let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied();
+            if now.since(heard.unwrap_or(since).max(since)) < SILENT {
+                continue;
+            }
+            tracing::warn!(node = node.0, incarnation = known.incarnation.0, "node is silent; marking it down");
+            let down = Change::Down { node: *node, incarnation: known.incarnation };
+            if let Err(error) = self.propose(META, Command::Directory(Box::new(down)), PROPOSAL).await {
+                tracing::warn!(node = node.0, %error, "node could not be marked down; trying again");
+            }
+        }
+    }
+}

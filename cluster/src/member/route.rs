@@ -1,0 +1,159 @@
+//! From any node to the shard's leader and back: forwarding, leader hints, retries under the same command id.
+//!
+//! An outcome that is unknown is tried again until the deadline and never reported as a failure of something that
+//! may have happened. Every command can be applied twice: most by their nature, an Enqueue because a retry looks
+//! for its first copy.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::type_config::TypeConfigExt;
+use reveille_protocol::id::*;
+use reveille_protocol::limits;
+use reveille_protocol::service_list::{Command, Refusal, Reply};
+use reveille_protocol::wire::codec;
+
+use super::Member;
+use crate::env::Env;
+use crate::link::Lane;
+use crate::propose::Outcome;
+use crate::query::{Answer, Query};
+use crate::raft::network::MAX_MESSAGE;
+use crate::rpc::{CallError, Method};
+
+/// One try at one node: longer than a failover by timers takes, so that a stopped leader costs one try.
+const TRY: Duration = Duration::from_millis(700);
+/// First and longest pause between tries.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(80));
+/// How long after being sent a command may still be applied; within the lifetime that retries may count on.
+const NOT_AFTER: Duration = Duration::from_secs(60);
+
+/// Why a command or query came to nothing in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// Certainly not done.
+    #[error("no leader for the shard within the deadline; nothing was done, try again")]
+    NoLeader,
+    /// Certainly not done.
+    #[error("the shard's queue is full; nothing was done, try again later")]
+    Busy,
+    /// It may have been done.
+    #[error("no answer within the deadline; it may or may not have been done, try again with the same key")]
+    Unknown,
+}
+
+impl<E: Env> Member<E> {
+    /// Proposes a command to a group and waits for what it comes to.
+    pub async fn propose(
+        self: &Arc<Self>,
+        group: GroupId,
+        mut command: Command,
+        deadline: Duration,
+    ) -> Result<Reply, Unavailable> {
+        let until = E::Cfg::now() + deadline;
+        let mut failed = Unavailable::NoLeader;
+        let (mut hint, mut pause) = (None, PAUSE.0);
+        if let Command::Enqueue(enqueue) = &mut command {
+            enqueue.not_after = self.shared.clocks.median(self.shared.peers) + NOT_AFTER;
+        }
+        loop {
+            let left = until - E::Cfg::now().min(until);
+            let target = hint.take().or_else(|| self.leader(group));
+            let outcome = match target {
+                Some(target) => self.try_at(target, group, &command, left.min(TRY)).await,
+                None => Outcome::NotLeader(None),
+            };
+            match outcome {
+                // Nothing of it was done: the leader's idea of time differs from ours. Its own counts.
+                Outcome::Applied(Reply::Refused(Refusal::TooLate { now }))
+                    if failed != Unavailable::Unknown && E::Cfg::now() < until =>
+                {
+                    if let Command::Enqueue(enqueue) = &mut command {
+                        enqueue.not_after = now + NOT_AFTER;
+                    }
+                    continue;
+                }
+                Outcome::Applied(reply) => return Ok(reply),
+                Outcome::NotLeader(leader) => hint = leader.filter(|leader| Some(*leader) != target),
+                Outcome::Busy if failed == Unavailable::NoLeader => failed = Unavailable::Busy,
+                Outcome::Busy => {}
+                Outcome::Unknown => {
+                    failed = Unavailable::Unknown;
+                    if let Command::Enqueue(enqueue) = &mut command {
+                        enqueue.retry = true;
+                    }
+                }
+            }
+            if E::Cfg::now() + pause >= until {
+                return Err(failed);
+            }
+            E::Cfg::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    async fn try_at(&self, target: NodeId, group: GroupId, command: &Command, patience: Duration) -> Outcome {
+        if target == self.config.node {
+            let Some(known) = self.groups.get(&group) else { return Outcome::NotLeader(None) };
+            let proposal = known.proposer.propose(command.clone());
+            return E::Cfg::timeout(patience, proposal).await.unwrap_or(Outcome::Unknown);
+        }
+        let body = Self::forward(group, command);
+        match self.shared.calls.call(target, Lane::Data, Method::Propose, body, patience).await {
+            Ok(answer) => codec::decode::<Outcome, MAX_MESSAGE>(&answer).unwrap_or(Outcome::Unknown),
+            Err(CallError::NotSent(_)) => Outcome::NotLeader(None),
+            Err(CallError::Broken(_) | CallError::Timeout(_)) => Outcome::Unknown,
+        }
+    }
+
+    /// Asks a group's leader.
+    pub async fn query(
+        self: &Arc<Self>,
+        group: GroupId,
+        query: Query,
+        deadline: Duration,
+    ) -> Result<Answer, Unavailable> {
+        let until = E::Cfg::now() + deadline;
+        let (mut hint, mut pause) = (None, PAUSE.0);
+        // A query that waits for a message's end is answered that much later.
+        let wait = match &query {
+            Query::Message { wait, .. } => Duration::from_millis(*wait),
+            Query::Terminal { .. } | Query::Terminals { .. } => Duration::ZERO,
+        };
+        loop {
+            let target = hint.take().or_else(|| self.leader(group));
+            let answer = match target {
+                None => Answer::NotLeader(None),
+                Some(target) if target == self.config.node => {
+                    let answer = self.answer_here(group, query.clone());
+                    E::Cfg::timeout(TRY + wait, answer).await.unwrap_or(Answer::NotLeader(None))
+                }
+                Some(target) => {
+                    let body = Self::forward(group, &query);
+                    let call = self.shared.calls.call(target, Lane::Data, Method::Query, body, TRY + wait);
+                    match call.await {
+                        Ok(answer) => codec::decode::<Answer, MAX_MESSAGE>(&answer).unwrap_or(Answer::Unavailable),
+                        Err(_) => Answer::NotLeader(None),
+                    }
+                }
+            };
+            match answer {
+                Answer::NotLeader(leader) => hint = leader.filter(|leader| Some(*leader) != target),
+                Answer::Unavailable => return Err(Unavailable::Busy),
+                answer => return Ok(answer),
+            }
+            if E::Cfg::now() + pause >= until {
+                return Err(Unavailable::NoLeader);
+            }
+            E::Cfg::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// The group that keeps a terminal.
+    pub fn group_of(&self, terminal: &TerminalId) -> GroupId {
+        reveille_protocol::directory::group_of_slot(terminal.slot(), self.config.groups)
+    }
+}
+
+const _: () = assert!(NOT_AFTER.as_millis() <= limits::COMMAND_LIFETIME.as_millis());

@@ -1,0 +1,166 @@
+//! One group's proposer: gathers commands into log entries and tells each what it came to. Knows nothing of what
+//! the commands mean.
+//!
+//! It batches by itself: while a few entries are on their way, what comes in waits and goes as one. So a lonely
+//! command is not delayed, and a crowd shares its entries, its syncs and its messages.
+
+use std::sync::Arc;
+
+use futures::channel::{mpsc, oneshot};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use openraft::Raft;
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::type_config::TypeConfigExt;
+use reveille_protocol::id::NodeId;
+use reveille_protocol::limits;
+use reveille_protocol::service_list::{Command, Reply};
+use reveille_protocol::time::GroupTime;
+use reveille_protocol::wire::entry::Entry;
+
+use serde::{Deserialize, Serialize};
+
+use crate::env::Env;
+use crate::raft::machine::Machine;
+use crate::raft::types::Batch;
+
+/// Commands that may wait for their entry; more are refused at once, so that a publisher learns of overload
+/// before it has waited.
+const QUEUE: usize = 8192;
+/// Entries on their way at once. More would make smaller entries, fewer would leave the disk idle while the
+/// network works.
+const IN_FLIGHT: usize = 3;
+
+/// openraft's handle for one of our groups.
+pub(crate) type GroupRaft<E> = Raft<<E as Env>::Cfg, Machine<<E as Env>::Cfg, <E as Env>::Tables>>;
+
+/// What a proposal came to. Sent between nodes: append only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Outcome {
+    /// Applied; what it came to.
+    Applied(Reply),
+    /// Certainly not applied: this node does not lead the group; perhaps that one does.
+    NotLeader(Option<NodeId>),
+    /// Certainly not applied: too many wait.
+    Busy,
+    /// It may have been applied, or may yet be.
+    Unknown,
+}
+
+struct Proposal {
+    command: Command,
+    answer: oneshot::Sender<Outcome>,
+}
+
+/// Takes commands for one group.
+#[derive(Clone)]
+pub(crate) struct Proposer {
+    queue: mpsc::Sender<Proposal>,
+}
+
+impl Proposer {
+    /// Starts a group's proposer; it ends with the last handle. `stamp` gives the group's time.
+    pub(crate) fn start<E: Env>(
+        raft: GroupRaft<E>,
+        stamp: Arc<dyn Fn() -> GroupTime + Send + Sync>,
+    ) -> Proposer {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let _detached = E::Cfg::spawn(run::<E>(raft, stamp, waiting));
+        Proposer { queue }
+    }
+
+    /// Proposes one command and waits for what it comes to.
+    pub(crate) async fn propose(&self, command: Command) -> Outcome {
+        let (answer, outcome) = oneshot::channel();
+        if let Err(error) = self.queue.clone().try_send(Proposal { command, answer }) {
+            return if error.is_full() { Outcome::Busy } else { Outcome::NotLeader(None) };
+        }
+        outcome.await.unwrap_or(Outcome::Unknown)
+    }
+}
+
+async fn run<E: Env>(
+    raft: GroupRaft<E>,
+    stamp: Arc<dyn Fn() -> GroupTime + Send + Sync>,
+    mut waiting: mpsc::Receiver<Proposal>,
+) {
+    let mut in_flight = FuturesUnordered::new();
+    let mut next: Option<Proposal> = None;
+    loop {
+        if in_flight.len() >= IN_FLIGHT {
+            in_flight.next().await;
+            continue;
+        }
+        let first = match next.take() {
+            Some(first) => first,
+            None => {
+                let arrived = if in_flight.is_empty() {
+                    waiting.next().await
+                } else {
+                    // Biased to answers, which free the way for what waits.
+                    futures::select_biased! {
+                        _ = in_flight.next() => continue,
+                        arrived = waiting.next() => arrived,
+                    }
+                };
+                match arrived {
+                    Some(first) => first,
+                    None => break,
+                }
+            }
+        };
+        let (commands, answers, left_over) = gather(first, &mut waiting);
+        next = left_over;
+        let entry = Entry { time: stamp(), commands };
+        let raft = raft.clone();
+        in_flight.push(async move { write::<E>(raft, entry, answers).await }.boxed());
+    }
+    while in_flight.next().await.is_some() {}
+}
+
+/// Everything that waits now, up to a full entry.
+fn gather(
+    first: Proposal,
+    waiting: &mut mpsc::Receiver<Proposal>,
+) -> (Vec<Command>, Vec<oneshot::Sender<Outcome>>, Option<Proposal>) {
+    let mut bytes = weight(&first.command);
+    let (mut commands, mut answers) = (vec![first.command], vec![first.answer]);
+    while commands.len() < limits::MAX_ENTRY_COMMANDS
+        && let Ok(proposal) = waiting.try_recv()
+    {
+        bytes += weight(&proposal.command);
+        if bytes > limits::MAX_ENTRY_BYTES {
+            return (commands, answers, Some(proposal));
+        }
+        commands.push(proposal.command);
+        answers.push(proposal.answer);
+    }
+    (commands, answers, None)
+}
+
+fn weight(command: &Command) -> usize {
+    match command {
+        Command::Enqueue(enqueue) => enqueue.body.len() + limits::MAX_HEADERS + 128,
+        _ => 256,
+    }
+}
+
+async fn write<E: Env>(raft: GroupRaft<E>, entry: Entry, answers: Vec<oneshot::Sender<Outcome>>) {
+    let outcome = match raft.client_write(Batch::new(entry)).await {
+        Ok(response) => {
+            for (answer, reply) in answers.into_iter().zip(response.data.0) {
+                // Whoever asked may have given up; the command stands all the same.
+                let _ = answer.send(Outcome::Applied(reply));
+            }
+            return;
+        }
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+            Outcome::NotLeader(forward.leader_id.map(NodeId))
+        }
+        // Discarded by a new leader, or the group stopped: another replica may still commit it.
+        Err(_) => Outcome::Unknown,
+    };
+    for answer in answers {
+        let _ = answer.send(outcome.clone());
+    }
+}

@@ -1,0 +1,175 @@
+//! openraft's log storage over one group of the shared write-ahead log. Translates; decides nothing.
+
+use std::fmt::Debug;
+use std::future::Future;
+use std::io;
+use std::marker::PhantomData;
+use std::ops::{Bound, RangeBounds};
+
+use bytes::Bytes;
+use openraft::alias::{EntryOf, LogIdOf, VoteOf};
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use reveille_protocol::wire::codec;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::types::Cfg;
+
+/// Bytes that a reader takes from the log at once: what one append to a peer carries.
+const READ_BYTES: usize = 1024 * 1024;
+/// Bytes of one stored entry: a full batch and its envelope.
+const MAX_ENTRY: usize = reveille_protocol::limits::MAX_ENTRY_DECODE + 1024;
+/// Bytes of a stored vote or log id.
+const MAX_SMALL: usize = 1024;
+
+/// One group's part of a node's log.
+pub trait LogStore: Clone + Send + Sync + 'static {
+    /// The stored vote.
+    fn vote(&self) -> Option<Bytes>;
+    /// The stored committed log id; may be older than what was committed.
+    fn committed(&self) -> Option<Bytes>;
+    /// The log id up to which entries were purged, with its index.
+    fn purged(&self) -> Option<(u64, Bytes)>;
+    /// Index of the last entry, if any is left after the purge.
+    fn last_index(&self) -> Option<u64>;
+    /// Stores the vote; durable when it returns.
+    fn save_vote(&self, vote: Bytes) -> impl Future<Output = io::Result<()>> + Send;
+    /// Stores the committed log id, durable some time later.
+    fn save_committed(&self, committed: Bytes) -> impl Future<Output = io::Result<()>> + Send;
+    /// Appends entries. They can be read when this returns; `done` is called when they are durable, in the order
+    /// of the appends.
+    fn append(
+        &self,
+        entries: Vec<(u64, Bytes)>,
+        done: Box<dyn FnOnce(io::Result<()>) + Send>,
+    ) -> impl Future<Output = io::Result<()>> + Send;
+    /// Removes the entries after `last`.
+    fn truncate_after(&self, last: Option<u64>) -> impl Future<Output = io::Result<()>> + Send;
+    /// Removes the entries up to `index`, whose log id is `id`.
+    fn purge(&self, index: u64, id: Bytes) -> impl Future<Output = io::Result<()>> + Send;
+    /// Entries with `from <= index < to`, as many as fit `max_bytes` but at least one.
+    fn read(
+        &self,
+        from: u64,
+        to: u64,
+        max_bytes: usize,
+    ) -> impl Future<Output = io::Result<Vec<(u64, Bytes)>>> + Send;
+}
+
+/// One group's log as openraft sees it.
+pub struct GroupLog<C, L> {
+    log: L,
+    cfg: PhantomData<C>,
+}
+
+impl<C, L: Clone> Clone for GroupLog<C, L> {
+    fn clone(&self) -> Self {
+        GroupLog { log: self.log.clone(), cfg: PhantomData }
+    }
+}
+
+impl<C, L> GroupLog<C, L> {
+    /// Wraps one group's log.
+    pub fn new(log: L) -> Self {
+        GroupLog { log, cfg: PhantomData }
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Bytes {
+    codec::encode(value).into()
+}
+
+fn decode<T: DeserializeOwned, const LIMIT: usize>(what: &str, bytes: &[u8]) -> io::Result<T> {
+    codec::decode::<T, LIMIT>(bytes).map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{what} in the log cannot be read: {error}"))
+    })
+}
+
+impl<C: Cfg, L: LogStore> GroupLog<C, L> {
+    async fn entries(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<EntryOf<C>>> {
+        let stored = self.log.read(from, to, max_bytes).await?;
+        stored.iter().map(|(_, bytes)| decode::<EntryOf<C>, MAX_ENTRY>("an entry", bytes)).collect()
+    }
+}
+
+impl<C: Cfg, L: LogStore> RaftLogReader<C> for GroupLog<C, L> {
+    async fn try_get_log_entries<R>(&mut self, range: R) -> io::Result<Vec<EntryOf<C>>>
+    where
+        R: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let from = match range.start_bound() {
+            Bound::Included(from) => *from,
+            Bound::Excluded(from) => from + 1,
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(to) => to + 1,
+            Bound::Excluded(to) => *to,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.entries(from, to, usize::MAX).await
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<EntryOf<C>>> {
+        self.entries(start, end, READ_BYTES).await
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<VoteOf<C>>> {
+        self.log.vote().map(|bytes| decode::<VoteOf<C>, MAX_SMALL>("the vote", &bytes)).transpose()
+    }
+}
+
+impl<C: Cfg, L: LogStore> RaftLogStorage<C> for GroupLog<C, L> {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<C>> {
+        let purged: Option<LogIdOf<C>> = self
+            .log
+            .purged()
+            .map(|(_, bytes)| decode::<_, MAX_SMALL>("the purged log id", &bytes))
+            .transpose()?;
+        let last = match self.log.last_index() {
+            Some(index) => self.entries(index, index + 1, usize::MAX).await?.pop().map(|entry| entry.log_id()),
+            None => purged,
+        };
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &VoteOf<C>) -> io::Result<()> {
+        self.log.save_vote(encode(vote)).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogIdOf<C>>) -> io::Result<()> {
+        self.log.save_committed(encode(&committed)).await
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogIdOf<C>>> {
+        match self.log.committed() {
+            Some(bytes) => decode::<Option<LogIdOf<C>>, MAX_SMALL>("the committed log id", &bytes),
+            None => Ok(None),
+        }
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<C>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = EntryOf<C>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries = entries.into_iter().map(|entry| (entry.log_id().index, encode(&entry))).collect();
+        self.log.append(entries, Box::new(move |result| callback.io_completed(result))).await
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogIdOf<C>>) -> io::Result<()> {
+        self.log.truncate_after(last.map(|id| id.index)).await
+    }
+
+    async fn purge(&mut self, upto: LogIdOf<C>) -> io::Result<()> {
+        self.log.purge(upto.index, encode(&upto)).await
+    }
+}
