@@ -67,7 +67,7 @@ impl<C: Cfg> Clocks<C> {
         let mut offsets: Vec<i64> = fresh.chain([0]).collect();
         offsets.sort_unstable();
         // With an even number the lower middle: time rather stands a little than jumps ahead.
-        (offsets.len() > (peers + 1) / 2).then(|| -offsets[(offsets.len() - 1) / 2])
+        (offsets.len() > peers.div_ceil(2)).then(|| -offsets[(offsets.len() - 1) / 2])
     }
 
     /// The median wall clock, or this node's own while too few others were heard of.

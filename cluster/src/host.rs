@@ -41,4 +41,6 @@ pub trait Host: Send + Sync + 'static {
     fn directory(&self, directory: Arc<Directory>);
     /// This node's incarnation is over: its sessions must close.
     fn fenced(&self);
+    /// A disk failed or a group stopped: the node must end, saying why.
+    fn failed(&self, why: String);
 }

@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod env;
+mod handle;
 pub mod host;
 pub mod link;
 pub mod member;
@@ -15,6 +16,10 @@ pub mod query;
 pub mod raft;
 mod rpc;
 mod shard;
+pub mod status;
 pub mod tables;
 pub mod trace;
 pub mod wal;
+
+pub use handle::{ClusterConfig, ClusterHandle, Production, StartError};
+pub use member::Unavailable;

@@ -32,6 +32,8 @@ use crate::raft::network::{AppendStreams, Appended, Network};
 use crate::rpc::Calls;
 use crate::shard::{Shard, Shared};
 
+pub use self::route::Unavailable;
+
 /// How the cluster begins; used once, by the node that creates the meta group.
 #[derive(Debug, Clone)]
 pub struct Beginning {
@@ -227,6 +229,13 @@ impl<E: Env> Member<E> {
     pub fn led(&self) -> (usize, usize) {
         let known = self.groups.keys().filter(|group| self.leader(**group).is_some()).count();
         (known, self.groups.len())
+    }
+
+    /// A notification that one of this node's shards ordered is over.
+    pub fn notified(&self, group: GroupId, terminal: TerminalId, answered: bool) {
+        if let Some(group) = self.groups.get(&group) {
+            group.shard.notified(terminal, answered);
+        }
     }
 
     /// Stops every group. What was acknowledged is on disk already.

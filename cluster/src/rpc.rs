@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::channel::oneshot;
-use openraft::alias::*;
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::{GroupId, NodeId};
 
@@ -149,11 +148,14 @@ pub(crate) enum CallError {
     Timeout(NodeId),
 }
 
+/// Whom a request went to, by which lane, and who waits for its answer.
+type Caller = (NodeId, Lane, oneshot::Sender<Bytes>);
+
 /// Requests of this node that wait for answers.
 pub(crate) struct Calls<E: Env> {
     transport: E::Transport,
     next: AtomicU64,
-    waiting: Mutex<BTreeMap<u64, (NodeId, Lane, oneshot::Sender<Bytes>)>>,
+    waiting: Mutex<BTreeMap<u64, Caller>>,
 }
 
 impl<E: Env> Calls<E> {

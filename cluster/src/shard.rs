@@ -472,6 +472,23 @@ impl<E: Env> Shard<E> {
         (state.dispatch.len(), state.dispatch.unreachable())
     }
 
+    /// The next terminals that something waits for, with the highest urgency of their first pushes.
+    fn next_waiting(
+        &self,
+        after: Option<TerminalId>,
+    ) -> Result<Vec<(TerminalId, Option<Urgency>)>, TableError> {
+        let table = self.tables.read();
+        let waiting = view::waiting(&table, after, REBUILD_STEP)?;
+        waiting
+            .into_iter()
+            .map(|terminal| {
+                let all = (Seq(0), Seq(u64::MAX));
+                let pushes = view::pending(&table, &terminal, all.0, all.1, limits::SESSION_WINDOW)?;
+                Ok((terminal, pushes.iter().map(|(_, message)| message.urgency).max()))
+            })
+            .collect()
+    }
+
     fn rearm(&self) {
         // Full means that the timer task is about to look anyway.
         let _ = self.wake.clone().try_send(());
@@ -503,28 +520,15 @@ impl<E: Env> Observer for Arc<Shard<E>> {
 async fn rebuild<E: Env>(shard: Arc<Shard<E>>, term: u64) {
     let mut after = None;
     loop {
-        let table = shard.tables.read();
-        let found = shard.checked(view::waiting(&table, after, REBUILD_STEP));
-        let Some(found) = found.filter(|found| !found.is_empty()) else { return };
-        after = found.last().copied();
-        let mut urgencies = Vec::with_capacity(found.len());
-        for terminal in found {
-            let Some(pushes) =
-                shard.checked(view::pending(&table, &terminal, Seq(0), Seq(u64::MAX), limits::SESSION_WINDOW))
-            else {
-                return;
-            };
-            let urgency = pushes.iter().map(|(_, message)| message.urgency).max();
-            urgencies.push((terminal, urgency));
-        }
-        drop(table);
+        let found = shard.checked(shard.next_waiting(after)).unwrap_or_default();
         {
             let mut state = shard.state();
-            if state.dispatch.term() != Some(term) {
+            if found.is_empty() || state.dispatch.term() != Some(term) {
                 return;
             }
-            for (terminal, urgency) in urgencies {
+            for (terminal, urgency) in found {
                 shard.look_at(&mut state, terminal, urgency);
+                after = Some(terminal);
             }
         }
         shard.rearm();

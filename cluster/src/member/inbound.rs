@@ -32,9 +32,11 @@ const MAX_QUERY_WAIT: Duration = Duration::from_secs(60);
 
 /// Streams of appends and snapshots from the peers; the latest of each peer and group counts.
 pub(super) struct Streams<E: Env> {
-    appends: BTreeMap<(NodeId, GroupId), (u64, mpsc::Sender<AppendEntriesRequest<E::Cfg>>)>,
+    appends: BTreeMap<(NodeId, GroupId), (u64, Appends<E>)>,
     snapshots: BTreeMap<(NodeId, GroupId), Incoming<E>>,
 }
+
+type Appends<E> = mpsc::Sender<AppendEntriesRequest<<E as Env>::Cfg>>;
 
 struct Incoming<E: Env> {
     transfer: u64,

@@ -1,7 +1,6 @@
 //! What a member does by itself at intervals: tell the time, mark silent nodes, flush tables, cut the log.
 
 use std::sync::Weak;
-use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::type_config::TypeConfigExt;
@@ -30,6 +29,10 @@ pub(super) async fn run<E: Env>(member: Weak<Member<E>>) {
     for tick in 0u32.. {
         E::Cfg::sleep(EXCHANGE).await;
         let Some(member) = member.upgrade() else { return };
+        if let Some(why) = member.stopped() {
+            member.shared.host.failed(why);
+            return;
+        }
         tell_time(&member);
         check_clock(&member);
         let now = member.shared.clocks.monotonic();

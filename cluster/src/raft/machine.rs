@@ -75,11 +75,6 @@ impl<C: Cfg, T: Tables> Machine<C, T> {
         let table = self.tables.read();
         Ok((read(&table, APPLIED)?, read(&table, MEMBERSHIP)?.unwrap_or_default()))
     }
-
-    fn meta(&self) -> io::Result<SnapshotMetaOf<C>> {
-        let (last_log_id, last_membership) = self.state()?;
-        Ok(SnapshotMetaOf::<C> { last_log_id, last_membership })
-    }
 }
 
 impl<C: Cfg, T: Tables> RaftStateMachine<C> for Machine<C, T> {
@@ -99,7 +94,7 @@ impl<C: Cfg, T: Tables> RaftStateMachine<C> for Machine<C, T> {
             let id = entry.log_id;
             let applied = {
                 let mut table = self.tables.write();
-                table.put(APPLIED, value(&Some(id)));
+                table.put(APPLIED, value(&id));
                 match &entry.payload {
                     EntryPayload::Blank => None,
                     EntryPayload::Membership(membership) => {

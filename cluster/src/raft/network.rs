@@ -34,7 +34,7 @@ use super::types::Cfg;
 use crate::env::{Env, Transport};
 use crate::link::Lane;
 use crate::rpc::{CallError, Calls, Frame, Method};
-use crate::tables::{Snapshot, Tables};
+use crate::tables::Snapshot as _;
 
 /// Bytes of a raft message that a decoder takes; the link allows no longer frame on the data lane.
 pub(crate) const MAX_MESSAGE: usize = 8 * 1024 * 1024;

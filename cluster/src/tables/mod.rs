@@ -1,1 +1,67 @@
-//! (being built)
+//! The tables of the replicated state machine: fjall under a write-back overlay, and the same in memory for the
+//! simulation. Keys and values are the state machine's; nothing here knows what they mean.
+//!
+//! The raft log is the durable journal. Apply changes only the overlay, an ordered map in memory; every few
+//! seconds what still differs goes to fjall as one batch, the applied log id among it, and is made durable
+//! before the log is purged. A push that is stored, delivered and acked in between never touches the disk here.
+//! After a crash the tables are those of the last flush, and the log is applied from there.
+
+mod fjall;
+mod memory;
+mod overlay;
+
+use std::future::Future;
+
+use bytes::Bytes;
+use reveille_protocol::service_list::{Table, TableError, TableMut};
+
+pub use self::fjall::{FjallInstaller, FjallSnapshot, FjallTables, Store, StoreConfig, StoreError};
+pub use self::memory::{MemoryInstaller, MemorySnapshot, MemoryTables};
+
+/// One group's tables.
+pub trait Tables: Clone + Send + Sync + 'static {
+    /// A shared view; writers wait while one is held.
+    type Reader<'a>: Table;
+    /// The exclusive right to change them, for the time of applying one entry. A flush begins only between two.
+    type Writer<'a>: TableMut;
+    /// A consistent view that outlives later changes.
+    type Snapshot: Snapshot;
+    /// Other tables on the way to take the place of these.
+    type Installer: Installer;
+
+    /// Reads.
+    fn read(&self) -> Self::Reader<'_>;
+
+    /// Writes.
+    fn write(&self) -> Self::Writer<'_>;
+
+    /// Waits until the overlay has room for more changes: it is bounded, and a flush may be behind.
+    fn wait_for_room(&self) -> impl Future<Output = Result<(), TableError>> + Send;
+
+    /// Makes everything that was written before this call durable. Writing goes on meanwhile.
+    fn flush(&self) -> impl Future<Output = Result<(), TableError>> + Send;
+
+    /// Flushes, and gives a consistent view of what is durable then.
+    fn snapshot(&self) -> impl Future<Output = Result<Self::Snapshot, TableError>> + Send;
+
+    /// Begins to replace the tables. Dropped before `finish`, it leaves them as they are.
+    fn installer(&self) -> Result<Self::Installer, TableError>;
+}
+
+/// A consistent view of one group's tables.
+pub trait Snapshot: Table + Send + Sync + 'static {
+    /// The next pairs in key order, about `max_bytes` of them; `None` at the end.
+    fn next_chunk(
+        &mut self,
+        max_bytes: usize,
+    ) -> impl Future<Output = Result<Option<Vec<(Bytes, Bytes)>>, TableError>> + Send;
+}
+
+/// Tables that are written beside the present ones and then take their place in one step.
+pub trait Installer: Send + 'static {
+    /// Adds pairs.
+    fn push(&mut self, pairs: Vec<(Bytes, Bytes)>) -> impl Future<Output = Result<(), TableError>> + Send;
+
+    /// Takes the place of the present tables: durably, and all at once, also for a crash in the middle.
+    fn finish(self) -> impl Future<Output = Result<(), TableError>> + Send;
+}

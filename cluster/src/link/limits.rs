@@ -1,0 +1,35 @@
+//! The bounds of links, each with its reason.
+
+use std::time::Duration;
+
+use super::Lane;
+
+/// Longest frame of a lane, in bytes.
+pub const fn max_frame(lane: Lane) -> usize {
+    match lane {
+        // Votes, heartbeats and clocks are a few hundred bytes.
+        Lane::Control => 64 * 1024,
+        // One append of a full log entry and what openraft adds to it.
+        Lane::Data => 8 * 1024 * 1024,
+        // A snapshot's chunk is 256 KiB; one pair in it may be larger.
+        Lane::Bulk => 2 * 1024 * 1024,
+    }
+}
+
+/// Bytes that may wait to be sent on one connection: two of the longest data frames. A peer that takes no more is
+/// slow or stopped, and raft repeats what is refused here.
+pub const QUEUE_BYTES: usize = 16 * 1024 * 1024;
+/// Frames that may wait, whatever their size: bounds the queue's own memory.
+pub const QUEUE_FRAMES: usize = 65_536;
+/// Bytes gathered for one write: a few dozen TLS records, still cached when they are sealed.
+pub const WRITE_BYTES: usize = 192 * 1024;
+/// Bytes taken from the socket at once.
+pub const READ_BYTES: usize = 512 * 1024;
+/// TCP, TLS and the opening frame must be done within this.
+pub const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Inbound handshakes at once: three lanes of every node of a large cluster, all at the same moment.
+pub const HANDSHAKES: usize = 64;
+/// A write that makes no progress for this long ends the connection.
+pub const WRITE_STALL: Duration = Duration::from_secs(5);
+/// First and longest pause before dialling again.
+pub const REDIAL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(1000));

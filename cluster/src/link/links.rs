@@ -1,0 +1,271 @@
+//! All links of a node: the listener, the diallers, and which connection is whose.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reveille_protocol::id::NodeId;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::connection::{self, Outgoing};
+use super::hello::{self, Hello};
+use super::identity::{Identity, node_of, server_name};
+use super::limits::{HANDSHAKE, HANDSHAKES, REDIAL};
+use super::metrics::Refusal;
+use super::{Inbound, Lane, SendError};
+use crate::env::Transport;
+
+/// What links must know.
+#[derive(Clone)]
+pub struct LinkConfig {
+    /// This node.
+    pub node: NodeId,
+    /// The cluster's random name.
+    pub cluster: u64,
+    /// The other nodes, `host:port`; resolved at each dial.
+    pub peers: BTreeMap<NodeId, String>,
+    /// Who this node is.
+    pub identity: Identity,
+}
+
+/// The links of a node; clones share them.
+#[derive(Clone)]
+pub struct Links(Arc<Shared>);
+
+struct Shared {
+    config: LinkConfig,
+    identity: RwLock<Identity>,
+    inbound: Arc<dyn Inbound>,
+    connections: RwLock<BTreeMap<(NodeId, Lane), Arc<Outgoing>>>,
+    /// One connection at a time becomes a peer's on a lane.
+    changing: Mutex<()>,
+    stop: watch::Sender<bool>,
+}
+
+impl Links {
+    /// Starts to accept on `listener` and to dial the peers with larger ids.
+    pub fn start(config: LinkConfig, listener: TcpListener, inbound: Arc<dyn Inbound>) -> Links {
+        let shared = Arc::new(Shared {
+            identity: RwLock::new(config.identity.clone()),
+            config,
+            inbound,
+            connections: RwLock::default(),
+            changing: Mutex::new(()),
+            stop: watch::Sender::new(false),
+        });
+        tokio::spawn(until_stopped(shared.stop.subscribe(), accept(shared.clone(), listener)));
+        let me = shared.config.node;
+        for peer in shared.config.peers.keys().copied().filter(|peer| *peer > me) {
+            for lane in Lane::ALL {
+                tokio::spawn(until_stopped(shared.stop.subscribe(), dial(shared.clone(), peer, lane)));
+            }
+        }
+        Links(shared)
+    }
+
+    /// New connections present this from now on; the old ones go on.
+    pub fn set_identity(&self, identity: Identity) {
+        *self.0.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
+    }
+
+    /// Is the link there?
+    pub fn is_up(&self, peer: NodeId, lane: Lane) -> bool {
+        self.0.connections.read().unwrap_or_else(PoisonError::into_inner).contains_key(&(peer, lane))
+    }
+
+    /// Ends every connection and accepts no more.
+    pub fn shutdown(&self) {
+        self.0.stop.send_replace(true);
+    }
+}
+
+impl Transport for Links {
+    fn send(&self, to: NodeId, lane: Lane, frame: Bytes) -> Result<(), SendError> {
+        let connections = self.0.connections.read().unwrap_or_else(PoisonError::into_inner);
+        connections.get(&(to, lane)).ok_or(SendError::Down)?.send(frame)
+    }
+}
+
+async fn until_stopped(mut stop: watch::Receiver<bool>, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        // An error says that the links are gone, which is a stop as well.
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+}
+
+async fn accept(shared: Arc<Shared>, listener: TcpListener) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    loop {
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely; what ends soon frees some.
+                tracing::error!(%error, "peers cannot be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+            Refusal::Crowded.count();
+            continue;
+        };
+        let shared = shared.clone();
+        let stop = shared.stop.subscribe();
+        tokio::spawn(until_stopped(stop, async move {
+            let greeted = tokio::time::timeout(HANDSHAKE, greet(&shared, stream)).await;
+            drop(permit);
+            match greeted.unwrap_or(Err(Refusal::Slow)) {
+                Ok((stream, peer, lane)) => serve(&shared, stream, peer, lane).await,
+                Err(refusal) => {
+                    tracing::warn!(%from, %refusal, "a peer connection was refused");
+                    refusal.count();
+                }
+            }
+        }));
+    }
+}
+
+type Server = tokio_rustls::server::TlsStream<TcpStream>;
+
+/// The acceptor's half of the handshake: who is it, and may it?
+async fn greet(shared: &Shared, stream: TcpStream) -> Result<(Server, NodeId, Lane), Refusal> {
+    let config = shared.identity.read().unwrap_or_else(PoisonError::into_inner).server.clone();
+    // Without it a small frame waits for the acknowledgement of the one before.
+    stream.set_nodelay(true).map_err(|_| Refusal::Tls)?;
+    let mut stream = TlsAcceptor::from(config).accept(stream).await.map_err(|_| Refusal::Tls)?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let peer = certificate.and_then(|certificate| node_of(certificate, shared.config.cluster));
+    let peer = peer.ok_or(Refusal::Identity)?;
+    if !shared.config.peers.contains_key(&peer) || peer >= shared.config.node {
+        return Err(Refusal::NotMember);
+    }
+    let mut bytes = [0; hello::LEN];
+    stream.read_exact(&mut bytes).await.map_err(|_| Refusal::Hello)?;
+    let (hello, version) = Hello::decode(&bytes).ok_or(Refusal::Hello)?;
+    let meant = hello.cluster == shared.config.cluster && hello.to == shared.config.node;
+    if !meant || hello.from != peer {
+        return Err(Refusal::Hello);
+    }
+    stream.write_all(&[version]).await.map_err(|_| Refusal::Hello)?;
+    stream.flush().await.map_err(|_| Refusal::Hello)?;
+    Ok((stream, peer, hello.lane))
+}
+
+/// Keeps one lane to one peer: dials, serves, and dials again.
+async fn dial(shared: Arc<Shared>, peer: NodeId, lane: Lane) {
+    let mut pause = REDIAL.0;
+    loop {
+        let dialled = tokio::time::timeout(HANDSHAKE, connect(&shared, peer, lane)).await;
+        match dialled.unwrap_or(Err(DialError::Refused(Refusal::Slow))) {
+            Ok(stream) => {
+                pause = REDIAL.0;
+                serve(&shared, stream, peer, lane).await;
+            }
+            Err(error) => {
+                if let DialError::Refused(refusal) = &error {
+                    tracing::warn!(node = peer.0, %refusal, "dialling a peer failed");
+                    refusal.count();
+                } else {
+                    tracing::debug!(node = peer.0, %error, "dialling a peer failed");
+                }
+            }
+        }
+        // Spread by lane and ids, so that not everyone dials a returning node in the same moment.
+        let spread = (shared.config.node.0 * 7 + peer.0 * 3 + lane as u64) % 8;
+        tokio::time::sleep(pause + pause * spread as u32 / 16).await;
+        pause = (pause * 2).min(REDIAL.1);
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DialError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Refused(Refusal),
+}
+
+type Client = tokio_rustls::client::TlsStream<TcpStream>;
+
+async fn connect(shared: &Shared, peer: NodeId, lane: Lane) -> Result<Client, DialError> {
+    let address = shared.config.peers.get(&peer).cloned().unwrap_or_default();
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
+    let stream = TcpStream::connect(&addresses[..]).await?;
+    stream.set_nodelay(true)?;
+    let cluster = shared.config.cluster;
+    let name = server_name(peer, cluster).ok_or(DialError::Refused(Refusal::Identity))?;
+    let config = shared.identity.read().unwrap_or_else(PoisonError::into_inner).client.clone();
+    let stream = TlsConnector::from(config).connect(name, stream).await;
+    let mut stream = stream.map_err(|error| match error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+        true => DialError::Refused(Refusal::Tls),
+        false => DialError::Io(error),
+    })?;
+    let hello = Hello { cluster, from: shared.config.node, to: peer, lane };
+    stream.write_all(&hello.encode()).await?;
+    stream.flush().await?;
+    let version = stream.read_u8().await?;
+    if !Hello::speaks(version) {
+        return Err(DialError::Refused(Refusal::Hello));
+    }
+    Ok(stream)
+}
+
+/// Makes a connection its peer's on the lane, and runs it to its end.
+async fn serve<S>(shared: &Arc<Shared>, stream: S, peer: NodeId, lane: Lane)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + 'static,
+{
+    let outgoing = Arc::new(Outgoing::new(lane));
+    {
+        let _one = shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = {
+            let mut connections = shared.connections.write().unwrap_or_else(PoisonError::into_inner);
+            connections.insert((peer, lane), outgoing.clone())
+        };
+        if let Some(old) = old {
+            // The peer dialled anew, so it has given the old one up before we saw its end.
+            old.end.notify_one();
+            shared.inbound.down(peer, lane);
+        }
+        shared.inbound.up(peer, lane);
+    }
+    let guard = Down { shared: shared.clone(), peer, lane, outgoing: outgoing.clone() };
+    if let Err(refusal) = connection::run(stream, peer, outgoing, shared.inbound.clone()).await {
+        tracing::warn!(node = peer.0, ?lane, %refusal, "a peer connection was ended");
+        refusal.count();
+    }
+    drop(guard);
+}
+
+/// Takes a connection out when it ends, also when its task is stopped.
+struct Down {
+    shared: Arc<Shared>,
+    peer: NodeId,
+    lane: Lane,
+    outgoing: Arc<Outgoing>,
+}
+
+impl Drop for Down {
+    fn drop(&mut self) {
+        let _one = self.shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = {
+            let mut connections = self.shared.connections.write().unwrap_or_else(PoisonError::into_inner);
+            let known = connections.get(&(self.peer, self.lane));
+            let mine = known.is_some_and(|known| Arc::ptr_eq(known, &self.outgoing));
+            if mine {
+                connections.remove(&(self.peer, self.lane));
+            }
+            mine
+        };
+        if mine {
+            self.shared.inbound.down(self.peer, self.lane);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What links count, by name.
+
+use metrics::counter;
+
+/// Why a connection was refused or ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// TLS failed: no certificate, another CA, expired, or no TLS at all.
+    #[error("TLS handshake failed")]
+    Tls,
+    /// The certificate names another node or cluster than it should.
+    #[error("certificate is not the expected node's")]
+    Identity,
+    /// The opening frame is not ours, or of a version that this build does not speak.
+    #[error("opening frame refused")]
+    Hello,
+    /// The certificate is good, but its node is no member.
+    #[error("node is not a member")]
+    NotMember,
+    /// The handshake took too long.
+    #[error("handshake took too long")]
+    Slow,
+    /// Too many handshakes at once.
+    #[error("too many handshakes at once")]
+    Crowded,
+    /// A frame longer than its lane allows.
+    #[error("frame too long")]
+    TooLong,
+    /// A write made no progress.
+    #[error("write stalled")]
+    Stalled,
+}
+
+impl Refusal {
+    /// Its label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Refusal::Tls => "tls",
+            Refusal::Identity => "identity",
+            Refusal::Hello => "hello",
+            Refusal::NotMember => "not_member",
+            Refusal::Slow => "slow",
+            Refusal::Crowded => "crowded",
+            Refusal::TooLong => "too_long",
+            Refusal::Stalled => "stalled",
+        }
+    }
+
+    /// Counts it: `reveille_link_refused_total`, by reason.
+    pub(super) fn count(self) -> Refusal {
+        counter!("reveille_link_refused_total", "reason" => self.label()).increment(1);
+        self
+    }
+}
+
+/// Writes and the frames in them: their ratio is how well the writer coalesces.
+pub(super) fn written(frames: usize, bytes: usize) {
+    counter!("reveille_link_writes_total").increment(1);
+    counter!("reveille_link_frames_sent_total").increment(frames as u64);
+    counter!("reveille_link_bytes_sent_total").increment(bytes as u64);
+}

@@ -1,0 +1,530 @@
+//! Tables on disk: one fjall database per node, every group in it under its own prefix. Nothing here knows what
+//! keys and values mean.
+//!
+//! Stored key: `group u16 | generation u32 | key`, big endian. The generation makes replacing a group's tables
+//! one small write: a snapshot is written under a new generation, then the record of the group's generation is
+//! changed in the batch that completes it. Rows of other generations are garbage, removed at the next start.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
+use reveille_protocol::service_list::{Table, TableError, TableMut};
+use reveille_protocol::wire::codec;
+use tokio::sync::Notify;
+
+use super::overlay::{Changes, Found, Overlay, merge};
+use super::{Installer, Snapshot, Tables};
+use crate::wal::Owner;
+
+/// Format of the folder.
+const FORMAT: u32 = 1;
+/// Changes in one batch while a snapshot is installed or garbage removed: bounds its memory.
+const BATCH: usize = 4096;
+
+/// How much memory the tables of a node may take.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// The cluster and node that the folder belongs to.
+    pub owner: Owner,
+    /// Bytes of the block cache, shared by all groups.
+    pub cache_bytes: u64,
+    /// Bytes of one group's overlay; writers wait for a flush when it is full.
+    pub overlay_bytes: usize,
+}
+
+/// The tables cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// fjall refuses.
+    #[error("tables in {folder} cannot be opened: {error}; if the disk is damaged, remove this node and let it rejoin under a new id")]
+    Open {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        error: fjall::Error,
+    },
+    /// Another process has it open.
+    #[error("tables in {0} are in use by another process; stop it first")]
+    Locked(PathBuf),
+    /// Made for another node or cluster.
+    #[error("tables in {folder} belong to node {} of cluster {:016x}; point this node at its own folder", found.node, found.cluster)]
+    Owner {
+        /// The folder.
+        folder: PathBuf,
+        /// Whose they are.
+        found: Owner,
+    },
+    /// Made by another version.
+    #[error("tables in {folder} have format {found}, this build reads {FORMAT}; use the version that wrote them")]
+    Format {
+        /// The folder.
+        folder: PathBuf,
+        /// Their format.
+        found: u32,
+    },
+    /// Something in them cannot be read.
+    #[error(transparent)]
+    Damaged(#[from] TableError),
+}
+
+/// The tables of one node.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    folder: PathBuf,
+    db: Database,
+    rows: Keyspace,
+    overlay_bytes: usize,
+    poisoned: AtomicBool,
+}
+
+impl Store {
+    /// Opens the tables in `folder`, or makes them.
+    pub fn open(folder: &Path, config: &StoreConfig) -> Result<Store, StoreError> {
+        let failed = |error| match error {
+            fjall::Error::Locked => StoreError::Locked(folder.to_owned()),
+            error => StoreError::Open { folder: folder.to_owned(), error },
+        };
+        let db = Database::builder(folder)
+            .cache_size(config.cache_bytes)
+            // The log is the journal: fjall's own only has to hold what a flush writes until it is in a table.
+            .max_journaling_size(128 << 20)
+            .worker_threads(1)
+            .manual_journal_persist(true)
+            .open()
+            .map_err(failed)?;
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20).manual_journal_persist(true);
+        let about = db.keyspace("about", options).map_err(failed)?;
+        let rows = db.keyspace("rows", options).map_err(failed)?;
+        match about.get("owner").map_err(failed)? {
+            None => {
+                about.insert("owner", codec::encode(&(FORMAT, config.owner))).map_err(failed)?;
+                db.persist(PersistMode::SyncAll).map_err(failed)?;
+            }
+            Some(bytes) => {
+                let (found, owner) = codec::decode::<(u32, Owner), 64>(&bytes)
+                    .map_err(|error| TableError(format!("owner of {}: {error}", folder.display())))?;
+                if found != FORMAT {
+                    return Err(StoreError::Format { folder: folder.to_owned(), found });
+                }
+                if owner != config.owner {
+                    return Err(StoreError::Owner { folder: folder.to_owned(), found: owner });
+                }
+            }
+        }
+        let inner = Inner {
+            folder: folder.to_owned(),
+            db,
+            rows,
+            overlay_bytes: config.overlay_bytes,
+            poisoned: AtomicBool::new(false),
+        };
+        Ok(Store(Arc::new(inner)))
+    }
+
+    /// One group's tables. Call it once per group and start: it removes what an unfinished install left.
+    pub fn group(&self, group: u16) -> Result<FjallTables, StoreError> {
+        let generation = match self.0.checked(self.0.rows.get(generation_key(group)))? {
+            None => 0,
+            Some(bytes) => codec::decode::<u32, 16>(&bytes)
+                .map_err(|error| TableError(format!("generation of group {group}: {error}")))?,
+        };
+        let tables = GroupInner {
+            store: self.clone(),
+            group,
+            state: RwLock::new(State { overlay: Overlay::default(), generation }),
+            flushing: Mutex::new(()),
+            room: Notify::new(),
+        };
+        let tables = FjallTables(Arc::new(tables));
+        tables.remove_other_generations(generation)?;
+        Ok(tables)
+    }
+}
+
+impl Inner {
+    /// The first error poisons the store: what follows it cannot be trusted.
+    fn checked<T>(&self, result: fjall::Result<T>) -> Result<T, TableError> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(TableError(format!("{} failed before", self.folder.display())));
+        }
+        result.map_err(|error| {
+            self.poisoned.store(true, Ordering::Release);
+            TableError(format!("{}: {error}", self.folder.display()))
+        })
+    }
+}
+
+/// Where the record of a group's generation is: before every row of the group.
+fn generation_key(group: u16) -> [u8; 2] {
+    group.to_be_bytes()
+}
+
+fn prefix(group: u16, generation: u32) -> [u8; 6] {
+    let mut prefix = [0; 6];
+    prefix[..2].copy_from_slice(&group.to_be_bytes());
+    prefix[2..].copy_from_slice(&generation.to_be_bytes());
+    prefix
+}
+
+fn stored(prefix: [u8; 6], key: &[u8]) -> Vec<u8> {
+    [&prefix[..], key].concat()
+}
+
+/// One group's tables on disk.
+#[derive(Clone)]
+pub struct FjallTables(Arc<GroupInner>);
+
+struct GroupInner {
+    store: Store,
+    group: u16,
+    state: RwLock<State>,
+    /// One flush or install at a time.
+    flushing: Mutex<()>,
+    /// Told after each flush.
+    room: Notify,
+}
+
+struct State {
+    overlay: Overlay,
+    generation: u32,
+}
+
+/// A shared view of [`FjallTables`].
+pub struct FjallReader<'a>(&'a GroupInner, RwLockReadGuard<'a, State>);
+
+/// The right to change [`FjallTables`].
+pub struct FjallWriter<'a>(&'a GroupInner, RwLockWriteGuard<'a, State>);
+
+impl GroupInner {
+    fn get(&self, state: &State, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        match state.overlay.get(key) {
+            Found::Here(value) => Ok(value),
+            Found::Below => {
+                let store = &self.store.0;
+                let found = store.rows.get(stored(prefix(self.group, state.generation), key));
+                Ok(store.checked(found)?.map(Bytes::from))
+            }
+        }
+    }
+
+    fn scan(
+        &self,
+        state: &State,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), TableError> {
+        if from >= to {
+            return Ok(());
+        }
+        let prefix = prefix(self.group, state.generation);
+        let mut failed = None;
+        let below = self.store.0.rows.range(stored(prefix, from)..stored(prefix, to));
+        let below = below.map_while(|pair| match self.store.0.checked(pair.into_inner()) {
+            Ok((key, value)) => Some((Bytes::from(key).slice(prefix.len()..), Some(Bytes::from(value)))),
+            Err(error) => {
+                failed = Some(error);
+                None
+            }
+        });
+        let above = state.overlay.range(from, to);
+        let above = above.map(|(key, value)| (Bytes::copy_from_slice(key), value.cloned()));
+        for (key, value) in merge(above, below) {
+            if let Some(value) = value
+                && !visit(&key, &value)
+            {
+                break;
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+impl Table for FjallReader<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        self.0.get(&self.1, key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), TableError> {
+        self.0.scan(&self.1, from, to, visit)
+    }
+}
+
+impl Table for FjallWriter<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        self.0.get(&self.1, key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), TableError> {
+        self.0.scan(&self.1, from, to, visit)
+    }
+}
+
+impl TableMut for FjallWriter<'_> {
+    fn put(&mut self, key: &[u8], value: Bytes) {
+        self.1.overlay.put(key, value, false);
+    }
+
+    fn put_new(&mut self, key: &[u8], value: Bytes) {
+        self.1.overlay.put(key, value, true);
+    }
+
+    fn delete(&mut self, key: &[u8]) {
+        self.1.overlay.delete(key);
+    }
+}
+
+impl FjallTables {
+    fn state(&self) -> RwLockWriteGuard<'_, State> {
+        self.0.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Estimated bytes of the overlay.
+    pub fn overlay_bytes(&self) -> usize {
+        self.0.state.read().unwrap_or_else(PoisonError::into_inner).overlay.bytes()
+    }
+
+    /// See [`Tables::flush`]; blocks the thread for the time of the disk.
+    pub fn flush_blocking(&self) -> Result<(), TableError> {
+        let _one = self.0.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.flush_locked()
+    }
+
+    fn flush_locked(&self) -> Result<(), TableError> {
+        let (frozen, generation) = {
+            let mut state = self.state();
+            (state.overlay.freeze(), state.generation)
+        };
+        if let Some(frozen) = frozen {
+            self.write_batch(generation, &frozen)?;
+            self.state().overlay.thaw();
+        }
+        self.0.room.notify_waiters();
+        Ok(())
+    }
+
+    fn write_batch(&self, generation: u32, changes: &Changes) -> Result<(), TableError> {
+        let store = &self.0.store.0;
+        let prefix = prefix(self.0.group, generation);
+        let mut batch = store.db.batch().durability(Some(PersistMode::SyncAll));
+        for (key, slot) in changes {
+            let key = stored(prefix, key);
+            match &slot.value {
+                Some(value) => batch.insert(&store.rows, key, value.clone()),
+                None => batch.remove(&store.rows, key),
+            }
+        }
+        store.checked(batch.commit())
+    }
+
+    /// Removes the rows of generations other than this one, some at a time.
+    fn remove_other_generations(&self, generation: u32) -> Result<(), TableError> {
+        let store = &self.0.store.0;
+        let group = self.0.group;
+        let ranges = [
+            (prefix(group, 0).to_vec(), prefix(group, generation).to_vec()),
+            (prefix(group, generation.saturating_add(1)).to_vec(), (group + 1).to_be_bytes().to_vec()),
+        ];
+        for (mut from, to) in ranges {
+            while from < to {
+                let mut batch = store.db.batch().durability(Some(PersistMode::Buffer));
+                let mut last = None;
+                for pair in store.rows.range(from.clone()..to.clone()).take(BATCH) {
+                    let key = store.checked(pair.key())?;
+                    batch.remove(&store.rows, key.clone());
+                    last = Some(key);
+                }
+                store.checked(batch.commit())?;
+                match last {
+                    Some(last) => from = [&last[..], &[0]].concat(),
+                    None => break,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&FjallTables) -> Result<T, TableError> + Send + 'static,
+    ) -> Result<T, TableError> {
+        let tables = self.clone();
+        match tokio::task::spawn_blocking(move || work(&tables)).await {
+            Ok(result) => result,
+            Err(error) => Err(TableError(format!("work on the tables of group {} ended: {error}", self.0.group))),
+        }
+    }
+}
+
+impl Tables for FjallTables {
+    type Reader<'a> = FjallReader<'a>;
+    type Writer<'a> = FjallWriter<'a>;
+    type Snapshot = FjallSnapshot;
+    type Installer = FjallInstaller;
+
+    fn read(&self) -> FjallReader<'_> {
+        FjallReader(&self.0, self.0.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write(&self) -> FjallWriter<'_> {
+        FjallWriter(&self.0, self.state())
+    }
+
+    async fn wait_for_room(&self) -> Result<(), TableError> {
+        let limit = self.0.store.0.overlay_bytes;
+        while self.overlay_bytes() > limit {
+            // Half of the bound may be the frozen generation: this flush or the one under way frees it.
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<(), TableError> {
+        self.blocking(FjallTables::flush_blocking).await
+    }
+
+    async fn snapshot(&self) -> Result<FjallSnapshot, TableError> {
+        self.blocking(|tables| {
+            let _one = tables.0.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+            tables.flush_locked()?;
+            // No flush can come between: the lock is held.
+            let generation = tables.0.state.read().unwrap_or_else(PoisonError::into_inner).generation;
+            Ok(FjallSnapshot {
+                view: Arc::new(tables.0.store.0.db.snapshot()),
+                store: tables.0.store.clone(),
+                prefix: prefix(tables.0.group, generation),
+                after: Vec::new(),
+            })
+        })
+        .await
+    }
+
+    fn installer(&self) -> Result<FjallInstaller, TableError> {
+        let now = self.0.state.read().unwrap_or_else(PoisonError::into_inner).generation;
+        // A generation that no unfinished install has written to: those count on from here as well, and what
+        // they left goes at the first push.
+        Ok(FjallInstaller { tables: self.clone(), generation: now + 1, begun: false })
+    }
+}
+
+/// A view of [`FjallTables`] at one moment.
+pub struct FjallSnapshot {
+    view: Arc<fjall::Snapshot>,
+    store: Store,
+    prefix: [u8; 6],
+    after: Vec<u8>,
+}
+
+impl Table for FjallSnapshot {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        let store = &self.store.0;
+        let found = self.view.get(&store.rows, stored(self.prefix, key));
+        Ok(store.checked(found)?.map(Bytes::from))
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), TableError> {
+        if from >= to {
+            return Ok(());
+        }
+        let store = &self.store.0;
+        for pair in self.view.range(&store.rows, stored(self.prefix, from)..stored(self.prefix, to)) {
+            let (key, value) = store.checked(pair.into_inner())?;
+            if !visit(&key[self.prefix.len()..], &value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Snapshot for FjallSnapshot {
+    async fn next_chunk(&mut self, max_bytes: usize) -> Result<Option<Vec<(Bytes, Bytes)>>, TableError> {
+        let (view, store, prefix, after) =
+            (self.view.clone(), self.store.clone(), self.prefix, self.after.clone());
+        let read = move || {
+            let mut end = prefix;
+            // The next generation begins where this one ends; generations do not reach the last number.
+            end[2..].copy_from_slice(&(u32::from_be_bytes([prefix[2], prefix[3], prefix[4], prefix[5]]) + 1).to_be_bytes());
+            let (mut bytes, mut chunk) = (0, Vec::new());
+            for pair in view.range(&store.0.rows, stored(prefix, &after)..end.to_vec()) {
+                let (key, value) = store.0.checked(pair.into_inner())?;
+                let (key, value) = (Bytes::from(key).slice(prefix.len()..), Bytes::from(value));
+                bytes += key.len() + value.len();
+                chunk.push((key, value));
+                if bytes >= max_bytes {
+                    break;
+                }
+            }
+            Ok(chunk)
+        };
+        let chunk: Vec<(Bytes, Bytes)> = match tokio::task::spawn_blocking(read).await {
+            Ok(chunk) => chunk?,
+            Err(error) => return Err(TableError(format!("reading a snapshot ended: {error}"))),
+        };
+        let Some((last, _)) = chunk.last() else { return Ok(None) };
+        self.after = [&last[..], &[0]].concat();
+        Ok(Some(chunk))
+    }
+}
+
+/// Tables on the way to take the place of [`FjallTables`].
+pub struct FjallInstaller {
+    tables: FjallTables,
+    generation: u32,
+    begun: bool,
+}
+
+impl Installer for FjallInstaller {
+    async fn push(&mut self, pairs: Vec<(Bytes, Bytes)>) -> Result<(), TableError> {
+        let (generation, begun) = (self.generation, std::mem::replace(&mut self.begun, true));
+        self.tables
+            .blocking(move |tables| {
+                if !begun {
+                    tables.remove_other_generations(generation - 1)?;
+                }
+                let store = &tables.0.store.0;
+                let prefix = prefix(tables.0.group, generation);
+                for some in pairs.chunks(BATCH) {
+                    let mut batch = store.db.batch().durability(Some(PersistMode::Buffer));
+                    for (key, value) in some {
+                        batch.insert(&store.rows, stored(prefix, key), value.clone());
+                    }
+                    store.checked(batch.commit())?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn finish(self) -> Result<(), TableError> {
+        let generation = self.generation;
+        self.tables
+            .blocking(move |tables| {
+                let _one = tables.0.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+                let store = &tables.0.store.0;
+                // Writers wait until the new tables are in place: they must not write to the old ones any more.
+                let mut state = tables.state();
+                let mut batch = store.db.batch().durability(Some(PersistMode::SyncAll));
+                batch.insert(&store.rows, generation_key(tables.0.group), codec::encode(&generation));
+                store.checked(batch.commit())?;
+                let old = std::mem::replace(&mut state.generation, generation);
+                state.overlay.clear();
+                drop(state);
+                debug_assert!(old < generation, "generations only rise");
+                tables.remove_other_generations(generation)
+            })
+            .await
+    }
+}
+
+impl From<StoreError> for io::Error {
+    fn from(error: StoreError) -> io::Error {
+        io::Error::other(error.to_string())
+    }
+}

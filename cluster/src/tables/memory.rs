@@ -1,0 +1,154 @@
+//! Tables in memory with the semantics of the ones on disk, what is durable included: for the simulation and as
+//! the reference of tests. No threads, no clock, no disk.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+use reveille_protocol::service_list::{MemoryTable, Table, TableError, TableMut};
+
+use super::{Installer, Snapshot, Tables};
+
+/// One group's tables in memory.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryTables {
+    now: Arc<RwLock<MemoryTable>>,
+    durable: Arc<RwLock<MemoryTable>>,
+}
+
+fn read(table: &RwLock<MemoryTable>) -> RwLockReadGuard<'_, MemoryTable> {
+    table.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write(table: &RwLock<MemoryTable>) -> RwLockWriteGuard<'_, MemoryTable> {
+    table.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl MemoryTables {
+    /// The machine lost power: what was not flushed is gone.
+    pub fn crash(&self) {
+        *write(&self.now) = read(&self.durable).clone();
+    }
+
+    /// Everything they hold.
+    pub fn contents(&self) -> MemoryTable {
+        read(&self.now).clone()
+    }
+}
+
+/// A shared view of [`MemoryTables`].
+pub struct MemoryReader<'a>(RwLockReadGuard<'a, MemoryTable>);
+
+/// The right to change [`MemoryTables`].
+pub struct MemoryWriter<'a>(RwLockWriteGuard<'a, MemoryTable>);
+
+macro_rules! delegate_table {
+    ($name:ty, $field:tt) => {
+        impl Table for $name {
+            fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+                self.$field.get(key)
+            }
+
+            fn scan(
+                &self,
+                from: &[u8],
+                to: &[u8],
+                visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+            ) -> Result<(), TableError> {
+                self.$field.scan(from, to, visit)
+            }
+        }
+    };
+}
+
+delegate_table!(MemoryReader<'_>, 0);
+delegate_table!(MemoryWriter<'_>, 0);
+delegate_table!(MemorySnapshot, table);
+
+impl TableMut for MemoryWriter<'_> {
+    fn put(&mut self, key: &[u8], value: Bytes) {
+        self.0.put(key, value);
+    }
+
+    fn delete(&mut self, key: &[u8]) {
+        self.0.delete(key);
+    }
+}
+
+impl Tables for MemoryTables {
+    type Reader<'a> = MemoryReader<'a>;
+    type Writer<'a> = MemoryWriter<'a>;
+    type Snapshot = MemorySnapshot;
+    type Installer = MemoryInstaller;
+
+    fn read(&self) -> MemoryReader<'_> {
+        MemoryReader(read(&self.now))
+    }
+
+    fn write(&self) -> MemoryWriter<'_> {
+        MemoryWriter(write(&self.now))
+    }
+
+    async fn wait_for_room(&self) -> Result<(), TableError> {
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<(), TableError> {
+        let now = read(&self.now).clone();
+        *write(&self.durable) = now;
+        Ok(())
+    }
+
+    async fn snapshot(&self) -> Result<MemorySnapshot, TableError> {
+        self.flush().await?;
+        Ok(MemorySnapshot { table: read(&self.durable).clone(), after: None })
+    }
+
+    fn installer(&self) -> Result<MemoryInstaller, TableError> {
+        Ok(MemoryInstaller { tables: self.clone(), incoming: BTreeMap::new() })
+    }
+}
+
+/// A copy of [`MemoryTables`] at one moment.
+#[derive(Debug)]
+pub struct MemorySnapshot {
+    table: MemoryTable,
+    after: Option<Bytes>,
+}
+
+impl Snapshot for MemorySnapshot {
+    async fn next_chunk(&mut self, max_bytes: usize) -> Result<Option<Vec<(Bytes, Bytes)>>, TableError> {
+        let from = self.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut bytes = 0;
+        let mut chunk = Vec::new();
+        for (key, value) in self.table.0.range::<Bytes, _>((from, Bound::Unbounded)) {
+            bytes += key.len() + value.len();
+            chunk.push((key.clone(), value.clone()));
+            if bytes >= max_bytes {
+                break;
+            }
+        }
+        self.after = chunk.last().map(|(key, _)| key.clone()).or(self.after.take());
+        Ok((!chunk.is_empty()).then_some(chunk))
+    }
+}
+
+/// Tables on the way to take the place of [`MemoryTables`].
+#[derive(Debug)]
+pub struct MemoryInstaller {
+    tables: MemoryTables,
+    incoming: BTreeMap<Bytes, Bytes>,
+}
+
+impl Installer for MemoryInstaller {
+    async fn push(&mut self, pairs: Vec<(Bytes, Bytes)>) -> Result<(), TableError> {
+        self.incoming.extend(pairs);
+        Ok(())
+    }
+
+    async fn finish(self) -> Result<(), TableError> {
+        *write(&self.tables.now) = MemoryTable(self.incoming);
+        self.tables.flush().await
+    }
+}

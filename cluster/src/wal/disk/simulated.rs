@@ -1,0 +1,226 @@
+//! A disk in memory that does what disks do at their worst: loses what was not synced, tears a write at any byte,
+//! keeps a later write and loses an earlier one, fails once, is full, flips a bit. Deterministic.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Disk;
+
+/// What goes wrong at the next operation that can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The `n`-th write from now (0: the next) fails, and leaves this many bytes of it.
+    Write {
+        /// Writes that succeed before.
+        after: usize,
+        /// Bytes of it that are written all the same.
+        keep: usize,
+    },
+    /// The `n`-th sync from now fails; what it should have made durable is lost, as on a real disk.
+    Sync {
+        /// Syncs that succeed before.
+        after: usize,
+    },
+    /// The power goes at the `n`-th write or sync from now: it and everything after fail until `crash`.
+    Power {
+        /// Operations that succeed before.
+        after: usize,
+    },
+}
+
+#[derive(Debug, Clone, Default)]
+struct Contents {
+    durable: Vec<u8>,
+    /// Writes since the last sync.
+    pending: Vec<(u64, Vec<u8>)>,
+}
+
+impl Contents {
+    fn now(&self) -> Vec<u8> {
+        let mut bytes = self.durable.clone();
+        for (offset, write) in &self.pending {
+            apply(&mut bytes, *offset, write);
+        }
+        bytes
+    }
+}
+
+fn apply(bytes: &mut Vec<u8>, offset: u64, write: &[u8]) {
+    let end = offset as usize + write.len();
+    if bytes.len() < end {
+        bytes.resize(end, 0);
+    }
+    bytes[offset as usize..end].copy_from_slice(write);
+}
+
+#[derive(Debug, Default)]
+struct State {
+    files: BTreeMap<String, Contents>,
+    fault: Option<Fault>,
+    dead: bool,
+    operations: usize,
+}
+
+/// A simulated folder; clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct SimDisk(Arc<Mutex<State>>);
+
+impl SimDisk {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something will go wrong.
+    pub fn set_fault(&self, fault: Option<Fault>) {
+        self.state().fault = fault;
+    }
+
+    /// Writes and syncs so far.
+    pub fn operations(&self) -> usize {
+        self.state().operations
+    }
+
+    /// The power goes and comes back. Of each write that was not synced, `keep(write's number, its length)` says
+    /// how many of its first bytes the disk had taken.
+    pub fn crash(&self, mut keep: impl FnMut(usize, usize) -> usize) {
+        let mut state = self.state();
+        let mut number = 0;
+        for contents in state.files.values_mut() {
+            for (offset, write) in std::mem::take(&mut contents.pending) {
+                let kept = keep(number, write.len()).min(write.len());
+                apply(&mut contents.durable, offset, &write[..kept]);
+                number += 1;
+            }
+        }
+        state.dead = false;
+        state.fault = None;
+    }
+
+    /// Flips one bit of a file.
+    pub fn flip(&self, name: &str, offset: usize, bit: u8) {
+        if let Some(byte) =
+            self.state().files.get_mut(name).and_then(|contents| contents.durable.get_mut(offset))
+        {
+            *byte ^= 1 << bit;
+        }
+    }
+
+    /// A copy that shares nothing with this one.
+    pub fn fork(&self) -> SimDisk {
+        let files = self.state().files.clone();
+        SimDisk(Arc::new(Mutex::new(State { files, ..State::default() })))
+    }
+
+    /// Removes a file, as an operator's mistake would.
+    pub fn lose(&self, name: &str) {
+        self.state().files.remove(name);
+    }
+}
+
+impl State {
+    /// Counts an operation down; `Some(keep)` if it fails after so many bytes.
+    fn fails(&mut self, write: bool) -> Option<usize> {
+        self.operations += 1;
+        if self.dead {
+            return Some(0);
+        }
+        let (fires, keep) = match &mut self.fault {
+            Some(Fault::Write { after, keep }) if write => (count(after), *keep),
+            Some(Fault::Sync { after }) if !write => (count(after), 0),
+            Some(Fault::Power { after }) => {
+                let fires = count(after);
+                self.dead = fires;
+                (fires, usize::MAX)
+            }
+            _ => (false, 0),
+        };
+        if fires && !self.dead {
+            self.fault = None;
+        }
+        fires.then_some(keep)
+    }
+}
+
+fn count(after: &mut usize) -> bool {
+    let fires = *after == 0;
+    *after = after.saturating_sub(1);
+    fires
+}
+
+fn missing(name: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("no file {name}"))
+}
+
+impl Disk for SimDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        Ok(self.state().files.keys().cloned().collect())
+    }
+
+    fn len(&self, name: &str) -> io::Result<u64> {
+        self.state().files.get(name).map(|contents| contents.now().len() as u64).ok_or_else(|| missing(name))
+    }
+
+    fn create(&self, name: &str, len: u64) -> io::Result<()> {
+        let mut state = self.state();
+        if state.fails(true).is_some() {
+            return Err(io::Error::other("simulated: create failed"));
+        }
+        state.files.insert(name.to_owned(), Contents { durable: vec![0; len as usize], pending: Vec::new() });
+        Ok(())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.state();
+        if state.fails(true).is_some() {
+            return Err(io::Error::other("simulated: rename failed"));
+        }
+        let contents = state.files.remove(from).ok_or_else(|| missing(from))?;
+        state.files.insert(to.to_owned(), contents);
+        Ok(())
+    }
+
+    fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let state = self.state();
+        let contents = state.files.get(name).ok_or_else(|| missing(name))?;
+        let bytes = if contents.pending.is_empty() { None } else { Some(contents.now()) };
+        let bytes = bytes.as_ref().unwrap_or(&contents.durable);
+        let from = offset as usize;
+        let found = bytes.get(from..from + buffer.len());
+        buffer.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.state();
+        let failed = state.fails(true);
+        let contents = state.files.get_mut(name).ok_or_else(|| missing(name))?;
+        let kept = failed.unwrap_or(bytes.len()).min(bytes.len());
+        contents.pending.push((offset, bytes[..kept].to_vec()));
+        match failed {
+            None => Ok(()),
+            Some(_) => Err(io::Error::other("simulated: write failed")),
+        }
+    }
+
+    fn sync(&self, name: &str) -> io::Result<()> {
+        let mut state = self.state();
+        let failed = state.fails(false);
+        let dead = state.dead;
+        let contents = state.files.get_mut(name).ok_or_else(|| missing(name))?;
+        if failed.is_some() {
+            if !dead {
+                contents.pending.clear();
+            }
+            return Err(io::Error::other("simulated: sync failed"));
+        }
+        for (offset, write) in std::mem::take(&mut contents.pending) {
+            apply(&mut contents.durable, offset, &write);
+        }
+        Ok(())
+    }
+
+    fn location(&self) -> String {
+        "simulated disk".to_owned()
+    }
+}

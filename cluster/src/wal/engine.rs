@@ -1,0 +1,238 @@
+//! Writes batches: encodes what all groups have, one write, one sync, then everyone learns. Rotates segments and
+//! frees old ones. Single-threaded; who calls it, and when, is the writer's.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use reveille_protocol::wire::codec;
+
+use super::disk::Disk;
+use super::group::{Index, Place, lock};
+use super::record::{self, HEADER, Kind, RECORD};
+use super::writer::{Action, Op, WalConfig};
+
+/// A group's state at a segment's head: vote, committed, purge.
+pub(super) type Checkpoint = (Option<Bytes>, Option<Bytes>, Option<(u64, Bytes)>);
+
+pub(super) struct Engine {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) config: WalConfig,
+    pub(super) groups: Arc<Vec<Arc<Mutex<Index>>>>,
+    /// The segments on disk, the last one being written.
+    pub(super) segments: BTreeSet<u64>,
+    /// Files to make segments of.
+    pub(super) spares: Vec<String>,
+    pub(super) current: u64,
+    pub(super) offset: usize,
+    /// Seq of the next record.
+    pub(super) seq: u64,
+    /// The last batch is followed by a seal, or there is none.
+    pub(super) sealed: bool,
+    /// Encoded and not yet written, to go at `offset`.
+    buffer: Vec<u8>,
+    batch_start: u64,
+}
+
+pub(super) fn segment_name(number: u64) -> String {
+    format!("{number:010}.wal")
+}
+
+pub(super) fn spare_name(number: u64) -> String {
+    format!("spare-{number:010}")
+}
+
+impl Engine {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        config: WalConfig,
+        groups: Arc<Vec<Arc<Mutex<Index>>>>,
+        segments: BTreeSet<u64>,
+        spares: Vec<String>,
+        (current, offset, seq): (u64, usize, u64),
+    ) -> Engine {
+        Engine {
+            disk,
+            config,
+            groups,
+            segments,
+            spares,
+            current,
+            offset,
+            seq,
+            sealed: true,
+            buffer: Vec::new(),
+            batch_start: seq,
+        }
+    }
+
+    /// Writes what the operations say and makes it durable. An error means that nothing more may be written.
+    pub(super) fn commit(&mut self, ops: &[Op]) -> io::Result<()> {
+        self.batch_start = self.seq;
+        for Op { group, action, .. } in ops {
+            match action {
+                Action::Entries(entries) => {
+                    for (index, version, payload) in entries {
+                        let place =
+                            self.put(*group, Kind::Entry, &[&index.to_le_bytes(), payload])?;
+                        lock(&self.groups[usize::from(*group)]).placed(*index, *version, place);
+                    }
+                }
+                Action::Vote(vote) => {
+                    self.put(*group, Kind::Vote, &[vote])?;
+                    lock(&self.groups[usize::from(*group)]).vote = Some(vote.clone());
+                }
+                Action::Committed(committed) => {
+                    self.put(*group, Kind::Committed, &[committed])?;
+                    lock(&self.groups[usize::from(*group)]).committed = Some(committed.clone());
+                }
+                Action::Truncate(keep) => {
+                    self.put(*group, Kind::Truncate, &[&keep.to_le_bytes()])?;
+                }
+                Action::Purge(index, id) => {
+                    self.put(*group, Kind::Purge, &[&index.to_le_bytes(), id])?;
+                    lock(&self.groups[usize::from(*group)]).purge(*index, id.clone());
+                }
+            }
+        }
+        self.write()?;
+        self.sealed = false;
+        for index in self.groups.iter() {
+            lock(index).evict(self.config.cache_bytes / self.groups.len().max(1));
+        }
+        Ok(())
+    }
+
+    /// Says that everything before is durable, so that damage to it is known as damage.
+    pub(super) fn seal(&mut self) -> io::Result<()> {
+        if !self.sealed {
+            self.batch_start = self.seq;
+            self.put(0, Kind::Seal, &[])?;
+            self.write()?;
+            self.sealed = true;
+        }
+        Ok(())
+    }
+
+    /// Encodes one record, in the next segment if this one has no room; where its payload after an index is.
+    fn put(&mut self, group: u16, kind: Kind, parts: &[&[u8]]) -> io::Result<Place> {
+        let len: usize = RECORD + parts.iter().map(|part| part.len()).sum::<usize>();
+        // Room for this record and for the End that must come after the last.
+        if self.offset + self.buffer.len() + len + RECORD > self.config.segment_bytes {
+            self.rotate()?;
+            if HEADER + self.buffer.len() + len + RECORD > self.config.segment_bytes {
+                let message = format!("a record of {len} bytes does not fit a segment");
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+            }
+        }
+        let back = (self.seq - self.batch_start) as u32;
+        record::put(&mut self.buffer, self.current, self.seq, back, group, kind, parts);
+        self.seq += 1;
+        let index_len = if parts.len() > 1 { parts[0].len() } else { 0 };
+        let payload = len - RECORD - index_len;
+        let end = self.offset + self.buffer.len();
+        Ok(Place { segment: self.current, offset: (end - payload) as u32, len: payload as u32 })
+    }
+
+    /// One write, one sync.
+    fn write(&mut self) -> io::Result<()> {
+        if !self.buffer.is_empty() {
+            let name = segment_name(self.current);
+            self.disk.write_at(&name, self.offset as u64, &self.buffer)?;
+            self.disk.sync(&name)?;
+            self.offset += self.buffer.len();
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+
+    /// Ends this segment and begins the next one. The next one's file is whole before the End is written, so a
+    /// crash in between leaves an empty segment behind an unfinished one, which recovery knows.
+    fn rotate(&mut self) -> io::Result<()> {
+        let next = self.current + 1;
+        let back = (self.seq - self.batch_start) as u32;
+        begin_segment(&*self.disk, &self.config, &mut self.spares, next, self.seq + 1)?;
+        record::put(&mut self.buffer, self.current, self.seq, back, 0, Kind::End, &[]);
+        self.write()?;
+        self.seq += 1;
+        self.segments.insert(next);
+        self.current = next;
+        self.offset = HEADER;
+        self.batch_start = self.seq;
+        for group in 0..self.groups.len() {
+            let checkpoint: Checkpoint = {
+                let index = lock(&self.groups[group]);
+                (index.vote.clone(), index.committed.clone(), index.purged.clone())
+            };
+            self.put(group as u16, Kind::Checkpoint, &[&codec::encode(&checkpoint)])?;
+        }
+        self.write()?;
+        self.batch_start = self.seq;
+        self.free()
+    }
+
+    /// Frees the oldest segments that no live entry needs; entries that hold too many of them are written again.
+    fn free(&mut self) -> io::Result<()> {
+        while let Some(oldest) = self.segments.first().copied().filter(|oldest| *oldest != self.current) {
+            if self.groups.iter().any(|index| lock(index).needs(oldest)) {
+                if self.segments.len() <= self.config.max_segments {
+                    break;
+                }
+                self.rewrite(oldest)?;
+            }
+            self.segments.remove(&oldest);
+            let spare = spare_name(oldest);
+            self.disk.rename(&segment_name(oldest), &spare)?;
+            self.spares.push(spare);
+        }
+        Ok(())
+    }
+
+    /// Copies the live entries of a segment into the current one. Bounded: they come from one segment, and what
+    /// does not fit here stays where it is.
+    fn rewrite(&mut self, segment: u64) -> io::Result<()> {
+        let mut moved = Vec::new();
+        for group in 0..self.groups.len() {
+            let live = lock(&self.groups[group]).in_segment(segment);
+            for (index, from) in live {
+                let needed = RECORD * 2 + 8 + from.len as usize;
+                if self.offset + self.buffer.len() + needed > self.config.segment_bytes {
+                    let message = "the live entries of one segment do not fit another; purge the slow group";
+                    return Err(io::Error::other(message));
+                }
+                let mut payload = vec![0; from.len as usize];
+                self.disk.read_at(&segment_name(segment), u64::from(from.offset), &mut payload)?;
+                let to = self.put(group as u16, Kind::Copy, &[&index.to_le_bytes(), &payload])?;
+                moved.push((group, index, from, to));
+            }
+        }
+        self.write()?;
+        self.batch_start = self.seq;
+        for (group, index, from, to) in moved {
+            lock(&self.groups[group]).moved(index, from, to);
+        }
+        Ok(())
+    }
+}
+
+/// Makes the file of a segment: header first, under a name that recovery does not read, then its own name.
+pub(super) fn begin_segment(
+    disk: &dyn Disk,
+    config: &WalConfig,
+    spares: &mut Vec<String>,
+    number: u64,
+    first_seq: u64,
+) -> io::Result<()> {
+    let spare = match spares.pop() {
+        Some(spare) => spare,
+        None => {
+            let spare = spare_name(number);
+            disk.create(&spare, config.segment_bytes as u64)?;
+            spare
+        }
+    };
+    disk.write_at(&spare, 0, &record::header(config.owner, number, first_seq))?;
+    disk.sync(&spare)?;
+    disk.rename(&spare, &segment_name(number))
+}

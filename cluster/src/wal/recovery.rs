@@ -1,0 +1,314 @@
+//! Reads a log folder back. Tells a torn tail, which a crash leaves and which was never acknowledged, apart from
+//! damage, which is refused.
+//!
+//! The records of a segment must follow each other without a gap. The first place where none is valid is the end
+//! if nothing valid of a later batch comes behind it: then it is where a batch was torn that was never synced, or
+//! just the end. A valid record of a *later* batch proves that everything before it had been synced: then what is
+//! missing was acknowledged, and the log is damaged. The seal that the writer adds when it goes idle is such a
+//! later record. What remains is the last batch before a crash within 10 ms of it: damage there looks like a torn
+//! tail.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use reveille_protocol::wire::codec;
+
+use super::disk::Disk;
+use super::engine::{Checkpoint, Engine, begin_segment, segment_name};
+use super::group::{Index, Place};
+use super::record::{self, FORMAT, HEADER, Kind, Owner, Record};
+use super::writer::WalConfig;
+
+/// The log cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    /// There is none.
+    #[error("no log in {folder}; if this node is new, create it with --create; if its disk was lost, remove it from the cluster and add it under a new id")]
+    Missing {
+        /// The folder.
+        folder: String,
+    },
+    /// There is one already.
+    #[error("{folder} already holds a log; start the node without --create")]
+    Exists {
+        /// The folder.
+        folder: String,
+    },
+    /// Made for another node or cluster.
+    #[error("log in {folder} belongs to node {} of cluster {:016x}; point this node at its own folder", found.node, found.cluster)]
+    Owner {
+        /// The folder.
+        folder: String,
+        /// Whose it is.
+        found: Owner,
+    },
+    /// Made by another version.
+    #[error("log in {folder} has format {found}, this build reads {FORMAT}; use the version that wrote it")]
+    Format {
+        /// The folder.
+        folder: String,
+        /// Its format.
+        found: u32,
+    },
+    /// What was acknowledged is not there any more.
+    #[error("log file {folder}/{file} is damaged at byte {offset}: {what}; remove this node from the cluster and add it under a new id, its peers have its data")]
+    Damaged {
+        /// The folder.
+        folder: String,
+        /// The file.
+        file: String,
+        /// Where in it.
+        offset: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// The disk refuses.
+    #[error("log in {folder}: {error}")]
+    Io {
+        /// The folder.
+        folder: String,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// One group while its log is read.
+#[derive(Default)]
+struct Found {
+    entries: BTreeMap<u64, Place>,
+    state: Checkpoint,
+}
+
+struct Reader<'a> {
+    disk: &'a dyn Disk,
+    config: &'a WalConfig,
+    groups: Vec<Found>,
+}
+
+/// Opens the log in a folder, or creates it, and gives the engine that goes on writing it.
+pub(super) fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Engine, WalError> {
+    let folder = disk.location();
+    let io = |error| WalError::Io { folder: disk.location(), error };
+    let names = disk.list().map_err(io)?;
+    let mut spares: Vec<String> = names.iter().filter(|name| name.starts_with("spare-")).cloned().collect();
+    spares.retain(|name| disk.len(name).is_ok_and(|len| len == config.segment_bytes as u64));
+    let mut segments: BTreeSet<u64> =
+        names.iter().filter_map(|name| name.strip_suffix(".wal")?.parse().ok()).collect();
+    match (segments.is_empty(), config.create) {
+        (true, false) => return Err(WalError::Missing { folder }),
+        (false, true) => return Err(WalError::Exists { folder }),
+        (true, true) => {
+            begin_segment(&*disk, &config, &mut spares, 1, 1).map_err(io)?;
+            segments.insert(1);
+        }
+        (false, false) => {}
+    }
+    let groups = (0..config.groups).map(|_| Found::default()).collect();
+    let mut reader = Reader { disk: &*disk, config: &config, groups };
+    let end = reader.read(&mut segments, &mut spares)?;
+    let found = reader.groups;
+    let mut indexes = Vec::with_capacity(found.len());
+    for (group, found) in found.into_iter().enumerate() {
+        let index = index(found).map_err(|(missing, at)| WalError::Damaged {
+            folder: disk.location(),
+            file: segment_name(at),
+            offset: 0,
+            what: format!("entry {missing} of group {group} is missing"),
+        })?;
+        indexes.push(Arc::new(Mutex::new(index)));
+    }
+    Ok(Engine::new(disk.clone(), config, Arc::new(indexes), segments, spares, end))
+}
+
+impl Reader<'_> {
+    fn damaged(&self, segment: u64, offset: usize, what: impl Into<String>) -> WalError {
+        let (folder, file) = (self.disk.location(), segment_name(segment));
+        WalError::Damaged { folder, file, offset, what: what.into() }
+    }
+
+    fn io(&self, error: io::Error) -> WalError {
+        WalError::Io { folder: self.disk.location(), error }
+    }
+
+    /// Reads every segment; where the log ends: segment, offset, next seq.
+    fn read(
+        &mut self,
+        segments: &mut BTreeSet<u64>,
+        spares: &mut Vec<String>,
+    ) -> Result<(u64, usize, u64), WalError> {
+        let mut expected = None;
+        let numbers: Vec<u64> = segments.iter().copied().collect();
+        for (at, &number) in numbers.iter().enumerate() {
+            if at > 0 && number != numbers[at - 1] + 1 {
+                return Err(self.damaged(numbers[at - 1] + 1, 0, "the file is missing"));
+            }
+            let bytes = self.load(number)?;
+            let first = self.header(number, &bytes)?;
+            let seq = expected.unwrap_or(first);
+            if seq != first {
+                return Err(self.damaged(number, 0, format!("begins with record {first}, expected {seq}")));
+            }
+            let (offset, seq, ended) = self.records(number, &bytes, seq)?;
+            if ended {
+                expected = Some(seq);
+                continue;
+            }
+            // Not ended: this is the tail, and only an empty segment may follow, made for the rotation that the
+            // crash cut short.
+            if let Some(&next) = numbers.get(at + 1) {
+                let bytes = self.load(next)?;
+                let stray = (HEADER..bytes.len()).find(|at| record::parse(&bytes[*at..], next).is_some());
+                if stray.is_some() || numbers.len() > at + 2 {
+                    return Err(self.damaged(number, offset, "its records end, but a later file goes on"));
+                }
+                let spare = super::engine::spare_name(next);
+                self.disk.rename(&segment_name(next), &spare).map_err(|error| self.io(error))?;
+                spares.push(spare);
+                segments.remove(&next);
+            }
+            self.erase_tail(number, offset, &bytes)?;
+            return Ok((number, offset, seq));
+        }
+        // Every segment is ended: the crash came before the next one was begun, which is made before the End.
+        let last = numbers.last().copied().unwrap_or(0);
+        Err(self.damaged(last + 1, 0, "the file is missing"))
+    }
+
+    fn load(&self, number: u64) -> Result<Vec<u8>, WalError> {
+        let name = segment_name(number);
+        let len = self.disk.len(&name).map_err(|error| self.io(error))? as usize;
+        if len < HEADER || len > u32::MAX as usize {
+            return Err(self.damaged(number, 0, format!("the file has {len} bytes")));
+        }
+        let mut bytes = vec![0; len];
+        self.disk.read_at(&name, 0, &mut bytes).map_err(|error| self.io(error))?;
+        Ok(bytes)
+    }
+
+    fn header(&self, number: u64, bytes: &[u8]) -> Result<u64, WalError> {
+        let header = bytes.first_chunk::<HEADER>().and_then(record::parse_header);
+        let Some((format, owner, segment, first)) = header else {
+            return Err(self.damaged(number, 0, "its header is not valid"));
+        };
+        if format != FORMAT {
+            return Err(WalError::Format { folder: self.disk.location(), found: format });
+        }
+        if owner != self.config.owner {
+            return Err(WalError::Owner { folder: self.disk.location(), found: owner });
+        }
+        if segment != number {
+            return Err(self.damaged(number, 0, format!("its header is of segment {segment}")));
+        }
+        Ok(first)
+    }
+
+    /// Reads the records of a segment: where they end, the next seq, and whether the segment is ended.
+    fn records(&mut self, number: u64, bytes: &[u8], first: u64) -> Result<(usize, u64, bool), WalError> {
+        let (mut offset, mut seq) = (HEADER, first);
+        while let Some(record) = record::parse(&bytes[offset..], number).filter(|record| record.seq == seq) {
+            self.take(number, offset, &record)?;
+            offset += record.size();
+            seq += 1;
+            if record.kind == Kind::End {
+                return Ok((offset, seq, true));
+            }
+        }
+        // Valid records behind the first invalid one: of the same batch, a torn write; of a later one, damage.
+        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        for at in offset + 1..used {
+            if let Some(record) = record::parse(&bytes[at..], number)
+                && record.seq >= seq
+                && record.seq - u64::from(record.back) > seq
+            {
+                let what = format!("record {seq} is not valid, but record {} behind it is", record.seq);
+                return Err(self.damaged(number, offset, what));
+            }
+        }
+        Ok((offset, seq, false))
+    }
+
+    fn take(&mut self, number: u64, offset: usize, record: &Record<'_>) -> Result<(), WalError> {
+        let malformed = |reader: &Self| reader.damaged(number, offset, "a valid record that cannot be read");
+        let indexed = || record.payload.split_first_chunk::<8>().map(|(index, rest)| (u64::from_le_bytes(*index), rest));
+        let group = usize::from(record.group);
+        if group >= self.groups.len() {
+            let what = format!("it has a record of group {group}, but this node has {}", self.groups.len());
+            return Err(self.damaged(number, offset, what));
+        }
+        match record.kind {
+            Kind::Entry | Kind::Copy => {
+                let Some((index, rest)) = indexed() else { return Err(malformed(self)) };
+                let place = Place {
+                    segment: number,
+                    offset: (offset + record.size() - rest.len()) as u32,
+                    len: rest.len() as u32,
+                };
+                let entries = &mut self.groups[group].entries;
+                if record.kind == Kind::Entry {
+                    entries.split_off(&index);
+                }
+                entries.insert(index, place);
+            }
+            Kind::Truncate => {
+                let Some((keep, _)) = indexed() else { return Err(malformed(self)) };
+                self.groups[group].entries.split_off(&keep);
+            }
+            Kind::Purge => {
+                let Some((index, id)) = indexed() else { return Err(malformed(self)) };
+                let found = &mut self.groups[group];
+                found.entries = found.entries.split_off(&(index + 1));
+                found.state.2 = Some((index, id.to_vec().into()));
+            }
+            Kind::Vote => self.groups[group].state.0 = Some(record.payload.to_vec().into()),
+            Kind::Committed => self.groups[group].state.1 = Some(record.payload.to_vec().into()),
+            Kind::Checkpoint => {
+                let Ok(state) = codec::decode::<Checkpoint, { 64 * 1024 }>(record.payload) else {
+                    return Err(malformed(self));
+                };
+                let found = &mut self.groups[group];
+                if let Some((index, _)) = &state.2 {
+                    found.entries = found.entries.split_off(&(index + 1));
+                }
+                found.state = state;
+            }
+            Kind::Seal | Kind::End => {}
+        }
+        Ok(())
+    }
+
+    /// Zeroes what a torn batch left, so that it is never read as the continuation of a later one.
+    fn erase_tail(&self, number: u64, offset: usize, bytes: &[u8]) -> Result<(), WalError> {
+        const STEP: usize = 1 << 20;
+        let name = segment_name(number);
+        let mut erased = false;
+        for (at, chunk) in bytes[offset..].chunks(STEP).enumerate() {
+            if chunk.iter().any(|byte| *byte != 0) {
+                let zeros = vec![0; chunk.len()];
+                let at = (offset + at * STEP) as u64;
+                self.disk.write_at(&name, at, &zeros).map_err(|error| self.io(error))?;
+                erased = true;
+            }
+        }
+        if erased {
+            self.disk.sync(&name).map_err(|error| self.io(error))?;
+        }
+        Ok(())
+    }
+}
+
+/// The index of a group, if its entries follow each other; else the entry that is missing and the segment after.
+fn index(found: Found) -> Result<Index, (u64, u64)> {
+    let (vote, committed, purged) = found.state;
+    let mut next = purged.as_ref().map(|(index, _)| index + 1);
+    let mut index = Index::default();
+    (index.vote, index.committed, index.purged) = (vote, committed, purged);
+    for (number, place) in found.entries {
+        if next.is_some_and(|next| number != next) {
+            return Err((next.unwrap_or(number), place.segment));
+        }
+        index.restore(number, place);
+        next = Some(number + 1);
+    }
+    Ok(index)
+}

@@ -1,0 +1,295 @@
+//! The face of the log, and who drives its engine: a thread of its own in production, the caller in simulation.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::channel::oneshot;
+use tokio::sync::Notify;
+
+use super::disk::Disk;
+use super::engine::{Engine, segment_name};
+use super::group::{Index, Place, WalGroup};
+use super::record::Owner;
+use super::recovery::{self, WalError};
+
+/// Bytes that may wait for the writer; appenders wait beyond that. A few batches: more would only add delay.
+const QUEUE_BYTES: usize = 16 << 20;
+/// After this long without work the writer seals the last batch.
+const IDLE: Duration = Duration::from_millis(10);
+
+/// How the log is kept.
+#[derive(Debug, Clone)]
+pub struct WalConfig {
+    /// Whose log it is; another's is refused.
+    pub owner: Owner,
+    /// Groups on this node, numbered from 0.
+    pub groups: u16,
+    /// Bytes of a segment; at least twice the largest record. Files are made of this size, full of zeros.
+    pub segment_bytes: usize,
+    /// Segments above which entries of slow groups are written again rather than left to hold old segments.
+    pub max_segments: usize,
+    /// Bytes of the latest entries that stay in memory, over all groups.
+    pub cache_bytes: usize,
+    /// Make a new log; refused where one is. Without it, a missing log is refused.
+    pub create: bool,
+}
+
+impl WalConfig {
+    /// Production's sizes.
+    pub fn new(owner: Owner, groups: u16) -> WalConfig {
+        WalConfig {
+            owner,
+            groups,
+            segment_bytes: 64 << 20,
+            max_segments: 16,
+            cache_bytes: 32 << 20,
+            create: false,
+        }
+    }
+}
+
+/// Called with the outcome once it is durable, or certainly is not.
+pub(super) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
+
+/// One thing to write.
+pub(super) struct Op {
+    pub(super) group: u16,
+    pub(super) action: Action,
+    pub(super) done: Option<Done>,
+}
+
+pub(super) enum Action {
+    /// Index, version in the index, bytes.
+    Entries(Vec<(u64, u64, Bytes)>),
+    Vote(Bytes),
+    Truncate(u64),
+    Purge(u64, Bytes),
+    Committed(Bytes),
+}
+
+impl Action {
+    fn bytes(&self) -> usize {
+        let small = 64;
+        match self {
+            Action::Entries(entries) => entries.iter().map(|(_, _, payload)| payload.len() + small).sum(),
+            Action::Vote(bytes) | Action::Committed(bytes) | Action::Purge(_, bytes) => bytes.len() + small,
+            Action::Truncate(_) => small,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    ops: Vec<Op>,
+    bytes: usize,
+    closed: bool,
+    /// What went wrong; nothing is written after it.
+    failed: Option<String>,
+}
+
+pub(super) struct Inner {
+    queue: Mutex<Queue>,
+    work: Condvar,
+    room: Notify,
+    disk: Arc<dyn Disk>,
+    pub(super) groups: Arc<Vec<Arc<Mutex<Index>>>>,
+    /// In simulation the engine is driven by whoever submits.
+    inline: Option<Mutex<Engine>>,
+}
+
+/// A node's log.
+pub struct Wal {
+    inner: Arc<Inner>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Wal {
+    /// Opens or creates the log, with a writer thread.
+    pub fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Wal, WalError> {
+        let location = disk.location();
+        let engine = recovery::open(disk.clone(), config)?;
+        let inner = Arc::new(Inner::new(disk, &engine, None));
+        let writer = inner.clone();
+        let thread = std::thread::Builder::new().name("wal".to_owned()).spawn(move || run(&writer, engine));
+        let thread = thread.map_err(|error| WalError::Io { folder: location, error })?;
+        Ok(Wal { inner, thread: Some(thread) })
+    }
+
+    /// Opens or creates the log without a thread: every operation is done before it returns. For simulation.
+    pub fn open_inline(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Wal, WalError> {
+        let engine = recovery::open(disk.clone(), config)?;
+        let inner = Inner::new(disk, &engine, None);
+        Ok(Wal { inner: Arc::new(Inner { inline: Some(Mutex::new(engine)), ..inner }), thread: None })
+    }
+
+    /// One group's part; `None` if there is no such group.
+    pub fn group(&self, group: u16) -> Option<WalGroup> {
+        let known = usize::from(group) < self.inner.groups.len();
+        known.then(|| WalGroup { wal: self.inner.clone(), group })
+    }
+
+    /// Why the log stopped, if it did. The node must stop, too.
+    pub fn failed(&self) -> Option<String> {
+        self.inner.queue().failed.clone()
+    }
+}
+
+impl Drop for Wal {
+    fn drop(&mut self) {
+        self.inner.queue().closed = true;
+        self.inner.work.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // A writer that panicked has nothing more to write.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Inner {
+    fn new(disk: Arc<dyn Disk>, engine: &Engine, inline: Option<Mutex<Engine>>) -> Inner {
+        Inner {
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            room: Notify::new(),
+            disk,
+            groups: engine.groups.clone(),
+            inline,
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn check_alive(&self) -> io::Result<()> {
+        let queue = self.queue();
+        match &queue.failed {
+            Some(failed) => Err(stopped(failed)),
+            None if queue.closed => Err(stopped("the log is closed")),
+            None => Ok(()),
+        }
+    }
+
+    /// Queues an operation; waits while too much is queued. It is done in the order of the calls.
+    pub(super) async fn submit(&self, op: Op) -> io::Result<()> {
+        if let Some(engine) = &self.inline {
+            self.check_alive()?;
+            let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+            finish(self, vec![op], |ops| engine.commit(ops));
+            return Ok(());
+        }
+        let mut op = Some(op);
+        loop {
+            let room = self.room.notified();
+            {
+                let mut queue = self.queue();
+                if let Some(failed) = &queue.failed {
+                    return Err(stopped(failed));
+                }
+                if queue.closed {
+                    return Err(stopped("the log is closed"));
+                }
+                if queue.bytes < QUEUE_BYTES {
+                    let Some(op) = op.take() else { return Ok(()) };
+                    queue.bytes += op.action.bytes();
+                    queue.ops.push(op);
+                    if queue.ops.len() == 1 {
+                        self.work.notify_one();
+                    }
+                    return Ok(());
+                }
+            }
+            room.await;
+        }
+    }
+
+    /// Queues an operation and waits until it is durable.
+    pub(super) async fn submit_and_wait(&self, group: u16, action: Action) -> io::Result<()> {
+        let (done, outcome) = oneshot::channel();
+        let done: Done = Box::new(move |result| {
+            // The caller may have stopped waiting; what it asked for is done all the same.
+            let _ = done.send(result);
+        });
+        self.submit(Op { group, action, done: Some(done) }).await?;
+        outcome.await.unwrap_or_else(|_| Err(stopped("the log is closed")))
+    }
+
+    /// Reads the bytes of an entry from its file.
+    pub(super) fn read_entry(&self, group: u16, index: u64, place: Place) -> io::Result<Bytes> {
+        use super::record::{self, Kind, RECORD};
+        let head = RECORD + 8;
+        let mut bytes = vec![0; head + place.len as usize];
+        let offset = u64::from(place.offset) - head as u64;
+        self.disk.read_at(&segment_name(place.segment), offset, &mut bytes)?;
+        let record = record::parse(&bytes, place.segment).filter(|record| {
+            matches!(record.kind, Kind::Entry | Kind::Copy)
+                && record.group == group
+                && record.payload.get(..8) == Some(&index.to_le_bytes())
+        });
+        if record.is_none() {
+            let file = segment_name(place.segment);
+            let message = format!("entry {index} of group {group} in {file} cannot be read: {}", self.disk.location());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        Ok(Bytes::from(bytes).slice(head..))
+    }
+}
+
+fn stopped(why: &str) -> io::Error {
+    io::Error::other(format!("the log has stopped: {why}"))
+}
+
+/// Carries operations out and tells everyone; the first failure is the last thing that happens to the log.
+fn finish(inner: &Inner, ops: Vec<Op>, commit: impl FnOnce(&[Op]) -> io::Result<()>) {
+    let failed = inner.queue().failed.clone();
+    let result = match failed {
+        Some(failed) => Err(failed),
+        None => commit(&ops).map_err(|error| {
+            let failed = format!("{}: {error}; restart this node once its disk is sound", inner.disk.location());
+            tracing::error!(%failed, "writing the log failed; nothing more is written");
+            inner.queue().failed = Some(failed.clone());
+            failed
+        }),
+    };
+    for done in ops.into_iter().filter_map(|op| op.done) {
+        done(result.clone().map_err(|failed| stopped(&failed)));
+    }
+}
+
+fn run(inner: &Inner, mut engine: Engine) {
+    loop {
+        let ops = {
+            let mut queue = inner.queue();
+            while queue.ops.is_empty() && !queue.closed {
+                if engine.sealed {
+                    queue = inner.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                } else {
+                    let (guard, waited) =
+                        inner.work.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
+                    queue = guard;
+                    if waited.timed_out() {
+                        break;
+                    }
+                }
+            }
+            queue.bytes = 0;
+            std::mem::take(&mut queue.ops)
+        };
+        inner.room.notify_waiters();
+        if ops.is_empty() {
+            // Idle, or closing: seal what is not sealed.
+            finish(inner, Vec::new(), |_| engine.seal());
+            let queue = inner.queue();
+            if queue.closed && queue.ops.is_empty() || queue.failed.is_some() {
+                if queue.closed {
+                    return;
+                }
+                engine.sealed = true;
+            }
+            continue;
+        }
+        finish(inner, ops, |ops| engine.commit(ops));
+    }
+}
