@@ -1,0 +1,90 @@
+//! What the application hears of its terminal. Data, and the confirmation of a push.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use reveille_protocol::id::*;
+use tokio::sync::watch;
+
+/// Something that happened to a terminal.
+#[derive(Debug)]
+pub enum Event {
+    /// It listens for notifications here.
+    Listening {
+        /// The UDP address.
+        address: SocketAddr,
+    },
+    /// A notification came.
+    Notified {
+        /// Its number.
+        id: u64,
+        /// Pushes that wait.
+        pending: u32,
+    },
+    /// Nothing was heard for the check-in period: it connects by itself.
+    CheckIn,
+    /// A session is open: the terminal is online.
+    Connected {
+        /// The node.
+        node: NodeId,
+        /// Where it is.
+        address: SocketAddr,
+        /// The session's epoch.
+        epoch: Epoch,
+        /// Pushes that wait.
+        pending: u32,
+    },
+    /// A push.
+    Received(Received),
+    /// What came before `next` is over: the registration began anew, or another copy of this terminal's state
+    /// confirmed it.
+    Reset {
+        /// The first seq that is to come.
+        next: Seq,
+    },
+    /// The session is closed: the terminal is offline.
+    Disconnected {
+        /// Why.
+        reason: String,
+    },
+    /// Something that the application or its operator must know.
+    Problem {
+        /// What, and what to do.
+        what: String,
+    },
+}
+
+/// A push, given to the application.
+#[derive(Debug)]
+pub struct Received {
+    /// Its name.
+    pub message: MessageId,
+    /// Its place in the terminal's stream.
+    pub seq: Seq,
+    /// The application it is for.
+    pub channel: Channel,
+    /// Application headers.
+    pub headers: Vec<(String, String)>,
+    /// Payload.
+    pub body: Bytes,
+    /// It was given to an earlier run of this terminal, which may have shown it and ended before it confirmed.
+    pub maybe_seen: bool,
+    /// Milliseconds until it expires, when it was sent.
+    pub lives_for: u64,
+    /// The node that delivered it.
+    pub node: NodeId,
+    pub(crate) confirmed: watch::Sender<Seq>,
+}
+
+impl Received {
+    /// Confirms this push and every one before it. A push that is not confirmed comes again after a restart.
+    pub fn confirm(self) {
+        self.confirmed.send_if_modified(|confirmed| {
+            let higher = self.seq > *confirmed;
+            if higher {
+                *confirmed = self.seq;
+            }
+            higher
+        });
+    }
+}

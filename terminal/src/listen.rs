@@ -1,0 +1,125 @@
+//! Notification listening: a QUIC endpoint in the server's role on one UDP socket. Idle, it costs a socket and
+//! nothing else. Authenticates and answers notifications; what follows from one is not decided here.
+
+mod gate;
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Endpoint, EndpointConfig, IdleTimeout, Runtime, ServerConfig, TokioRuntime, TransportConfig};
+use reveille_protocol::wire::notification::{Notification, NotificationAck};
+use tokio::sync::{Semaphore, mpsc};
+
+pub use self::gate::{Gate, ListenStats};
+use crate::identity::Identity;
+
+/// Connections with notifications at once: more than one node tries only after a failover.
+const CONNECTIONS: usize = 8;
+/// Notifications that wait to be acted on; one is enough to connect.
+const QUEUE: usize = 8;
+/// A connection that carries a notification must be done within this.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// The listening socket.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) notifications: mpsc::Receiver<Notification>,
+    gate: Arc<Gate>,
+    address: SocketAddr,
+    endpoint: Endpoint,
+}
+
+impl Listener {
+    /// Binds the socket and starts to listen. Until a first session has brought the notify secret, nothing passes.
+    pub(crate) fn start(address: SocketAddr, identity: &Identity) -> io::Result<Listener> {
+        let socket = UdpSocket::bind(address)?;
+        let address = socket.local_addr()?;
+        let gate = Arc::new(Gate::default());
+        let runtime = Arc::new(TokioRuntime);
+        let socket = gate::Gated::new(runtime.wrap_udp_socket(socket)?, gate.clone());
+        let crypto = QuicServerConfig::try_from(identity.server.clone()).map_err(io::Error::other)?;
+        let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+        server.transport_config(Arc::new(transport())).max_incoming(CONNECTIONS);
+        let mut config = EndpointConfig::default();
+        config.grease_quic_bit(false);
+        let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), Arc::new(socket), runtime)?;
+        let (queue, notifications) = mpsc::channel(QUEUE);
+        tokio::spawn(accept(endpoint.clone(), queue));
+        Ok(Listener { notifications, gate, address, endpoint })
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn gate(&self) -> Arc<Gate> {
+        self.gate.clone()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.endpoint.close(0u32.into(), b"");
+    }
+}
+
+/// Small: one datagram each way, no streams.
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(0u32.into())
+        .max_concurrent_uni_streams(0u32.into())
+        .datagram_receive_buffer_size(Some(8 * 1024))
+        .datagram_send_buffer_size(8 * 1024)
+        .initial_rtt(Duration::from_millis(100))
+        .mtu_discovery_config(None)
+        .max_idle_timeout(IdleTimeout::try_from(DEADLINE).ok());
+    transport
+}
+
+async fn accept(endpoint: Endpoint, queue: mpsc::Sender<Notification>) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    while let Some(incoming) = endpoint.accept().await {
+        let Ok(permit) = permits.clone().try_acquire_owned() else {
+            incoming.ignore();
+            continue;
+        };
+        let queue = queue.clone();
+        tokio::spawn(async move {
+            if tokio::time::timeout(DEADLINE, answer(incoming, queue)).await.is_err() {
+                tracing::debug!("a notification's connection took too long");
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Takes the notifications of one connection; each copy is acknowledged, because the acknowledgement of the one
+/// before may be lost.
+async fn answer(incoming: quinn::Incoming, queue: mpsc::Sender<Notification>) {
+    let Ok(connecting) = incoming.accept() else { return };
+    // With 0-RTT the notification is in the first flight, before the handshake is done.
+    let connection = match connecting.into_0rtt() {
+        Ok((connection, _)) => connection,
+        Err(connecting) => match connecting.await {
+            Ok(connection) => connection,
+            Err(_) => return,
+        },
+    };
+    let mut taken = None;
+    while let Ok(datagram) = connection.read_datagram().await {
+        let Ok(notification) = Notification::decode(&datagram) else { continue };
+        let ack = NotificationAck { id: notification.id };
+        // The node repeats until it hears this; a full buffer is a lost datagram.
+        let _ = connection.send_datagram(ack.encode().into());
+        if taken != Some(notification.id) {
+            taken = Some(notification.id);
+            // Full: enough wait already to make the terminal connect.
+            let _ = queue.try_send(notification);
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Message receiving: one session from Hello to its end. Carries out what the rules of a session decide.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Instant as Clock;
+
+use bytes::BytesMut;
+use reveille_protocol::id::*;
+use reveille_protocol::limits;
+use reveille_protocol::session::terminal::{self as rules, Closed, Command};
+use reveille_protocol::time::Instant;
+use reveille_protocol::wire::notification::Notification;
+use reveille_protocol::wire::session::{Frame, NodeFrame, Welcome};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::client::TlsStream;
+
+use crate::event::{Event, Received};
+use crate::listen::Gate;
+use crate::store::Store;
+
+/// Bytes taken from the connection at once.
+const READ: usize = 16 * 1024;
+
+/// What a session uses of the terminal around it.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) terminal: TerminalId,
+    pub(crate) origin: Clock,
+    pub(crate) store: &'a mut Store,
+    pub(crate) gate: &'a Gate,
+    pub(crate) events: &'a mpsc::Sender<Event>,
+    pub(crate) notifications: &'a mut mpsc::Receiver<Notification>,
+    pub(crate) confirmed: &'a watch::Sender<Seq>,
+    pub(crate) leaving: &'a watch::Receiver<bool>,
+}
+
+/// How a session ended.
+pub(crate) struct Outcome {
+    pub(crate) closed: Closed,
+    pub(crate) welcome: Option<Welcome>,
+    /// Highest seq given to the application.
+    pub(crate) given: Seq,
+}
+
+struct Session<'a, 's> {
+    around: &'a mut Surroundings<'s>,
+    machine: rules::Terminal,
+    address: SocketAddr,
+    outgoing: Vec<u8>,
+    /// Events that the application has not taken yet; at most a window of pushes.
+    waiting: VecDeque<Event>,
+    welcome: Option<Welcome>,
+    closed: Option<Closed>,
+}
+
+/// Runs a session on a connection until it ends. An error is of the terminal's own disk.
+pub(crate) async fn receive(
+    stream: TlsStream<TcpStream>,
+    address: SocketAddr,
+    config: rules::Config,
+    around: &mut Surroundings<'_>,
+) -> Result<Outcome, crate::store::StoreError> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let now = now(around.origin);
+    let mut confirmed = around.confirmed.subscribe();
+    let mut leaving = around.leaving.clone();
+    let mut leave_said = false;
+    let mut session = Session {
+        machine: rules::Terminal::new(config, now),
+        around,
+        address,
+        outgoing: Vec::new(),
+        waiting: VecDeque::new(),
+        welcome: None,
+        closed: None,
+    };
+    let mut incoming = BytesMut::with_capacity(READ);
+    session.handle(rules::Event::Connected)?;
+    loop {
+        if !session.outgoing.is_empty() {
+            let write = async {
+                writer.write_all(&session.outgoing).await?;
+                writer.flush().await
+            };
+            let written = tokio::time::timeout(limits::WRITE_DEADLINE, write).await;
+            session.outgoing.clear();
+            if !matches!(written, Ok(Ok(()))) && session.closed.is_none() {
+                session.handle(rules::Event::PeerClosed)?;
+            }
+        }
+        if session.closed.is_some() && session.waiting.is_empty() {
+            break;
+        }
+        let deadline = session.machine.poll_timeout();
+        let timer = async {
+            match deadline {
+                Some(at) => tokio::time::sleep(at.since(self::now(session.around.origin))).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            read = reader.read_buf(&mut incoming), if session.closed.is_none() => {
+                session.read(read, &mut incoming)?;
+            }
+            room = session.around.events.reserve(), if !session.waiting.is_empty() => {
+                match (room, session.waiting.pop_front()) {
+                    (Ok(room), Some(event)) => room.send(event),
+                    // The application has gone: what it did not take stays unconfirmed.
+                    _ => {
+                        session.waiting.clear();
+                        session.handle(rules::Event::Leave)?;
+                    }
+                }
+            }
+            Ok(()) = confirmed.changed() => {
+                let seq = *confirmed.borrow_and_update();
+                session.handle(rules::Event::Confirmed(seq))?;
+            }
+            Some(notification) = session.around.notifications.recv() => {
+                session.notified(&notification)?;
+            }
+            // An error: the handle is gone, and the task with it soon.
+            Ok(()) = leaving.changed(), if !leave_said => {
+                leave_said = true;
+                session.waiting.clear();
+                session.handle(rules::Event::Leave)?;
+            }
+            () = timer => session.handle(rules::Event::Timeout)?,
+        }
+    }
+    crate::disconnect::close(writer).await;
+    let given = session.machine.given();
+    let closed = session.closed.take().unwrap_or(Closed::Done);
+    Ok(Outcome { closed, welcome: session.welcome.take(), given })
+}
+
+pub(crate) fn now(origin: Clock) -> Instant {
+    Instant(origin.elapsed().as_millis() as u64)
+}
+
+impl Session<'_, '_> {
+    fn read(&mut self, read: io::Result<usize>, incoming: &mut BytesMut) -> Result<(), crate::store::StoreError> {
+        if !matches!(read, Ok(1..)) {
+            return self.handle(rules::Event::PeerClosed);
+        }
+        loop {
+            match NodeFrame::take(incoming) {
+                Ok(Some(frame)) => self.handle(rules::Event::Frame(frame))?,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(%error, address = %self.address, "the node sent no frame");
+                    return self.handle(rules::Event::Malformed);
+                }
+            }
+        }
+    }
+
+    fn notified(&mut self, notification: &Notification) -> Result<(), crate::store::StoreError> {
+        if notification.epoch >= self.machine.memory().epoch {
+            self.waiting.push_back(Event::Notified { id: notification.id, pending: notification.pending });
+            self.handle(rules::Event::Notified)?;
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, event: rules::Event) -> Result<(), crate::store::StoreError> {
+        let before = self.machine.memory();
+        for command in self.machine.handle(now(self.around.origin), event) {
+            match command {
+                Command::Send(frame) => frame.encode(&mut self.outgoing),
+                // Only what the application confirmed must survive the loss of power: the rest is found out again.
+                Command::Save(memory) => self.around.store.save(memory, memory.last != before.last)?,
+                Command::Welcomed(welcome) => {
+                    self.around.gate.set_secret(welcome.notify_secret);
+                    self.waiting.push_back(Event::Connected {
+                        node: welcome.node,
+                        address: self.address,
+                        epoch: welcome.epoch,
+                        pending: welcome.pending,
+                    });
+                    self.welcome = Some(welcome);
+                }
+                Command::Reset { next } => self.waiting.push_back(Event::Reset { next }),
+                Command::Deliver(push) => {
+                    let stream = self.machine.memory().stream;
+                    self.waiting.push_back(Event::Received(Received {
+                        message: MessageId {
+                            terminal: self.around.terminal,
+                            check: stream.check(),
+                            seq: push.seq,
+                        },
+                        seq: push.seq,
+                        channel: push.channel,
+                        headers: push.headers,
+                        body: push.body,
+                        maybe_seen: push.maybe_seen,
+                        lives_for: push.lives_for,
+                        node: self.welcome.as_ref().map(|welcome| welcome.node).unwrap_or_default(),
+                        confirmed: self.around.confirmed.clone(),
+                    }));
+                }
+                Command::Close(closed) => self.closed = Some(closed),
+            }
+        }
+        Ok(())
+    }
+}

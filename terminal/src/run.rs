@@ -1,0 +1,231 @@
+//! The life of a terminal: connect once, then listen, and connect again because of a notification or a check-in.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::Rng;
+use reveille_protocol::id::*;
+use reveille_protocol::limits;
+use reveille_protocol::service_list::row::{Linger, Urgency};
+use reveille_protocol::session::terminal::{self as rules, Closed};
+use reveille_protocol::wire::notification::Notification;
+use reveille_protocol::wire::session::Listening;
+use tokio::sync::{mpsc, watch};
+
+use crate::connect::connect;
+use crate::disconnect::{self, Next};
+use crate::event::Event;
+use crate::identity::Identity;
+use crate::listen::Listener;
+use crate::receive::{Surroundings, receive};
+use crate::resolve::backoff;
+use crate::store::{Store, StoreError};
+
+/// How a terminal behaves.
+pub(crate) struct Config {
+    pub(crate) servers: Vec<String>,
+    pub(crate) linger: Linger,
+    pub(crate) min_urgency: Urgency,
+    pub(crate) enrolment: Option<Bytes>,
+    pub(crate) check_in: Option<Duration>,
+}
+
+/// A terminal's task.
+pub(crate) struct Run {
+    config: Config,
+    identity: Identity,
+    store: Store,
+    listener: Listener,
+    events: mpsc::Sender<Event>,
+    leaving: watch::Receiver<bool>,
+    confirmed: watch::Sender<Seq>,
+    /// Highest seq given to the application in this process.
+    given: Seq,
+    /// The stream that `given` counts in.
+    stream: Stream,
+    check_in: Duration,
+    origin: Instant,
+}
+
+/// The task must end.
+enum End {
+    /// As the application wished.
+    Left,
+    /// The disk failed.
+    Store(StoreError),
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> End {
+        End::Store(error)
+    }
+}
+
+impl Run {
+    pub(crate) fn new(
+        config: Config,
+        identity: Identity,
+        store: Store,
+        listener: Listener,
+        events: mpsc::Sender<Event>,
+        leaving: watch::Receiver<bool>,
+    ) -> Run {
+        let memory = store.memory();
+        Run {
+            check_in: config.check_in.unwrap_or(limits::CHECK_IN),
+            config,
+            identity,
+            listener,
+            events,
+            leaving,
+            confirmed: watch::Sender::new(Seq(0)),
+            given: memory.last,
+            stream: memory.stream,
+            store,
+            origin: Instant::now(),
+        }
+    }
+
+    pub(crate) async fn run(mut self) {
+        if let Err(End::Store(error)) = self.live().await {
+            // Without its memory it could not tell old from new: it rather ends.
+            let what = format!("the terminal's memory cannot be saved: {error}");
+            tracing::error!(%what);
+            let _ = self.events.send(Event::Problem { what }).await;
+        }
+    }
+
+    async fn live(&mut self) -> Result<(), End> {
+        self.tell(Event::Listening { address: self.listener.address() }).await?;
+        let mut hints = Vec::new();
+        loop {
+            self.sessions(&std::mem::take(&mut hints)).await?;
+            hints = self.listen().await?;
+        }
+    }
+
+    /// Waits for a reason to connect; the nodes that a notification hints.
+    async fn listen(&mut self) -> Result<Vec<String>, End> {
+        // A tenth of spread, so that terminals which started together do not check in together.
+        let spread = 0.9 + 0.2 * rand::rng().random::<f64>();
+        let check_in = tokio::time::sleep(self.check_in.mul_f64(spread));
+        tokio::pin!(check_in);
+        let mut confirmed = self.confirmed.subscribe();
+        loop {
+            tokio::select! {
+                Some(notification) = self.listener.notifications.recv() => {
+                    if self.is_current(&notification) {
+                        let Notification { id, pending, hints, .. } = notification;
+                        self.tell(Event::Notified { id, pending }).await?;
+                        return Ok(hints);
+                    }
+                }
+                () = &mut check_in => {
+                    self.tell(Event::CheckIn).await?;
+                    return Ok(Vec::new());
+                }
+                // Confirmed after its session was gone: saved now, and said by connecting.
+                Ok(()) = confirmed.changed() => {
+                    let seq = *confirmed.borrow_and_update();
+                    if self.confirm_offline(seq)? {
+                        return Ok(Vec::new());
+                    }
+                }
+                // Set, or the handle is gone: the same.
+                _ = self.leaving.changed() => return Err(End::Left),
+            }
+        }
+    }
+
+    /// Older ones were sent before a session that has been since.
+    fn is_current(&self, notification: &Notification) -> bool {
+        notification.epoch >= self.store.memory().epoch
+    }
+
+    fn confirm_offline(&mut self, seq: Seq) -> Result<bool, StoreError> {
+        let mut memory = self.store.memory();
+        let new = seq > memory.last && seq <= self.given;
+        if new {
+            memory.last = seq;
+            self.store.save(memory, true)?;
+        }
+        Ok(new)
+    }
+
+    /// Connects until a session has come to a good end.
+    async fn sessions(&mut self, hints: &[String]) -> Result<(), End> {
+        for failures in 0.. {
+            let mut wait = backoff(failures);
+            match connect(&self.identity, &self.config.servers, hints).await {
+                Ok((stream, address)) => {
+                    let config = self.begin()?;
+                    let outcome = {
+                        let mut around = Surroundings {
+                            terminal: self.identity.terminal(),
+                            origin: self.origin,
+                            gate: &self.listener.gate(),
+                            store: &mut self.store,
+                            events: &self.events,
+                            notifications: &mut self.listener.notifications,
+                            confirmed: &self.confirmed,
+                            leaving: &self.leaving,
+                        };
+                        receive(stream, address, config, &mut around).await?
+                    };
+                    self.given = outcome.given;
+                    self.stream = self.store.memory().stream;
+                    if let Some(welcome) = &outcome.welcome {
+                        let asked = Duration::from_secs(u64::from(welcome.check_in));
+                        self.check_in = self.config.check_in.unwrap_or(asked);
+                    }
+                    self.disconnected(&outcome.closed).await?;
+                    match disconnect::next(&outcome.closed) {
+                        Next::Listen => return Ok(()),
+                        // The node did answer: only what it asked for is waited, and a little spread.
+                        Next::Again(after) if outcome.welcome.is_some() => wait = after + backoff(0),
+                        Next::Again(after) => wait = wait.max(after),
+                        Next::Refused(after, what) => {
+                            self.tell(Event::Problem { what }).await?;
+                            wait = after;
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::info!(%error, again_in = ?wait, "cannot connect");
+                    if failures == 3 {
+                        self.tell(Event::Problem { what: format!("{error}; trying on") }).await?;
+                    }
+                }
+            }
+            if tokio::time::timeout(wait, self.leaving.changed()).await.is_ok() {
+                return Err(End::Left);
+            }
+        }
+        Ok(())
+    }
+
+    /// A new attempt, saved before it is used.
+    fn begin(&mut self) -> Result<rules::Config, StoreError> {
+        let mut memory = self.store.memory();
+        memory.attempt = Attempt(memory.attempt.0 + 1);
+        self.store.save(memory, false)?;
+        let port = self.listener.address().port();
+        Ok(rules::Config {
+            terminal: self.identity.terminal(),
+            memory,
+            listening: Some(Listening { port, key: self.identity.listening_key() }),
+            linger: self.config.linger,
+            min_urgency: self.config.min_urgency,
+            enrolment: self.config.enrolment.clone(),
+            given: self.given,
+        })
+    }
+
+    async fn disconnected(&self, closed: &Closed) -> Result<(), End> {
+        self.tell(Event::Disconnected { reason: disconnect::describe(closed) }).await
+    }
+
+    async fn tell(&self, event: Event) -> Result<(), End> {
+        self.events.send(event).await.map_err(|_| End::Left)
+    }
+}
