@@ -1,2 +1,28 @@
-//! Map.
-fn main() {}
+//! `reveille`: the server and command line of Reveille. A map; each command is a file in `cli`.
+
+mod assemble;
+mod cli;
+mod config;
+mod enrolment;
+mod host;
+mod http;
+mod notify;
+mod session;
+mod shutdown;
+mod telemetry;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line: what happened, and what it was about.
+            #[allow(clippy::print_stderr, reason = "a command's last word to its user")]
+            {
+                eprintln!("reveille: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

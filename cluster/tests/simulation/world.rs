@@ -1,6 +1,5 @@
 //! The simulated world: three members on virtual time, with a network that delays, cuts and loses, disks that
 //! lose what was not synced, and hosts that take hand-offs for terminals that are not there.
-#![allow(unreachable_pub, reason = "a module of one test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock, Weak};

@@ -1,0 +1,307 @@
+//! A node from its configuration: opens ports and disks, starts the cluster, then sessions and HTTP, and ends all of
+//! it in order. No rules.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use actix_web::{App, HttpServer, web};
+use anyhow::{Context, anyhow};
+use metrics_exporter_prometheus::PrometheusBuilder;
+use reveille_cluster::link::Identity;
+use reveille_cluster::member::{Beginning, MemberConfig};
+use reveille_cluster::{ClusterConfig, ClusterHandle};
+use reveille_protocol::directory::{self, Directory, Rights, Tenant, Token};
+use reveille_protocol::id::*;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::Config;
+use crate::enrolment::random;
+use crate::host::NodeHost;
+use crate::http::{self, Api};
+use crate::notify::dial::{self, Dialler};
+use crate::notify::pace::Pace;
+use crate::notify::Notifier;
+use crate::session::actor::Context as SessionContext;
+use crate::session::listener;
+use crate::session::registry::Registry;
+use crate::session::tls::{Tickets, server_config};
+
+/// The first tenant of a cluster.
+const FIRST_TENANT: TenantId = TenantId(1);
+/// Leaving takes at most this long: terminals and publishers have gone elsewhere by then.
+const LEAVE: Duration = Duration::from_secs(5);
+
+/// Certificates as rustls takes them.
+struct Certificates {
+    ca: Vec<CertificateDer<'static>>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl Certificates {
+    fn read(config: &Config) -> anyhow::Result<Certificates> {
+        let certificates = |path: &std::path::Path| -> anyhow::Result<Vec<CertificateDer<'static>>> {
+            let found = CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+                .with_context(|| format!("certificates in {}", path.display()))?;
+            anyhow::ensure!(!found.is_empty(), "{} holds no certificate", path.display());
+            Ok(found)
+        };
+        let key = PrivateKeyDer::from_pem_file(&config.tls.key)
+            .with_context(|| format!("key in {}", config.tls.key.display()))?;
+        Ok(Certificates { ca: certificates(&config.tls.ca)?, chain: certificates(&config.tls.certificate)?, key })
+    }
+}
+
+async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{what}.listen: cannot listen on {address}"))
+}
+
+/// Runs a node until `stop` resolves or it must end. `create` makes its data folder.
+///
+/// Runs raft, links and sessions' bytes on the calling runtime, actors and HTTP on threads of their own.
+pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let cluster_id = config.cluster_id()?;
+    let certificates = Certificates::read(&config)?;
+    let node = NodeId(config.node);
+    let identity = Identity::new(
+        node,
+        cluster_id,
+        certificates.ca.clone(),
+        certificates.chain.clone(),
+        &certificates.key,
+    )
+    .with_context(|| format!("tls.certificate {}", config.tls.certificate.display()))?;
+    let metrics = PrometheusBuilder::new().install_recorder().context("metrics cannot be set up")?;
+    let peer_listener = bind("peer", config.peer.listen).await?;
+    let session_listener = bind("session", config.session.listen).await?;
+    let addresses = addresses(&config);
+
+    let registry = Registry::default();
+    let tickets = Arc::new(Tickets::default());
+    let latest = Arc::new(RwLock::new(Arc::new(Directory::default())));
+    let notifier = Arc::new(OnceLock::new());
+    let running = Arc::new(OnceLock::new());
+    let (failed, mut failures) = mpsc::channel(1);
+    let own = own_addresses(&config).await;
+    let pace = Pace::new(
+        config.notify.per_second,
+        config.notify.per_prefix_per_second,
+        own,
+        config.only_loopback(),
+    );
+    let shown = dial::Identity { chain: certificates.chain.clone(), key: certificates.key.clone_key() };
+    let dialler = Dialler::new(config.notify.bind, shown)
+        .with_context(|| format!("notify.bind: cannot use {}", config.notify.bind))?;
+    let hints = vec![addresses.session.clone()];
+    notifier.get_or_init(|| Notifier::start(dialler, pace, running.clone(), latest.clone(), hints));
+    let host = NodeHost { registry: registry.clone(), notifier, tickets: tickets.clone(), latest, failed };
+
+    let cluster = ClusterConfig {
+        member: member(&config, cluster_id, addresses)?,
+        data: config.data.clone(),
+        create,
+        segment_bytes: config.storage.segment_bytes,
+        cache_bytes: config.storage.cache_bytes,
+        overlay_bytes: config.storage.overlay_bytes,
+        listener: peer_listener,
+        identity,
+    };
+    let cluster = ClusterHandle::start(cluster, Arc::new(host)).await?;
+    running.get_or_init(|| cluster.clone());
+
+    let context = Arc::new(SessionContext {
+        cluster: OnceLock::from(cluster.clone()),
+        registry: registry.clone(),
+        node,
+        check_in: Duration::from_secs(u64::from(config.notify.check_in)),
+        origin: Instant::now(),
+    });
+    let acceptor = server_config(certificates.chain.clone(), certificates.key.clone_key(), tickets)
+        .context("session port: TLS cannot be set up")?;
+    let leaving = Arc::new(AtomicBool::new(false));
+    let api = web::Data::new(Api { cluster: cluster.clone(), registry: registry.clone(), metrics, leaving: leaving.clone() });
+    let actors = Actors::start(&config, &certificates, api)?;
+    let accepting = tokio::spawn(listener::run(
+        session_listener,
+        TlsAcceptor::from(Arc::new(acceptor)),
+        context,
+        actors.arbiters.clone(),
+    ));
+    tracing::info!(
+        node = node.0,
+        incarnation = cluster.incarnation().0,
+        session = %config.session.listen,
+        http = %config.http.listen,
+        admin = %config.admin.listen,
+        "node is running"
+    );
+
+    let outcome = tokio::select! {
+        () = stop => Ok(()),
+        why = failures.recv() => Err(anyhow!(why.unwrap_or_default())),
+    };
+    leaving.store(true, Ordering::Relaxed);
+    accepting.abort();
+    let leave = async {
+        registry.leave_all(1000);
+        // Their last words go out before the ports close.
+        while registry.len() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        actors.stop().await;
+        cluster.shutdown().await;
+    };
+    if tokio::time::timeout(LEAVE, leave).await.is_err() {
+        tracing::warn!("not everything ended in time; what was acknowledged is on disk");
+    }
+    tracing::info!(node = node.0, "node has ended");
+    outcome
+}
+
+fn addresses(config: &Config) -> directory::Node {
+    let advertised = |port: &crate::config::Port| {
+        port.advertise.clone().unwrap_or_else(|| port.listen.to_string())
+    };
+    let scheme = if config.http.tls { "https" } else { "http" };
+    let http = config.http.advertise.clone().unwrap_or_else(|| format!("{scheme}://{}", config.http.listen));
+    directory::Node {
+        peer: advertised(&config.peer),
+        session: advertised(&config.session),
+        http,
+        ..directory::Node::default()
+    }
+}
+
+/// The cluster's own addresses, which are never notified.
+async fn own_addresses(config: &Config) -> Vec<IpAddr> {
+    let mut own = Vec::new();
+    for name in config.cluster.nodes.values() {
+        if let Ok(found) = tokio::net::lookup_host(name).await {
+            own.extend(found.map(|address| address.ip()));
+        }
+    }
+    own
+}
+
+fn member(config: &Config, cluster: u64, addresses: directory::Node) -> anyhow::Result<MemberConfig> {
+    let voters: BTreeMap<NodeId, String> =
+        config.nodes()?.into_iter().map(|(id, address)| (NodeId(id), address)).collect();
+    let first = &config.cluster.tenant;
+    let hex = |text: &str, what: &str| -> anyhow::Result<Option<KeyFingerprint>> {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        text.parse().map(Some).map_err(|_| anyhow!("cluster.tenant.{what} must be 64 hex digits"))
+    };
+    let mut tokens = BTreeMap::new();
+    if let Some(hash) = hex(&first.admin_token_sha256, "admin_token_sha256")? {
+        let rights = Rights { publish: true, read: true, admin: true };
+        let token = Token { name: "first".to_owned(), tenant: FIRST_TENANT, rights, expires: None };
+        tokens.insert(hash, token);
+    }
+    let tenant = Tenant {
+        name: if first.name.is_empty() { "default".to_owned() } else { first.name.clone() },
+        enrolment_key: hex(&first.enrolment_key, "enrolment_key")?.map(|key| key.0),
+        open: first.open,
+    };
+    let nodes = voters.keys().map(|id| (*id, directory::Node::default())).collect();
+    let beginning =
+        Beginning { nodes, tenants: BTreeMap::from([(FIRST_TENANT, tenant)]), tokens, secret: random() };
+    let wall = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
+    Ok(MemberConfig {
+        node: NodeId(config.node),
+        cluster,
+        groups: config.cluster.groups,
+        voters,
+        addresses,
+        boot: u64::from_le_bytes(random()),
+        beginning: Some(beginning),
+        wall: Arc::new(wall),
+    })
+}
+
+/// The threads of actors and HTTP.
+struct Actors {
+    arbiters: Vec<actix::ArbiterHandle>,
+    system: actix::System,
+    servers: Vec<actix_web::dev::ServerHandle>,
+    thread: std::thread::JoinHandle<std::io::Result<()>>,
+}
+
+impl Actors {
+    /// Starts an actix system on a thread of its own, and waits until its ports are open.
+    fn start(config: &Config, certificates: &Certificates, api: web::Data<Api>) -> anyhow::Result<Actors> {
+        let admin = web::Data::new(http::Admin { guarded: !config.admin.listen.ip().is_loopback() });
+        let tls = match config.http.tls {
+            true => Some(https(certificates).context("http: TLS cannot be set up")?),
+            false => None,
+        };
+        let (http, workers, operator) = (config.http.listen, config.http.workers, config.admin.listen);
+        let (started, starting) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new().name("actors".to_owned()).spawn(move || {
+            let runner = actix::System::new();
+            let servers = runner.block_on(async move {
+                let publishers = {
+                    let api = api.clone();
+                    let server = HttpServer::new(move || App::new().app_data(api.clone()).configure(http::publisher))
+                        .workers(workers)
+                        .disable_signals()
+                        .shutdown_timeout(1);
+                    let bound = match tls {
+                        Some(tls) => server.bind_rustls_0_23(http, tls),
+                        None => server.bind(http),
+                    };
+                    bound.with_context(|| format!("http.listen: cannot listen on {http}"))?.run()
+                };
+                let operators = HttpServer::new(move || {
+                    App::new().app_data(api.clone()).app_data(admin.clone()).configure(http::operator)
+                })
+                .workers(1)
+                .disable_signals()
+                .shutdown_timeout(1)
+                .bind(operator)
+                .with_context(|| format!("admin.listen: cannot listen on {operator}"))?
+                .run();
+                let handles = vec![publishers.handle(), operators.handle()];
+                // They end when their handles stop them.
+                actix::spawn(publishers);
+                actix::spawn(operators);
+                anyhow::Ok((handles, actix::System::current(), vec![actix::Arbiter::new().handle()]))
+            });
+            let run = servers.is_ok();
+            // The receiver waits for exactly this.
+            let _ = started.send(servers);
+            if run { runner.run() } else { Ok(()) }
+        })?;
+        let (servers, system, arbiters) = starting.recv().context("the actors' thread ended at its start")??;
+        Ok(Actors { arbiters, system, servers, thread })
+    }
+
+    async fn stop(self) {
+        for server in &self.servers {
+            server.stop(true).await;
+        }
+        self.system.stop();
+        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
+        if !matches!(joined, Ok(Ok(Ok(())))) {
+            tracing::warn!("the actors' thread did not end cleanly");
+        }
+    }
+}
+
+fn https(certificates: &Certificates) -> anyhow::Result<rustls::ServerConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_no_client_auth()
+        .with_single_cert(certificates.chain.clone(), certificates.key.clone_key())?;
+    Ok(config)
+}

@@ -1,0 +1,156 @@
+//! A small HTTP client for commands and the bench: HTTP/1.1 over TCP or TLS, one request at a time on a connection
+//! that is kept.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// Bytes of an answer: a full page of terminals.
+const MAX_ANSWER: usize = 8 << 20;
+/// Connecting takes at most this long.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Where a server is, taken from a URL.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    host: String,
+    port: u16,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+impl Target {
+    /// From `http://host:port` or `https://host:port`; the latter is verified against the CA file.
+    pub(crate) fn parse(url: &str, ca: Option<&Path>) -> anyhow::Result<Target> {
+        let (scheme, rest) = url.split_once("://").context("a URL begins with http:// or https://")?;
+        let authority = rest.split('/').next().unwrap_or_default();
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse().context("the URL's port is no number")?),
+            None => (authority, if scheme == "https" { 443 } else { 80 }),
+        };
+        let tls = match scheme {
+            "http" => None,
+            "https" => Some(tls(ca.context("--ca FILE is needed for https")?)?),
+            other => bail!("{other}:// is not spoken here, only http and https"),
+        };
+        Ok(Target { host: host.trim_matches(['[', ']']).to_owned(), port, tls })
+    }
+
+    /// Connects.
+    pub(crate) async fn connect(&self) -> anyhow::Result<Client> {
+        tokio::time::timeout(CONNECT, self.connect_now())
+            .await
+            .with_context(|| format!("{}:{} does not answer", self.host, self.port))?
+            .with_context(|| format!("{}:{}", self.host, self.port))
+    }
+
+    async fn connect_now(&self) -> anyhow::Result<Client> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        stream.set_nodelay(true)?;
+        let sender = match &self.tls {
+            None => start(TokioIo::new(stream)).await?,
+            Some(tls) => {
+                let name = ServerName::try_from(self.host.clone())?;
+                let stream = TlsConnector::from(tls.clone()).connect(name, stream).await?;
+                start(TokioIo::new(stream)).await?
+            }
+        };
+        Ok(Client { sender, host: format!("{}:{}", self.host, self.port) })
+    }
+}
+
+fn tls(ca: &Path) -> anyhow::Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).with_context(|| format!("{}", ca.display()))? {
+        roots.add(certificate?)?;
+    }
+    ensure!(!roots.is_empty(), "{} holds no certificate", ca.display());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+async fn start<S>(io: TokioIo<S>) -> anyhow::Result<SendRequest<Full<Bytes>>>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = handshake(io).await?;
+    // Its end is seen by the next request.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// A connection.
+pub(crate) struct Client {
+    sender: SendRequest<Full<Bytes>>,
+    host: String,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// Its status.
+    pub(crate) status: StatusCode,
+    /// Seconds to wait before trying again.
+    pub(crate) retry_after: Option<u64>,
+    /// Its body.
+    pub(crate) body: Bytes,
+}
+
+impl Client {
+    /// Sends one request and reads its answer.
+    pub(crate) async fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        token: &str,
+        headers: &[(&str, String)],
+        body: Bytes,
+    ) -> anyhow::Result<Answer> {
+        let mut request = Request::builder().method(method).uri(path).header("host", &self.host);
+        if !token.is_empty() {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        self.sender.ready().await?;
+        let response: Response<_> = self.sender.send_request(request.body(Full::new(body))?).await?;
+        let status = response.status();
+        let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let body = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await
+            .map_err(|error| anyhow::anyhow!("the answer cannot be read: {error}"))?
+            .to_bytes();
+        Ok(Answer { status, retry_after, body })
+    }
+}
+
+impl Answer {
+    /// The body, if the request succeeded; else what the server said.
+    pub(crate) fn json(&self) -> anyhow::Result<serde_json::Value> {
+        let value: serde_json::Value = serde_json::from_slice(&self.body)
+            .with_context(|| format!("{}: {}", self.status, String::from_utf8_lossy(&self.body)))?;
+        if self.status.is_success() {
+            return Ok(value);
+        }
+        let message = value.get("message").and_then(|message| message.as_str()).unwrap_or("no reason given");
+        let again = self.retry_after.map(|seconds| format!(" (try again in {seconds} s)")).unwrap_or_default();
+        bail!("{}: {message}{again}", self.status)
+    }
+}

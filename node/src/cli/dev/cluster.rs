@@ -1,0 +1,201 @@
+//! The cluster of `reveille dev`: its files and its child processes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use reveille_protocol::hash::sha256;
+
+use super::super::certs::{Ca, write_secret};
+use super::super::client::Target;
+use crate::config::{Admin, Cluster, Config, FirstTenant, Http, Log, Notify, Port, Storage, Tls};
+use crate::enrolment::random;
+
+/// A cluster must be ready within this; a slow disk zero-fills its log segments in the meantime.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Children get this long to leave gently.
+const LEAVE: Duration = Duration::from_secs(7);
+/// Certificates of `dev` outlive any session of it.
+const CERTIFICATE_DAYS: u32 = 365;
+
+/// One node of it.
+pub(super) struct DevNode {
+    pub(super) id: u64,
+    pub(super) pid: u32,
+    pub(super) http: String,
+    pub(super) admin: String,
+    pub(super) session: String,
+    pub(super) peer: String,
+    pub(super) data: PathBuf,
+    pub(super) config: PathBuf,
+}
+
+/// A running cluster.
+pub(super) struct DevCluster {
+    pub(super) folder: PathBuf,
+    pub(super) ca: PathBuf,
+    pub(super) token: String,
+    pub(super) nodes: Vec<DevNode>,
+    children: Vec<Child>,
+}
+
+impl DevCluster {
+    /// Starts the cluster of a folder, which is made if it is not there.
+    pub(super) fn start(folder: &Path, nodes: u64, groups: u16, log_level: &str) -> anyhow::Result<DevCluster> {
+        fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+        // Children are told absolute paths: someone may start one again from elsewhere.
+        let folder = folder.canonicalize()?;
+        let fresh = !folder.join("token").exists();
+        if fresh {
+            make_files(&folder, nodes, groups)?;
+        }
+        let token = fs::read_to_string(folder.join("token"))?.trim().to_owned();
+        let mut cluster =
+            DevCluster { ca: folder.join("ca.pem"), folder, token, nodes: Vec::new(), children: Vec::new() };
+        for id in 1.. {
+            let path = cluster.folder.join(format!("node-{id}.toml"));
+            if !path.exists() {
+                break;
+            }
+            cluster.start_node(id, path, log_level)?;
+        }
+        if cluster.nodes.is_empty() {
+            bail!("{} holds no node's configuration", cluster.folder.display());
+        }
+        Ok(cluster)
+    }
+
+    fn start_node(&mut self, id: u64, path: PathBuf, log_level: &str) -> anyhow::Result<()> {
+        let config = Config::load(&path)?;
+        let log = File::options().create(true).append(true).open(self.folder.join(format!("node-{id}.log")))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("node").arg("--config").arg(&path).arg("--exit-with-stdin").args(["--log-level", log_level]);
+        if !config.data.join("log").exists() {
+            command.arg("--create");
+        }
+        // The child ends when the other end of its input does, also if this process is killed.
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn()?;
+        self.nodes.push(DevNode {
+            id,
+            pid: child.id(),
+            http: format!("http://{}", config.http.listen),
+            admin: format!("http://{}", config.admin.listen),
+            session: config.session.listen.to_string(),
+            peer: config.peer.listen.to_string(),
+            data: config.data,
+            config: path,
+        });
+        self.children.push(child);
+        Ok(())
+    }
+
+    /// Waits until every node is ready.
+    pub(super) async fn ready(&self) -> anyhow::Result<()> {
+        for node in &self.nodes {
+            let target = Target::parse(&node.admin, None)?;
+            let ready = async {
+                loop {
+                    if let Ok(mut client) = target.connect().await
+                        && let Ok(answer) = client.send("GET", "/readyz", "", &[], Bytes::new()).await
+                        && answer.status.is_success()
+                    {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            if tokio::time::timeout(PATIENCE, ready).await.is_err() {
+                let log = self.folder.join(format!("node-{}.log", node.id));
+                let text = fs::read_to_string(&log).unwrap_or_default();
+                let last = text.lines().last().unwrap_or("nothing").to_owned();
+                bail!("node {} is not ready after {PATIENCE:?}; the last line of its log: {last}", node.id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the children: gently, then not.
+    pub(super) async fn stop(&mut self) {
+        for child in &mut self.children {
+            drop(child.stdin.take());
+        }
+        let deadline = tokio::time::Instant::now() + LEAVE;
+        for child in &mut self.children {
+            while matches!(child.try_wait(), Ok(None)) && tokio::time::Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            // Gone already, or it had its time.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        self.children.clear();
+    }
+}
+
+impl Drop for DevCluster {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
+    let (ca, ca_key) = Ca::new()?;
+    fs::write(folder.join("ca.pem"), &ca.pem)?;
+    write_secret(&folder.join("ca.key"), &ca_key)?;
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let cluster = u64::from_le_bytes(random()).max(1);
+    let token = hex(&random::<24>());
+    let ports = free_ports(4 * nodes as usize)?;
+    let port = |id: u64, which: usize| ports[(id as usize - 1) * 4 + which];
+    let peers: BTreeMap<String, String> =
+        (1..=nodes).map(|id| (id.to_string(), port(id, 0).to_string())).collect();
+    for id in 1..=nodes {
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let (certificate, key) = ca.node(id, cluster, names, CERTIFICATE_DAYS)?;
+        let file = |ending: &str| folder.join(format!("node-{id}.{ending}"));
+        fs::write(file("pem"), certificate)?;
+        write_secret(&file("key"), &key)?;
+        let config = Config {
+            node: id,
+            data: folder.join(format!("node-{id}")),
+            cluster: Cluster {
+                id: format!("{cluster:016x}"),
+                groups,
+                nodes: peers.clone(),
+                tenant: FirstTenant {
+                    name: "dev".to_owned(),
+                    admin_token_sha256: hex(&sha256(token.as_bytes())),
+                    enrolment_key: String::new(),
+                    open: true,
+                },
+            },
+            tls: Tls { ca: folder.join("ca.pem"), certificate: file("pem"), key: file("key") },
+            peer: Port { listen: port(id, 0), advertise: None },
+            session: Port { listen: port(id, 1), advertise: None },
+            http: Http { listen: port(id, 2), advertise: None, tls: false, workers: 1 },
+            admin: Admin { listen: port(id, 3) },
+            notify: Notify { bind: SocketAddr::from(([127, 0, 0, 1], 0)), ..Notify::default() },
+            // Three nodes on one machine: segments are made full of zeros, so smaller ones start sooner.
+            storage: Storage { segment_bytes: 16 << 20, ..Storage::default() },
+            log: Log::default(),
+        };
+        fs::write(file("toml"), toml::to_string(&config)?)?;
+    }
+    // Last: its being there says that the rest is.
+    write_secret(&folder.join("token"), &token)
+}
+
+/// Ports that are free now. Another program may take one before its node does; then the node says so.
+fn free_ports(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
+    let listeners: Vec<_> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
+}

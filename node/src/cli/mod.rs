@@ -1,0 +1,67 @@
+//! The command line: what each command takes. One file a command.
+
+mod certs;
+mod check;
+mod client;
+mod dev;
+mod node;
+mod output;
+mod publish;
+mod status;
+mod terminal;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// A distributed push cluster: idle terminals hold no connection, are woken by a datagram, connect to any node,
+/// receive their push and go.
+#[derive(Debug, Parser)]
+#[command(name = "reveille", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a whole cluster on this machine, and show a push waking a sleeping terminal.
+    Dev(dev::Dev),
+    /// Run one node.
+    Node(node::NodeArgs),
+    /// Be a terminal: listen, and print what comes.
+    Terminal(terminal::TerminalArgs),
+    /// Publish one push.
+    Publish(publish::Publish),
+    /// Show how a node sees the cluster.
+    Status(status::StatusArgs),
+    /// Make the certificates of a cluster.
+    Certs(certs::Certs),
+    /// Check a configuration without starting anything.
+    Config(check::ConfigArgs),
+    /// Print completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command that the arguments name.
+pub(crate) fn run() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Dev(dev) => dev.run(),
+        Command::Node(node) => node.run(),
+        Command::Terminal(terminal) => terminal.run(),
+        Command::Publish(publish) => publish.run(),
+        Command::Status(status) => status.run(),
+        Command::Certs(certs) => certs.run(),
+        Command::Config(config) => config.run(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "reveille", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// The runtime that carries a command; `threads` for raft, links and sessions.
+fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?)
+}

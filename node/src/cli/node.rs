@@ -1,0 +1,62 @@
+//! `reveille node`: one node, until a signal.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::runtime;
+use crate::config::Config;
+use crate::{assemble, shutdown, telemetry};
+
+/// Run one node of a cluster until SIGTERM or SIGINT. It leaves gently: terminals are told to go elsewhere.
+#[derive(Debug, Args)]
+pub(super) struct NodeArgs {
+    /// The node's configuration; see `reveille config check`.
+    #[arg(long, env = "REVEILLE_CONFIG")]
+    config: PathBuf,
+    /// Make the node's data folder. Once, at its very first start: a node whose data was lost must not come back
+    /// under its old id.
+    #[arg(long)]
+    create: bool,
+    /// End when standard input does: for a parent that may be killed.
+    #[arg(long, hide = true)]
+    exit_with_stdin: bool,
+    /// Log level, as in RUST_LOG; over the configuration's.
+    #[arg(long)]
+    log_level: Option<String>,
+}
+
+/// Threads of the node's runtime: raft, links, sessions' bytes.
+const THREADS: usize = 2;
+
+impl NodeArgs {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let config = Config::load(&self.config)?;
+        let level = self.log_level.as_ref().unwrap_or(&config.log.level);
+        telemetry::init_logs(level, config.log.json)?;
+        let runtime = runtime(THREADS)?;
+        let outcome = runtime.block_on(async {
+            let stop = async {
+                let parent = async {
+                    if self.exit_with_stdin {
+                        shutdown::parent_gone().await;
+                    } else {
+                        std::future::pending().await
+                    }
+                };
+                tokio::select! {
+                    signalled = shutdown::signalled() => {
+                        if let Err(error) = signalled {
+                            tracing::error!(%error, "signals cannot be received; ending");
+                        }
+                    }
+                    () = parent => {}
+                }
+            };
+            assemble::run(config, self.create, stop).await
+        });
+        // Not dropped: that would wait for a read of standard input that may never end.
+        runtime.shutdown_background();
+        outcome
+    }
+}

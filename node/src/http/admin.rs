@@ -1,0 +1,62 @@
+//! The operator's listener: alive, ready, metrics, status.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use super::Api;
+use super::auth::tenant;
+use super::error::ApiError;
+use crate::telemetry::Gauge;
+
+/// What the operator's listener needs beside the API.
+pub struct Admin {
+    /// Ask for an admin token: everywhere but on loopback.
+    pub guarded: bool,
+}
+
+fn may(request: &HttpRequest, api: &Api, admin: &Admin) -> Result<(), ApiError> {
+    if admin.guarded {
+        tenant(request, &api.cluster.directory(), |rights| rights.admin)?;
+    }
+    Ok(())
+}
+
+/// `GET /healthz`: the process is alive.
+pub(super) async fn healthz() -> HttpResponse {
+    HttpResponse::Ok().body("ok\n")
+}
+
+/// `GET /readyz`: every group has a leader, and this node takes requests.
+pub(super) async fn readyz(api: web::Data<Api>) -> Result<HttpResponse, ApiError> {
+    if api.ready() {
+        return Ok(HttpResponse::Ok().body("ready\n"));
+    }
+    let message = "a group has no leader that this node knows, or the node is leaving";
+    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message))
+}
+
+/// `GET /metrics`, for Prometheus.
+pub(super) async fn metrics(
+    request: HttpRequest,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    may(&request, &api, &admin)?;
+    let groups = api.cluster.status().groups;
+    Gauge::Waiting.set(groups.iter().map(|group| group.waiting).sum::<usize>() as f64);
+    Gauge::Unreachable.set(groups.iter().map(|group| group.unreachable).sum::<usize>() as f64);
+    Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4").body(api.metrics.render()))
+}
+
+/// `GET /status`: how this node sees the cluster.
+pub(super) async fn status(
+    request: HttpRequest,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    may(&request, &api, &admin)?;
+    let status = api.cluster.status();
+    let ready = api.ready();
+    let sessions = api.registry.len();
+    Ok(HttpResponse::Ok().json(serde_json::json!({ "ready": ready, "sessions": sessions, "cluster": status })))
+}

@@ -1,0 +1,98 @@
+//! What goes wrong, as HTTP: a status and a body `{code, error, message}` that says what to do.
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use actix_web::{HttpResponse, ResponseError};
+use reveille_cluster::Unavailable;
+use reveille_protocol::service_list::Refusal;
+use serde::Serialize;
+
+use crate::telemetry::Count;
+
+/// A refused request.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(super) struct ApiError {
+    status: StatusCode,
+    error: &'static str,
+    message: String,
+    retry_after: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    code: u16,
+    error: &'a str,
+    message: &'a str,
+}
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, error: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError { status, error, message: message.into(), retry_after: None }
+    }
+
+    pub(super) fn bad(error: &'static str, message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, error, message)
+    }
+
+    fn retry(mut self, seconds: u32) -> ApiError {
+        self.retry_after = Some(seconds);
+        self
+    }
+}
+
+impl From<Unavailable> for ApiError {
+    fn from(unavailable: Unavailable) -> ApiError {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", unavailable.to_string()).retry(1)
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> ApiError {
+        let (status, error) = match &refusal {
+            Refusal::UnknownTerminal => (StatusCode::NOT_FOUND, "unknown_terminal"),
+            Refusal::UnknownMessage => (StatusCode::NOT_FOUND, "unknown_message"),
+            Refusal::OtherTenant => (StatusCode::CONFLICT, "other_tenant"),
+            Refusal::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
+            Refusal::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+            Refusal::ShareUsedUp { .. } => (StatusCode::TOO_MANY_REQUESTS, "share_used_up"),
+            Refusal::KeyReused { .. } => (StatusCode::CONFLICT, "idempotency_key_reused"),
+            Refusal::TooLate { .. } | Refusal::Unknown => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Refusal::StaleAttempt { .. }
+            | Refusal::StaleEpoch { .. }
+            | Refusal::StaleStream
+            | Refusal::AckAhead { .. }
+            | Refusal::Directory(_)
+            | Refusal::WrongGroup => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        };
+        let wait = match status {
+            StatusCode::SERVICE_UNAVAILABLE => Some(1),
+            // The queue empties when the terminal comes.
+            StatusCode::TOO_MANY_REQUESTS => Some(60),
+            _ => None,
+        };
+        ApiError { retry_after: wait, ..ApiError::new(status, error, refusal.to_string()) }
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        Count::HttpRefused.one(self.error);
+        let mut response = HttpResponse::build(self.status);
+        if let Some(seconds) = self.retry_after {
+            response.insert_header((RETRY_AFTER, seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.insert_header((WWW_AUTHENTICATE, "Bearer"));
+        }
+        response.json(Body { code: self.status.as_u16(), error: self.error, message: &self.message })
+    }
+}
+
+pub(super) async fn no_such_page() -> Result<HttpResponse, ApiError> {
+    Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_page", "no such page; see docs/api.md for the routes"))
+}

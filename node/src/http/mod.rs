@@ -1,0 +1,74 @@
+//! HTTP: the publisher's API and the operator's listener. Translates requests into commands and queries; decides
+//! nothing about delivery.
+
+mod admin;
+mod auth;
+mod error;
+mod messages;
+mod terminals;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use actix_web::web;
+use metrics_exporter_prometheus::PrometheusHandle;
+use reveille_cluster::ClusterHandle;
+use reveille_protocol::limits;
+
+pub use self::admin::Admin;
+use crate::session::registry::Registry;
+
+/// What the handlers share.
+pub struct Api {
+    /// The cluster.
+    pub cluster: ClusterHandle,
+    /// The sessions.
+    pub registry: Registry,
+    /// The metrics.
+    pub metrics: PrometheusHandle,
+    /// Set while the node is leaving.
+    pub leaving: Arc<AtomicBool>,
+}
+
+impl Api {
+    /// Does this node take requests?
+    pub fn ready(&self) -> bool {
+        self.cluster.ready() && !self.leaving.load(Ordering::Relaxed)
+    }
+}
+
+/// Bytes of one bulk registration: ten thousand keys.
+const MAX_BULK: usize = 1024 * 1024;
+
+/// The publisher's routes.
+pub fn publisher(config: &mut web::ServiceConfig) {
+    config
+        .app_data(web::PayloadConfig::new(MAX_BULK.max(limits::MAX_PAYLOAD_CEILING)))
+        .service(web::resource("/v1/terminals/{id}/messages").route(web::post().to(messages::publish)))
+        .service(
+            web::resource("/v1/messages/{id}")
+                .route(web::get().to(messages::get))
+                .route(web::delete().to(messages::cancel)),
+        )
+        .service(
+            web::resource("/v1/terminals/{id}")
+                .route(web::get().to(terminals::get))
+                .route(web::delete().to(terminals::unregister)),
+        )
+        .service(
+            web::resource("/v1/terminals")
+                .route(web::get().to(terminals::list))
+                .route(web::post().to(terminals::register)),
+        )
+        .default_service(web::to(error::no_such_page));
+}
+
+/// The operator's routes.
+pub fn operator(config: &mut web::ServiceConfig) {
+    config
+        .service(web::resource("/healthz").route(web::get().to(admin::healthz)))
+        .service(web::resource("/readyz").route(web::get().to(admin::readyz)))
+        .service(web::resource("/metrics").route(web::get().to(admin::metrics)))
+        .service(web::resource("/status").route(web::get().to(admin::status)))
+        .default_service(web::to(error::no_such_page));
+}

@@ -1,0 +1,231 @@
+//! The service list for publishers and their back ends: one entry, a page of them, bulk registration.
+
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use reveille_cluster::query::{Answer, MAX_PAGE, Query};
+use reveille_protocol::id::*;
+use reveille_protocol::service_list::row::{Linger, Reachability, Row};
+use reveille_protocol::service_list::{self as list, Command, Reply};
+use serde::{Deserialize, Serialize};
+
+use super::Api;
+use super::auth::tenant;
+use super::error::ApiError;
+
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Registrations of one request on their way at once.
+const AT_ONCE: usize = 512;
+/// Terminals on a page unless the request says otherwise.
+const PAGE: u32 = 100;
+
+/// An entry of the service list.
+#[derive(Debug, Serialize)]
+struct Entry {
+    terminal: String,
+    state: &'static str,
+    /// Of the current session.
+    node: Option<u64>,
+    epoch: u64,
+    stream: String,
+    reachability: &'static str,
+    pending: u32,
+    pending_bytes: u32,
+    next_seq: u64,
+    acked: u64,
+    linger: String,
+    /// Unix times in milliseconds.
+    registered: u64,
+    last_seen: u64,
+}
+
+fn entry(terminal: TerminalId, row: &Row, fenced: impl Fn(NodeId, Incarnation) -> bool) -> Entry {
+    let current = row.current.filter(|current| !fenced(current.node, current.incarnation));
+    Entry {
+        terminal: terminal.to_string(),
+        state: if current.is_some() { "online" } else { "offline" },
+        node: current.map(|current| current.node.0),
+        epoch: row.epoch.0,
+        stream: format!("{:016x}", row.stream.0),
+        reachability: match row.reachability {
+            Reachability::None => "none",
+            Reachability::Direct { .. } => "direct",
+            Reachability::Pinned { .. } => "pinned",
+        },
+        pending: row.pending,
+        pending_bytes: row.pending_bytes,
+        next_seq: row.next_seq.0,
+        acked: row.acked.0,
+        linger: match row.linger {
+            Linger::AtOnce => "0s".to_owned(),
+            Linger::Seconds(seconds) => format!("{seconds}s"),
+            Linger::Forever => "forever".to_owned(),
+        },
+        registered: row.registered.0,
+        last_seen: row.last_seen.0,
+    }
+}
+
+/// `GET /v1/terminals/{id}`
+pub(super) async fn get(
+    request: HttpRequest,
+    path: web::Path<String>,
+    api: web::Data<Api>,
+) -> Result<HttpResponse, ApiError> {
+    let directory = api.cluster.directory();
+    let tenant = tenant(&request, &directory, |rights| rights.read)?;
+    let terminal: TerminalId = path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
+    let group = api.cluster.group_of(&terminal);
+    match api.cluster.query(group, Query::Terminal { tenant, terminal }, DEADLINE).await? {
+        Answer::Terminal(Some(row)) => {
+            Ok(HttpResponse::Ok().json(entry(terminal, &row, |node, inc| directory.fenced(node, inc))))
+        }
+        Answer::Terminal(None) => Err(list::Refusal::UnknownTerminal.into()),
+        _ => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an answer of another kind")),
+    }
+}
+
+/// `DELETE /v1/terminals/{id}`
+pub(super) async fn unregister(
+    request: HttpRequest,
+    path: web::Path<String>,
+    api: web::Data<Api>,
+) -> Result<HttpResponse, ApiError> {
+    let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.admin)?;
+    let terminal: TerminalId = path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
+    let group = api.cluster.group_of(&terminal);
+    let unregister = Command::Unregister(list::Unregister { terminal, tenant });
+    match api.cluster.propose(group, unregister, DEADLINE).await? {
+        Reply::Done => Ok(HttpResponse::NoContent().finish()),
+        Reply::Refused(refusal) => Err(refusal.into()),
+        _ => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an answer of another kind")),
+    }
+}
+
+/// The query of `GET /v1/terminals`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Page {
+    after: Option<String>,
+    limit: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct Listing {
+    terminals: Vec<Entry>,
+    /// Give it as `after` for the next page; absent on the last one.
+    next: Option<String>,
+}
+
+/// `GET /v1/terminals`: in the order of their ids, over all shards.
+pub(super) async fn list(
+    request: HttpRequest,
+    page: web::Query<Page>,
+    api: web::Data<Api>,
+) -> Result<HttpResponse, ApiError> {
+    let directory = api.cluster.directory();
+    let tenant = tenant(&request, &directory, |rights| rights.read)?;
+    let after: Option<TerminalId> = page
+        .after
+        .as_ref()
+        .map(|after| after.parse())
+        .transpose()
+        .map_err(|error: ParseIdError| ApiError::bad("bad_after", error.to_string()))?;
+    let limit = page.limit.unwrap_or(PAGE).clamp(1, MAX_PAGE as u32);
+    let shards = api.cluster.shards().map(|group| {
+        let query = Query::Terminals { tenant, after, limit: limit + 1 };
+        api.cluster.query(group, query, DEADLINE)
+    });
+    let mut rows = Vec::new();
+    for answer in futures::future::join_all(shards).await {
+        if let Answer::Terminals(found) = answer? {
+            rows.extend(found);
+        }
+    }
+    rows.sort_by_key(|(terminal, _)| *terminal);
+    let more = rows.len() > limit as usize;
+    rows.truncate(limit as usize);
+    let next = rows.last().filter(|_| more).map(|(terminal, _)| terminal.to_string());
+    let fenced = |node, incarnation| directory.fenced(node, incarnation);
+    let terminals = rows.iter().map(|(terminal, row)| entry(*terminal, row, fenced)).collect();
+    Ok(HttpResponse::Ok().json(Listing { terminals, next }))
+}
+
+/// One line of a bulk registration.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewTerminal {
+    /// SHA-256 of the session key's SubjectPublicKeyInfo, 64 hex digits.
+    key: String,
+}
+
+/// One line of its answer, in the order of the lines.
+#[derive(Debug, Serialize)]
+struct Registered {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    terminal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    existed: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// `POST /v1/terminals`: a line of JSON for each key; the answer has a line for each, in the same order.
+pub(super) async fn register(
+    request: HttpRequest,
+    body: Bytes,
+    api: web::Data<Api>,
+) -> Result<HttpResponse, ApiError> {
+    let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.admin)?;
+    let lines: Vec<&[u8]> =
+        body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).collect();
+    let mut answers: Vec<Option<Registered>> = Vec::new();
+    answers.resize_with(lines.len(), || None);
+    let mut on_the_way = FuturesUnordered::new();
+    let mut lines = lines.into_iter().enumerate();
+    loop {
+        while on_the_way.len() < AT_ONCE
+            && let Some((at, line)) = lines.next()
+        {
+            let api = &api;
+            on_the_way.push(async move { (at, register_one(api, tenant, line).await) });
+        }
+        match on_the_way.next().await {
+            Some((at, answer)) => answers[at] = Some(answer),
+            None => break,
+        }
+    }
+    let mut out = Vec::with_capacity(answers.len() * 64);
+    for answer in answers.into_iter().flatten() {
+        serde_json::to_writer(&mut out, &answer)
+            .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string()))?;
+        out.push(b'\n');
+    }
+    Ok(HttpResponse::Ok().content_type("application/x-ndjson").body(out))
+}
+
+async fn register_one(api: &Api, tenant: TenantId, line: &[u8]) -> Registered {
+    let failed = |error: String| Registered { terminal: None, existed: None, error: Some(error) };
+    let session_key: KeyFingerprint = match serde_json::from_slice::<NewTerminal>(line) {
+        Err(error) => return failed(format!("a line must be {{\"key\":\"64 hex digits\"}}: {error}")),
+        Ok(new) => match new.key.parse() {
+            Ok(key) => key,
+            Err(error) => return failed(ParseIdError::to_string(&error)),
+        },
+    };
+    let terminal = session_key.terminal();
+    let register = list::Register { tenant, session_key, stream: crate::enrolment::new_stream() };
+    let group = api.cluster.group_of(&terminal);
+    match api.cluster.propose(group, Command::Register(register), DEADLINE).await {
+        Ok(Reply::Registered { existed, .. }) => {
+            Registered { terminal: Some(terminal.to_string()), existed: Some(existed), error: None }
+        }
+        Ok(Reply::Refused(refusal)) => failed(refusal.to_string()),
+        Ok(_) => failed("an answer of another kind".to_owned()),
+        Err(unavailable) => failed(unavailable.to_string()),
+    }
+}

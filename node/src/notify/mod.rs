@@ -1,0 +1,105 @@
+//! Notifications: QUIC datagrams to offline terminals. Carries out what the shard leader orders; when to notify and
+//! how often is `protocol::dispatch`'s.
+
+pub mod dial;
+pub mod pace;
+
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use reveille_cluster::ClusterHandle;
+use reveille_cluster::host::NotifyOrder;
+use reveille_protocol::directory::Directory;
+use reveille_protocol::service_list::row::Reachability;
+use reveille_protocol::wire::notification::{Notification, notify_secret};
+use tokio::sync::mpsc;
+
+use self::dial::{Dialler, Outcome};
+use self::pace::{Pace, Verdict};
+use crate::telemetry::Count;
+
+/// Orders that wait; beyond that the shard's ladder comes back with them later.
+const QUEUE: usize = 8192;
+/// Dials at once: a few seconds' worth of terminals that do not answer.
+const DIALS: usize = 512;
+
+/// Takes orders for notifications.
+#[derive(Clone)]
+pub struct Notifier {
+    orders: mpsc::Sender<NotifyOrder>,
+}
+
+/// What the notifier's tasks share.
+struct Shared {
+    cluster: Arc<OnceLock<ClusterHandle>>,
+    directory: Arc<RwLock<Arc<Directory>>>,
+    dialler: Dialler,
+    pace: Pace,
+    hint: Vec<String>,
+}
+
+impl Notifier {
+    /// Starts the notifier's tasks on this runtime. `hint` names the nodes that a terminal tries first.
+    pub fn start(
+        dialler: Dialler,
+        pace: Pace,
+        cluster: Arc<OnceLock<ClusterHandle>>,
+        directory: Arc<RwLock<Arc<Directory>>>,
+        hint: Vec<String>,
+    ) -> Notifier {
+        let (orders, waiting) = mpsc::channel(QUEUE);
+        let shared = Arc::new(Shared { cluster, directory, dialler, pace, hint });
+        tokio::spawn(run(shared, waiting));
+        Notifier { orders }
+    }
+
+    /// Takes an order on; `false` if too many wait.
+    pub fn order(&self, order: NotifyOrder) -> bool {
+        self.orders.try_send(order).is_ok()
+    }
+}
+
+async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<NotifyOrder>) {
+    let dials = Arc::new(tokio::sync::Semaphore::new(DIALS));
+    while let Some(order) = waiting.recv().await {
+        shared.pace.wait().await;
+        // Closed never: it is ours.
+        let Ok(permit) = dials.clone().acquire_owned().await else { return };
+        let shared = shared.clone();
+        tokio::spawn(async move {
+            let outcome = shared.notify(&order).await;
+            Count::Notifications.one(outcome.label());
+            if let Some(cluster) = shared.cluster.get() {
+                cluster.notified(order.group, order.terminal, outcome == Outcome::Answered);
+            }
+            drop(permit);
+        });
+    }
+}
+
+impl Shared {
+    async fn notify(&self, order: &NotifyOrder) -> Outcome {
+        let Reachability::Direct { address, listening_key } = order.reachability else {
+            return Outcome::NoWay;
+        };
+        match self.pace.allows(address) {
+            Verdict::Yes => {}
+            Verdict::Forbidden => return Outcome::Forbidden,
+            Verdict::TooMany => return Outcome::Budget,
+        }
+        let secret = {
+            let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner);
+            directory.secrets.iter().find(|secret| secret.generation == order.secret).cloned()
+        };
+        // Rotated out since the terminal's last session: it waits for its check-in.
+        let Some(secret) = secret else { return Outcome::NoWay };
+        let proof = notify_secret(&secret, &order.terminal, order.stream, order.epoch);
+        let notification = Notification {
+            id: u64::from_le_bytes(crate::enrolment::random()),
+            epoch: order.epoch,
+            pending: order.pending,
+            urgency: order.urgency,
+            hints: self.hint.clone(),
+        };
+        self.dialler.dial(order.terminal, address, listening_key, &proof, &notification).await
+    }
+}

@@ -1,0 +1,189 @@
+//! TLS of sessions: terminals prove a key, not a name, so any self-signed certificate is let in and only its key is
+//! looked at. Resumption by tickets that every node of the cluster can open.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use reveille_protocol::directory::{Directory, Secret};
+use reveille_protocol::hash::hmac_sha256;
+use reveille_protocol::id::KeyFingerprint;
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::ProducesTickets;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// How long a ticket is good, in seconds. TLS allows at most seven days (RFC 8446 section 4.6.1).
+const TICKET_LIFETIME: u32 = 24 * 3600;
+
+/// Settings for the session listener.
+pub fn server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    tickets: Arc<Tickets>,
+) -> Result<ServerConfig, Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(AnyKey { provider }))
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![reveille_terminal::identity::SESSION_ALPN.to_vec()];
+    config.ticketer = tickets;
+    // One is enough for the next connection; each costs a seal and 400 bytes.
+    config.send_tls13_tickets = 1;
+    Ok(config)
+}
+
+/// The fingerprint of a certificate's key; `None` if it is no certificate.
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> Option<KeyFingerprint> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(KeyFingerprint::of_spki(parsed.public_key().raw))
+}
+
+/// Lets every key in that its holder proves. Whether it is enrolled is asked after Hello.
+#[derive(Debug)]
+struct AnyKey {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ClientCertVerifier for AnyKey {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        match fingerprint(end_entity) {
+            Some(_) => Ok(ClientCertVerified::assertion()),
+            None => Err(Error::InvalidCertificate(rustls::CertificateError::BadEncoding)),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("sessions speak TLS 1.3 only".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(
+            message,
+            certificate,
+            signed,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Tickets under keys that derive from the cluster's secrets, so that any node opens what another one sealed and no
+/// node remembers anything for a terminal.
+///
+/// Ticket: `generation u32 | nonce 12 | sealed`. Nonces are random: at 2^32 tickets per secret the chance of a
+/// repeated one is 2^-33, and secrets rotate long before.
+pub struct Tickets {
+    keys: RwLock<Vec<(u32, LessSafeKey)>>,
+    random: SystemRandom,
+}
+
+impl fmt::Debug for Tickets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tickets(keys not shown)")
+    }
+}
+
+impl Default for Tickets {
+    fn default() -> Self {
+        Tickets { keys: RwLock::default(), random: SystemRandom::new() }
+    }
+}
+
+impl Tickets {
+    /// The directory changed: its secrets may have been rotated.
+    pub fn update(&self, directory: &Directory) {
+        let keys = directory.secrets.iter().filter_map(|secret| Some((secret.generation, key(secret)?)));
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys.collect();
+    }
+}
+
+fn key(secret: &Secret) -> Option<LessSafeKey> {
+    let bytes = hmac_sha256(&secret.key, &[b"session tickets"]);
+    UnboundKey::new(&AES_256_GCM, &bytes).ok().map(LessSafeKey::new)
+}
+
+impl ProducesTickets for Tickets {
+    fn enabled(&self) -> bool {
+        !self.keys.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    fn lifetime(&self) -> u32 {
+        TICKET_LIFETIME
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let (generation, key) = keys.last()?;
+        let mut nonce = [0; NONCE_LEN];
+        self.random.fill(&mut nonce).ok()?;
+        let mut sealed = plain.to_vec();
+        let aad = Aad::from(generation.to_le_bytes());
+        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut sealed).ok()?;
+        Some([&generation.to_le_bytes()[..], &nonce, &sealed].concat())
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        let (generation, rest) = ticket.split_first_chunk::<4>()?;
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let (_, key) = keys.iter().find(|(known, _)| known.to_le_bytes() == *generation)?;
+        let mut sealed = sealed.to_vec();
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let plain = key.open_in_place(nonce, Aad::from(*generation), &mut sealed).ok()?;
+        Some(plain.to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn tickets(secrets: &[(u32, u8)]) -> Tickets {
+        let secrets = secrets.iter().map(|(generation, byte)| Secret { generation: *generation, key: [*byte; 32] });
+        let tickets = Tickets::default();
+        tickets.update(&Directory { secrets: secrets.collect(), ..Directory::default() });
+        tickets
+    }
+
+    #[test]
+    fn any_node_opens_a_ticket_until_its_secret_is_gone() {
+        let (one, other) = (tickets(&[(1, 7)]), tickets(&[(1, 7), (2, 8)]));
+        let ticket = one.encrypt(b"session").unwrap();
+        assert_eq!(other.decrypt(&ticket).unwrap(), b"session");
+        assert_eq!(tickets(&[(2, 8)]).decrypt(&ticket), None, "rotated out");
+        assert_eq!(tickets(&[(1, 9)]).decrypt(&ticket), None, "another cluster");
+        let mut bent = ticket.clone();
+        *bent.last_mut().unwrap() ^= 1;
+        assert_eq!(one.decrypt(&bent), None);
+        assert_eq!(one.decrypt(&ticket[..10]), None);
+    }
+}

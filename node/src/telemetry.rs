@@ -1,0 +1,80 @@
+//! Logs and metrics: how they are set up, and the name of every metric that this crate counts.
+
+use metrics::{counter, gauge, histogram};
+use tracing_subscriber::EnvFilter;
+
+/// Things that are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Count {
+    /// Sessions that were not let in, by reason.
+    SessionsRefused,
+    /// Bytes that were no frame, by port.
+    MalformedFrames,
+    /// Publishes, by outcome.
+    Publishes,
+    /// Notifications, by outcome.
+    Notifications,
+    /// HTTP requests that were refused, by status.
+    HttpRefused,
+}
+
+impl Count {
+    fn name(self) -> &'static str {
+        match self {
+            Count::SessionsRefused => "reveille_sessions_refused_total",
+            Count::MalformedFrames => "reveille_malformed_frames_total",
+            Count::Publishes => "reveille_publishes_total",
+            Count::Notifications => "reveille_notifications_total",
+            Count::HttpRefused => "reveille_http_refused_total",
+        }
+    }
+
+    /// One more.
+    pub fn one(self, label: &'static str) {
+        counter!(self.name(), "kind" => label).increment(1);
+    }
+}
+
+/// Things that go up and down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gauge {
+    /// Sessions that are online here.
+    Sessions,
+    /// Terminals that something waits for, at the leaders on this node.
+    Waiting,
+    /// Those of them that no notification reaches.
+    Unreachable,
+}
+
+impl Gauge {
+    fn name(self) -> &'static str {
+        match self {
+            Gauge::Sessions => "reveille_sessions",
+            Gauge::Waiting => "reveille_terminals_waiting",
+            Gauge::Unreachable => "reveille_terminals_unreachable",
+        }
+    }
+
+    /// Changes it.
+    pub fn add(self, by: f64) {
+        gauge!(self.name()).increment(by);
+    }
+
+    /// Sets it.
+    pub fn set(self, to: f64) {
+        gauge!(self.name()).set(to);
+    }
+}
+
+/// How long a publish took, from the request to the answer.
+pub fn publish_took(seconds: f64) {
+    histogram!("reveille_publish_seconds").record(seconds);
+}
+
+/// Sets logging up: `level` as in `RUST_LOG`, lines of text or of JSON, to standard error.
+pub fn init_logs(level: &str, json: bool) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(level)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let result = if json { builder.json().try_init() } else { builder.try_init() };
+    result.map_err(|error| anyhow::anyhow!("logging cannot be set up: {error}"))
+}
