@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use openraft::type_config::TypeConfigExt;
-use reveille_protocol::directory::{Change, Outcome};
+use reveille_protocol::directory::{Change, Directory, Outcome};
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::{Command, Reply};
 
@@ -54,6 +54,13 @@ impl<E: Env> Member<E> {
         };
         match self.propose(META, Command::Directory(Box::new(start)), PROPOSAL).await? {
             Reply::Directory(Outcome::Started(incarnation)) => {
+                // The leader has applied it; this node decides by its own copy, and must not use an older one.
+                let known = |directory: &Directory| {
+                    directory.nodes.get(&self.config.node).is_some_and(|node| node.incarnation >= incarnation)
+                };
+                if !known(&self.directory()) {
+                    return Ok(None);
+                }
                 self.incarnation.store(incarnation.0, Ordering::Release);
                 Ok(Some(incarnation))
             }

@@ -52,9 +52,11 @@ pub(super) async fn run(cluster: &DevCluster, pushes: Option<u64>, as_json: bool
 
 /// Waits until the terminal's first session is over.
 async fn asleep(terminal: &mut Terminal) -> anyhow::Result<()> {
+    let mut connected = false;
     loop {
         match terminal.next().await.context("the terminal has ended")? {
-            Event::Disconnected { .. } => return Ok(()),
+            Event::Connected { .. } => connected = true,
+            Event::Disconnected { .. } if connected => return Ok(()),
             Event::Received(push) => push.confirm(),
             Event::Problem { what } => bail!(what),
             _ => {}
