@@ -1,0 +1,227 @@
+//! What the tests of the binary share: a `reveille dev` cluster, terminals and publishers as child processes.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a test stops where it is surprised")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub const REVEILLE: &str = env!("CARGO_BIN_EXE_reveille");
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A child that does not outlive its test.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Lines of JSON from a child.
+pub struct Lines {
+    lines: mpsc::Receiver<Value>,
+}
+
+impl Lines {
+    pub fn of(child: &mut Child) -> Lines {
+        let out = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let (send, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                let value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+                if send.send(value).is_err() {
+                    return;
+                }
+            }
+        });
+        Lines { lines }
+    }
+
+    /// The next line, or a panic after the patience is over.
+    pub fn next(&self) -> Value {
+        self.lines.recv_timeout(PATIENCE).expect("a line of JSON in time")
+    }
+
+    pub fn next_within(&self, wait: Duration) -> Option<Value> {
+        self.lines.recv_timeout(wait).ok()
+    }
+
+    /// Skips to the next line of this event.
+    pub fn next_event(&self, event: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let value = self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("no {event} in time"));
+            if value["event"] == event {
+                return value;
+            }
+        }
+    }
+}
+
+/// A cluster made by `reveille dev`.
+pub struct Dev {
+    pub folder: tempfile::TempDir,
+    pub ready: Value,
+    child: Running,
+    lines: Lines,
+    restarted: Vec<Running>,
+}
+
+impl Dev {
+    pub fn start() -> Dev {
+        Dev::start_in(tempfile::tempdir().unwrap())
+    }
+
+    pub fn start_in(folder: tempfile::TempDir) -> Dev {
+        let mut child = Command::new(REVEILLE)
+            .args(["dev", "--no-demo", "--json", "--data"])
+            .arg(folder.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = Lines::of(&mut child);
+        let child = Running(child);
+        let ready = lines.next();
+        assert_eq!(ready["event"], "ready");
+        Dev { folder, ready, child, lines, restarted: Vec::new() }
+    }
+
+    pub fn node(&self, id: usize) -> &Value {
+        &self.ready["nodes"][id - 1]
+    }
+
+    pub fn token(&self) -> &str {
+        self.ready["token"].as_str().unwrap()
+    }
+
+    pub fn ca(&self) -> PathBuf {
+        PathBuf::from(self.ready["ca"].as_str().unwrap())
+    }
+
+    pub fn url(&self, id: usize) -> &str {
+        self.node(id)["http"].as_str().unwrap()
+    }
+
+    pub fn servers(&self) -> String {
+        let nodes = self.ready["nodes"].as_array().unwrap();
+        nodes.iter().map(|node| node["session"].as_str().unwrap()).collect::<Vec<_>>().join(",")
+    }
+
+    pub fn kill_node(&self, id: usize) {
+        let pid = self.node(id)["pid"].as_u64().unwrap();
+        let killed = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+        assert!(killed.success());
+    }
+
+    /// Starts a killed node again, as its operator would.
+    pub fn start_node(&mut self, id: usize) -> u32 {
+        let config = self.node(id)["config"].as_str().unwrap();
+        let log = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.folder.path().join(format!("node-{id}.log")))
+            .unwrap();
+        let child =
+            Command::new(REVEILLE).args(["node", "--config", config]).stderr(log).stdin(Stdio::null()).spawn().unwrap();
+        let pid = child.id();
+        self.restarted.push(Running(child));
+        pid
+    }
+
+    pub fn wait_ready(&self, id: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        let admin = self.node(id)["admin"].as_str().unwrap();
+        while Instant::now() < deadline {
+            if http_try(admin, "GET", "/readyz", &[], b"").is_some_and(|answer| answer.status == 200) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("node {id} is not ready");
+    }
+
+    pub fn terminal(&self, name: &str, more: &[&str]) -> (Running, Lines) {
+        let mut child = Command::new(REVEILLE)
+            .args(["terminal", "--json", "--server", &self.servers(), "--ca"])
+            .arg(self.ca())
+            .arg("--state")
+            .arg(self.folder.path().join(name))
+            .args(more)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = Lines::of(&mut child);
+        (Running(child), lines)
+    }
+
+    pub fn publish(&self, node: usize, terminal: &str, headers: &[(&str, &str)], body: &[u8]) -> Http {
+        let path = format!("/v1/terminals/{terminal}/messages");
+        self.request(node, "POST", &path, headers, body)
+    }
+
+    pub fn request(&self, node: usize, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Http {
+        let bearer = format!("Bearer {}", self.token());
+        let mut all = vec![("Authorization", bearer.as_str())];
+        all.extend_from_slice(headers);
+        http(self.url(node), method, path, &all, body)
+    }
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Http {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Http {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&self.body)))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+}
+
+pub fn http(url: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Http {
+    http_try(url, method, path, headers, body).expect("an answer")
+}
+
+/// One request on a connection of its own, written byte by byte: what is tested is the server, not a client.
+pub fn http_try(url: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Http> {
+    let authority = url.strip_prefix("http://").expect("plain http in dev");
+    let mut stream = TcpStream::connect(authority).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+    let mut request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\nContent-Length: {}\r\n",
+        body.len()
+    );
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    request.push_str("\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    // The server may answer and close before it has read all of a body that it refuses.
+    let _ = stream.write_all(body);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+    let mut lines = head.lines();
+    let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+    let headers = lines.filter_map(|line| line.split_once(": ")).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    Some(Http { status, headers, body: answer[end + 4..].to_vec() })
+}
+
+pub fn folder_is_gone(path: &Path) -> bool {
+    !path.exists()
+}
