@@ -141,7 +141,9 @@ pub fn read(input: impl BufRead) -> Result<Vec<Event>, ReadError> {
     }
     match events.first() {
         Some(Event { what: What::Begin { version: VERSION }, .. }) => Ok(events),
-        Some(Event { what: What::Begin { version }, .. }) => Err(ReadError::Version { found: Some(*version) }),
+        Some(Event { what: What::Begin { version }, .. }) => {
+            Err(ReadError::Version { found: Some(*version) })
+        }
         _ => Err(ReadError::Version { found: None }),
     }
 }

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use reveille_protocol::id::NodeId;
 
 use crate::link::{Lane, SendError};
-use crate::raft::types::Cfg;
 use crate::raft::log::LogStore;
+use crate::raft::types::Cfg;
 use crate::tables::Tables;
 
 /// What a node stands on.

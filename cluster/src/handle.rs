@@ -118,11 +118,8 @@ impl ClusterHandle {
         let disk = RealDisk::open(&data.join("log"))?;
         let wal = WalConfig { create, segment_bytes: config.segment_bytes, ..WalConfig::new(owner, groups) };
         let wal = Arc::new(Wal::open(Arc::new(disk), wal)?);
-        let store = StoreConfig {
-            owner,
-            cache_bytes: config.cache_bytes,
-            overlay_bytes: config.overlay_bytes,
-        };
+        let store =
+            StoreConfig { owner, cache_bytes: config.cache_bytes, overlay_bytes: config.overlay_bytes };
         let store = Store::open(&data.join("tables"), &store)?;
         let mut storage = BTreeMap::new();
         for group in 0..groups {

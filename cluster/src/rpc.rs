@@ -253,6 +253,10 @@ mod tests {
             assert_eq!(Frame::decode(Bytes::from(vec![99, 0, 0])), None);
         }
         assert_eq!(Frame::decode(Bytes::from_static(&[1, 0, 0])), None, "cut short");
-        assert_eq!(Frame::decode(Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 200])), None, "no such method");
+        assert_eq!(
+            Frame::decode(Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 200])),
+            None,
+            "no such method"
+        );
     }
 }

@@ -447,9 +447,9 @@ impl<E: Env> Shard<E> {
     pub(crate) fn read(&self, query: &Query) -> Result<Answer, TableError> {
         let table = self.tables.read();
         Ok(match query {
-            Query::Terminal { tenant, terminal } => Answer::Terminal(
-                view::terminal(&table, terminal)?.filter(|row| row.tenant == *tenant),
-            ),
+            Query::Terminal { tenant, terminal } => {
+                Answer::Terminal(view::terminal(&table, terminal)?.filter(|row| row.tenant == *tenant))
+            }
             Query::Message { tenant, message, .. } => {
                 let found = view::message(&table, *tenant, message)?;
                 drop(table);

@@ -1,6 +1,11 @@
 //! The cluster in deterministic simulation: three nodes, partitions and crashes by seed, virtual time. Each seed
 //! runs twice and must give the same trace. Replay one: `SEED=7 cargo test -p reveille-cluster --test simulation`.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a test stops where it is surprised")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
 
 #[path = "simulation/world.rs"]
 mod world;
@@ -49,9 +54,9 @@ fn push(number: u64, terminal: u8) -> Command {
 
 async fn settle(nodes: &[SimNode]) {
     for _ in 0..3000 {
-        let ready = nodes.iter().all(|node| {
-            node.member().is_some_and(|member| member.led().0 == usize::from(GROUPS) + 1)
-        });
+        let ready = nodes
+            .iter()
+            .all(|node| node.member().is_some_and(|member| member.led().0 == usize::from(GROUPS) + 1));
         if ready {
             return;
         }

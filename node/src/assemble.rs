@@ -25,9 +25,9 @@ use crate::config::Config;
 use crate::enrolment::random;
 use crate::host::NodeHost;
 use crate::http::{self, Api};
+use crate::notify::Notifier;
 use crate::notify::dial::{self, Dialler};
 use crate::notify::pace::Pace;
-use crate::notify::Notifier;
 use crate::session::actor::Context as SessionContext;
 use crate::session::listener;
 use crate::session::registry::Registry;
@@ -56,7 +56,11 @@ impl Certificates {
         };
         let key = PrivateKeyDer::from_pem_file(&config.tls.key)
             .with_context(|| format!("key in {}", config.tls.key.display()))?;
-        Ok(Certificates { ca: certificates(&config.tls.ca)?, chain: certificates(&config.tls.certificate)?, key })
+        Ok(Certificates {
+            ca: certificates(&config.tls.ca)?,
+            chain: certificates(&config.tls.certificate)?,
+            key,
+        })
     }
 }
 
@@ -91,12 +95,8 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
     let running = Arc::new(OnceLock::new());
     let (failed, mut failures) = mpsc::channel(1);
     let own = own_addresses(&config).await;
-    let pace = Pace::new(
-        config.notify.per_second,
-        config.notify.per_prefix_per_second,
-        own,
-        config.only_loopback(),
-    );
+    let pace =
+        Pace::new(config.notify.per_second, config.notify.per_prefix_per_second, own, config.only_loopback());
     let shown = dial::Identity { chain: certificates.chain.clone(), key: certificates.key.clone_key() };
     let dialler = Dialler::new(config.notify.bind, shown)
         .with_context(|| format!("notify.bind: cannot use {}", config.notify.bind))?;
@@ -127,7 +127,12 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
     let acceptor = server_config(certificates.chain.clone(), certificates.key.clone_key(), tickets)
         .context("session port: TLS cannot be set up")?;
     let leaving = Arc::new(AtomicBool::new(false));
-    let api = web::Data::new(Api { cluster: cluster.clone(), registry: registry.clone(), metrics, leaving: leaving.clone() });
+    let api = web::Data::new(Api {
+        cluster: cluster.clone(),
+        registry: registry.clone(),
+        metrics,
+        leaving: leaving.clone(),
+    });
     let actors = Actors::start(&config, &certificates, api)?;
     let accepting = tokio::spawn(listener::run(
         session_listener,
@@ -167,9 +172,8 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
 }
 
 fn addresses(config: &Config) -> directory::Node {
-    let advertised = |port: &crate::config::Port| {
-        port.advertise.clone().unwrap_or_else(|| port.listen.to_string())
-    };
+    let advertised =
+        |port: &crate::config::Port| port.advertise.clone().unwrap_or_else(|| port.listen.to_string());
     let scheme = if config.http.tls { "https" } else { "http" };
     let http = config.http.advertise.clone().unwrap_or_else(|| format!("{scheme}://{}", config.http.listen));
     directory::Node {
@@ -251,10 +255,11 @@ impl Actors {
             let servers = runner.block_on(async move {
                 let publishers = {
                     let api = api.clone();
-                    let server = HttpServer::new(move || App::new().app_data(api.clone()).configure(http::publisher))
-                        .workers(workers)
-                        .disable_signals()
-                        .shutdown_timeout(1);
+                    let server =
+                        HttpServer::new(move || App::new().app_data(api.clone()).configure(http::publisher))
+                            .workers(workers)
+                            .disable_signals()
+                            .shutdown_timeout(1);
                     let bound = match tls {
                         Some(tls) => server.bind_rustls_0_23(http, tls),
                         None => server.bind(http),
@@ -281,7 +286,8 @@ impl Actors {
             let _ = started.send(servers);
             if run { runner.run() } else { Ok(()) }
         })?;
-        let (servers, system, arbiters) = starting.recv().context("the actors' thread ended at its start")??;
+        let (servers, system, arbiters) =
+            starting.recv().context("the actors' thread ended at its start")??;
         Ok(Actors { arbiters, system, servers, thread })
     }
 

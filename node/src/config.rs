@@ -240,9 +240,15 @@ impl Config {
         let nodes = self.nodes()?;
         ensure!(self.node != 0, "node must be a number above zero");
         ensure!(nodes.contains_key(&self.node), "node {} is not among cluster.nodes", self.node);
-        ensure!(nodes.len() % 2 == 1, "cluster.nodes must be an odd number of nodes, so that a majority is one");
+        ensure!(
+            nodes.len() % 2 == 1,
+            "cluster.nodes must be an odd number of nodes, so that a majority is one"
+        );
         ensure!((1..=MAX_GROUPS).contains(&self.cluster.groups), "cluster.groups must be 1 to {MAX_GROUPS}");
-        ensure!(self.storage.segment_bytes >= MIN_SEGMENT, "storage.segment_bytes must be at least {MIN_SEGMENT}");
+        ensure!(
+            self.storage.segment_bytes >= MIN_SEGMENT,
+            "storage.segment_bytes must be at least {MIN_SEGMENT}"
+        );
         ensure!(self.http.workers >= 1, "http.workers must be at least 1");
         if !self.http.tls && !self.http.listen.ip().is_loopback() {
             bail!("http.tls = false is allowed only where http.listen is on loopback");

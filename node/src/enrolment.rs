@@ -57,7 +57,10 @@ pub fn sign(key: &Ed25519KeyPair, tenant: TenantId, expires: u64) -> anyhow::Res
 /// Random bytes from the operating system.
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    #[allow(clippy::expect_used, reason = "getrandom fails only where there is no kernel random source at all")]
+    #[allow(
+        clippy::expect_used,
+        reason = "getrandom fails only where there is no kernel random source at all"
+    )]
     SystemRandom::new().fill(&mut bytes).expect("the operating system has no random source");
     bytes
 }

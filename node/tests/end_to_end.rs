@@ -1,6 +1,11 @@
 //! The user's view, end to end: `reveille dev`, terminals and publishers as processes, a node killed under load. The
 //! history is judged by the chaos suite's delivery checker.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a test stops where it is surprised")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
 
 mod support;
 
@@ -104,7 +109,11 @@ fn killed_nodes_and_terminals_lose_and_repeat_nothing() {
                     let terminal = &ids[(number % 3) as usize];
                     let payload = format!("p{publisher}-{number}");
                     let node = (number + publisher) % 3;
-                    story.tell(What::Publish { terminal: terminal.clone(), payload: payload.clone(), node: node + 1 });
+                    story.tell(What::Publish {
+                        terminal: terminal.clone(),
+                        payload: payload.clone(),
+                        node: node + 1,
+                    });
                     let path = format!("/v1/terminals/{terminal}/messages");
                     // As a careful publisher: the same key until there is an answer, at the next node each time.
                     let headers = [("Authorization", token.as_str()), ("Idempotency-Key", payload.as_str())];
@@ -195,7 +204,12 @@ fn killed_nodes_and_terminals_lose_and_repeat_nothing() {
             let mut writer =
                 reveille_chaos::history::Writer::new(std::fs::File::create(&path).unwrap()).unwrap();
             events.iter().for_each(|event| writer.write(event).unwrap());
-            panic!("{} findings, the first: {:#?}\nhistory: {}", found.len(), &found[..found.len().min(5)], path.display());
+            panic!(
+                "{} findings, the first: {:#?}\nhistory: {}",
+                found.len(),
+                &found[..found.len().min(5)],
+                path.display()
+            );
         }
         Verdict::Unknown(why) => panic!("unknown: {why}"),
     }

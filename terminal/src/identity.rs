@@ -32,7 +32,9 @@ pub enum IdentityError {
         error: io::Error,
     },
     /// A key file holds no key.
-    #[error("{path} holds no usable key: {error}; without it the terminal is another one: restore it, or delete the state and enrol anew")]
+    #[error(
+        "{path} holds no usable key: {error}; without it the terminal is another one: restore it, or delete the state and enrol anew"
+    )]
     Key {
         /// The file.
         path: PathBuf,
@@ -157,7 +159,9 @@ fn roots(ca: &Path) -> Result<RootCertStore, IdentityError> {
     let bad = |why: String| IdentityError::Ca { path: ca.to_owned(), why };
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).map_err(|error| bad(error.to_string()))? {
-        roots.add(certificate.map_err(|error| bad(error.to_string()))?).map_err(|error| bad(error.to_string()))?;
+        roots
+            .add(certificate.map_err(|error| bad(error.to_string()))?)
+            .map_err(|error| bad(error.to_string()))?;
     }
     if roots.is_empty() { Err(bad("the file has no certificate".to_owned())) } else { Ok(roots) }
 }

@@ -141,7 +141,11 @@ pub(crate) fn now(origin: Clock) -> Instant {
 }
 
 impl Session<'_, '_> {
-    fn read(&mut self, read: io::Result<usize>, incoming: &mut BytesMut) -> Result<(), crate::store::StoreError> {
+    fn read(
+        &mut self,
+        read: io::Result<usize>,
+        incoming: &mut BytesMut,
+    ) -> Result<(), crate::store::StoreError> {
         if !matches!(read, Ok(1..)) {
             return self.handle(rules::Event::PeerClosed);
         }

@@ -52,7 +52,8 @@ impl Store {
         let path = folder.join(NAME);
         let io = |error| StoreError::Io { path: path.clone(), error };
         fs::create_dir_all(folder).map_err(io)?;
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(folder.to_owned())),
@@ -71,10 +72,9 @@ impl Store {
         let mut store = Store { path, file, number, memory };
         if new {
             store.save(Memory::default(), true)?;
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| StoreError::Io {
-                path: folder.to_owned(),
-                error,
-            })?;
+            File::open(folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(|error| StoreError::Io { path: folder.to_owned(), error })?;
         }
         Ok(store)
     }

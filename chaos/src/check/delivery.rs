@@ -47,7 +47,9 @@ pub fn delivery(events: &[Event]) -> Verdict {
                 let known = terminals.entry(terminal).or_default();
                 let mut complain = |what: String| found.push(format!("at {at} µs, {terminal}: {what}"));
                 match sent.get(payload.as_str()) {
-                    None => complain(format!("phantom: seq {seq} carries {payload:?}, which nobody published")),
+                    None => {
+                        complain(format!("phantom: seq {seq} carries {payload:?}, which nobody published"))
+                    }
                     Some(meant) if meant != terminal => complain(format!("seq {seq} was meant for {meant}")),
                     Some(_) => {}
                 }
@@ -73,7 +75,9 @@ pub fn delivery(events: &[Event]) -> Verdict {
             return Verdict::Unknown(format!("{payload} was acknowledged but never sent, by this history"));
         };
         if !terminals.get(terminal).is_some_and(|known| known.payloads.contains(*payload)) {
-            found.push(format!("lost: {payload:?} was acknowledged as seq {seq} and never came to {terminal}"));
+            found.push(format!(
+                "lost: {payload:?} was acknowledged as seq {seq} and never came to {terminal}"
+            ));
         }
     }
     if stored.is_empty() {
@@ -106,7 +110,8 @@ mod tests {
     }
 
     fn verdict(what: Vec<What>) -> Verdict {
-        let events: Vec<_> = what.into_iter().enumerate().map(|(at, what)| Event { at: at as u64, what }).collect();
+        let events: Vec<_> =
+            what.into_iter().enumerate().map(|(at, what)| Event { at: at as u64, what }).collect();
         delivery(&events)
     }
 
@@ -135,7 +140,10 @@ mod tests {
         fails_with(with(&[delivered("b", 2, false), delivered("a", 1, false)]), "order");
         fails_with(with(&[delivered("a", 1, false), delivered("a", 1, false)]), "order or duplicate");
         fails_with(with(&[delivered("a", 1, false), confirmed(1), delivered("a", 1, true)]), "duplicate");
-        fails_with(with(&[delivered("a", 1, false), started(), delivered("a", 1, false)]), "without its mark");
+        fails_with(
+            with(&[delivered("a", 1, false), started(), delivered("a", 1, false)]),
+            "without its mark",
+        );
         assert!(matches!(verdict(vec![started()]), Verdict::Unknown(_)), "an empty run proves nothing");
     }
 }

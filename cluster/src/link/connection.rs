@@ -68,7 +68,12 @@ impl Outgoing {
 type Ended = Result<(), Refusal>;
 
 /// Runs a connection until it ends.
-pub(super) async fn run<S>(stream: S, peer: NodeId, outgoing: Arc<Outgoing>, inbound: Arc<dyn Inbound>) -> Ended
+pub(super) async fn run<S>(
+    stream: S,
+    peer: NodeId,
+    outgoing: Arc<Outgoing>,
+    inbound: Arc<dyn Inbound>,
+) -> Ended
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -116,9 +121,9 @@ async fn write<W: AsyncWrite + Unpin>(mut writer: W, outgoing: &Outgoing) -> End
         let mut frames = frames.drain(..).peekable();
         while frames.peek().is_some() {
             let mut count = 0;
-            while let Some(frame) = frames.next_if(|frame| {
-                buffer.is_empty() || buffer.len() + LENGTH + frame.len() <= WRITE_BYTES
-            }) {
+            while let Some(frame) = frames
+                .next_if(|frame| buffer.is_empty() || buffer.len() + LENGTH + frame.len() <= WRITE_BYTES)
+            {
                 buffer.extend_from_slice(&(frame.len() as u32).to_le_bytes());
                 buffer.extend_from_slice(&frame);
                 count += 1;

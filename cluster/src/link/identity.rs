@@ -36,7 +36,9 @@ pub enum IdentityError {
     #[error("the CA certificate cannot be used: {0}")]
     Ca(String),
     /// The certificate is not this node's.
-    #[error("the certificate does not name {expected}; it names {found}. Make one with `reveille certs node`")]
+    #[error(
+        "the certificate does not name {expected}; it names {found}. Make one with `reveille certs node`"
+    )]
     NotOurs {
         /// The name it should have.
         expected: String,
@@ -44,7 +46,9 @@ pub enum IdentityError {
         found: String,
     },
     /// It is not valid now.
-    #[error("the certificate is not valid at this time (valid {not_before} to {not_after}); renew it with `reveille certs node`, or check the clock")]
+    #[error(
+        "the certificate is not valid at this time (valid {not_before} to {not_after}); renew it with `reveille certs node`, or check the clock"
+    )]
     NotNow {
         /// Begin.
         not_before: String,

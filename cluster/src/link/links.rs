@@ -203,10 +203,11 @@ async fn connect(shared: &Shared, peer: NodeId, lane: Lane) -> Result<Client, Di
     let name = server_name(peer, cluster).ok_or(DialError::Refused(Refusal::Identity))?;
     let config = shared.identity.read().unwrap_or_else(PoisonError::into_inner).client.clone();
     let stream = TlsConnector::from(config).connect(name, stream).await;
-    let mut stream = stream.map_err(|error| match error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
-        true => DialError::Refused(Refusal::Tls),
-        false => DialError::Io(error),
-    })?;
+    let mut stream =
+        stream.map_err(|error| match error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+            true => DialError::Refused(Refusal::Tls),
+            false => DialError::Io(error),
+        })?;
     let hello = Hello { cluster, from: shared.config.node, to: peer, lane };
     stream.write_all(&hello.encode()).await?;
     stream.flush().await?;

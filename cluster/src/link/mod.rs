@@ -4,6 +4,10 @@
 //! One connection per pair of nodes and [`Lane`]; the node with the smaller id dials. Each has a coalescing writer:
 //! whatever waits goes out in one write, which is what makes many small frames cheap (reference: a write per frame
 //! costs twelve times the CPU at 64 in flight).
+#![allow(
+    clippy::disallowed_methods,
+    reason = "links are production only: sockets, tokio and its clock; the simulator has its own transport"
+)]
 
 mod connection;
 mod hello;

@@ -127,7 +127,9 @@ impl<E: Env> Member<E> {
                 }
             }
             Ok(message) => self.to_session(from, message),
-            Err(error) => tracing::warn!(node = from.0, %error, "a session message from a peer cannot be read"),
+            Err(error) => {
+                tracing::warn!(node = from.0, %error, "a session message from a peer cannot be read")
+            }
         }
     }
 

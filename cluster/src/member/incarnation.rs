@@ -79,7 +79,10 @@ impl<E: Env> Member<E> {
         if swapped.is_err() {
             return;
         }
-        tracing::warn!(incarnation = mine.0, "this node was marked down; its sessions end and it begins anew");
+        tracing::warn!(
+            incarnation = mine.0,
+            "this node was marked down; its sessions end and it begins anew"
+        );
         self.shared.host.fenced();
         let member = self.clone();
         let _detached = E::Cfg::spawn(async move {
@@ -107,7 +110,11 @@ impl<E: Env> Member<E> {
             if now.since(heard.unwrap_or(since).max(since)) < SILENT {
                 continue;
             }
-            tracing::warn!(node = node.0, incarnation = known.incarnation.0, "node is silent; marking it down");
+            tracing::warn!(
+                node = node.0,
+                incarnation = known.incarnation.0,
+                "node is silent; marking it down"
+            );
             let down = Change::Down { node: *node, incarnation: known.incarnation };
             if let Err(error) = self.propose(META, Command::Directory(Box::new(down)), PROPOSAL).await {
                 tracing::warn!(node = node.0, %error, "node could not be marked down; trying again");

@@ -132,7 +132,9 @@ impl<E: Env> Member<E> {
                     let body = Self::forward(group, &query);
                     let call = self.shared.calls.call(target, Lane::Data, Method::Query, body, TRY + wait);
                     match call.await {
-                        Ok(answer) => codec::decode::<Answer, MAX_MESSAGE>(&answer).unwrap_or(Answer::Unavailable),
+                        Ok(answer) => {
+                            codec::decode::<Answer, MAX_MESSAGE>(&answer).unwrap_or(Answer::Unavailable)
+                        }
                         Err(_) => Answer::NotLeader(None),
                     }
                 }

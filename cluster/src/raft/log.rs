@@ -131,7 +131,9 @@ impl<C: Cfg, L: LogStore> RaftLogStorage<C> for GroupLog<C, L> {
             .map(|(_, bytes)| decode::<_, MAX_SMALL>("the purged log id", &bytes))
             .transpose()?;
         let last = match self.log.last_index() {
-            Some(index) => self.entries(index, index + 1, usize::MAX).await?.pop().map(|entry| entry.log_id()),
+            Some(index) => {
+                self.entries(index, index + 1, usize::MAX).await?.pop().map(|entry| entry.log_id())
+            }
             None => purged,
         };
         Ok(LogState { last_purged_log_id: purged, last_log_id: last })

@@ -56,9 +56,9 @@ fn broken(error: TableError) -> io::Error {
 
 fn read<T: Table, V: DeserializeOwned>(table: &T, key: &[u8]) -> io::Result<Option<V>> {
     let Some(bytes) = table.get(key).map_err(broken)? else { return Ok(None) };
-    codec::decode::<V, MAX_HOST_VALUE>(&bytes)
-        .map(Some)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("the tables are damaged: {error}")))
+    codec::decode::<V, MAX_HOST_VALUE>(&bytes).map(Some).map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("the tables are damaged: {error}"))
+    })
 }
 
 fn value<V: Serialize>(value: &V) -> Bytes {

@@ -157,9 +157,7 @@ impl<E: Env> Client<E> {
         vote: VoteOf<E::Cfg>,
         snapshot: SnapshotOf<E::Cfg, SnapshotData<E::Tables>>,
     ) -> Result<SnapshotResponse<E::Cfg>, StreamingError<E::Cfg>> {
-        let failed = |error: String| {
-            StreamingError::Network(NetworkError::new(&AnyError::error(error)))
-        };
+        let failed = |error: String| StreamingError::Network(NetworkError::new(&AnyError::error(error)));
         let SnapshotData::View(mut view) = snapshot.snapshot else {
             return Err(failed("only a view of our own tables can be sent".to_owned()));
         };
@@ -206,7 +204,10 @@ impl<E: Env> RaftNetworkV2<E::Cfg> for Client<E> {
         &'s mut self,
         input: S,
         _option: RPCOption,
-    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<E::Cfg>, RPCError<E::Cfg>>>, RPCError<E::Cfg>>>
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<E::Cfg>, RPCError<E::Cfg>>>, RPCError<E::Cfg>>,
+    >
     where
         S: Stream<Item = AppendEntriesRequest<E::Cfg>> + OptionalSend + Unpin + 'static,
     {

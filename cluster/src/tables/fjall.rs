@@ -4,6 +4,10 @@
 //! Stored key: `group u16 | generation u32 | key`, big endian. The generation makes replacing a group's tables
 //! one small write: a snapshot is written under a new generation, then the record of the group's generation is
 //! changed in the batch that completes it. Rows of other generations are garbage, removed at the next start.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tables on disk are production only; the simulator has tables in memory"
+)]
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,7 +44,9 @@ pub struct StoreConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// fjall refuses.
-    #[error("tables in {folder} cannot be opened: {error}; if the disk is damaged, remove this node and let it rejoin under a new id")]
+    #[error(
+        "tables in {folder} cannot be opened: {error}; if the disk is damaged, remove this node and let it rejoin under a new id"
+    )]
     Open {
         /// The folder.
         folder: PathBuf,
@@ -59,7 +65,9 @@ pub enum StoreError {
         found: Owner,
     },
     /// Made by another version.
-    #[error("tables in {folder} have format {found}, this build reads {FORMAT}; use the version that wrote them")]
+    #[error(
+        "tables in {folder} have format {found}, this build reads {FORMAT}; use the version that wrote them"
+    )]
     Format {
         /// The folder.
         folder: PathBuf,
@@ -98,7 +106,8 @@ impl Store {
             .manual_journal_persist(true)
             .open()
             .map_err(failed)?;
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(16 << 20).manual_journal_persist(true);
+        let options =
+            || KeyspaceCreateOptions::default().max_memtable_size(16 << 20).manual_journal_persist(true);
         let about = db.keyspace("about", options).map_err(failed)?;
         let rows = db.keyspace("rows", options).map_err(failed)?;
         match about.get("owner").map_err(failed)? {
@@ -251,7 +260,12 @@ impl Table for FjallReader<'_> {
         self.0.get(&self.1, key)
     }
 
-    fn scan(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), TableError> {
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), TableError> {
         self.0.scan(&self.1, from, to, visit)
     }
 }
@@ -261,7 +275,12 @@ impl Table for FjallWriter<'_> {
         self.0.get(&self.1, key)
     }
 
-    fn scan(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), TableError> {
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), TableError> {
         self.0.scan(&self.1, from, to, visit)
     }
 }
@@ -357,7 +376,9 @@ impl FjallTables {
         let tables = self.clone();
         match tokio::task::spawn_blocking(move || work(&tables)).await {
             Ok(result) => result,
-            Err(error) => Err(TableError(format!("work on the tables of group {} ended: {error}", self.0.group))),
+            Err(error) => {
+                Err(TableError(format!("work on the tables of group {} ended: {error}", self.0.group)))
+            }
         }
     }
 }
@@ -428,7 +449,12 @@ impl Table for FjallSnapshot {
         Ok(store.checked(found)?.map(Bytes::from))
     }
 
-    fn scan(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), TableError> {
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), TableError> {
         if from >= to {
             return Ok(());
         }
@@ -450,7 +476,9 @@ impl Snapshot for FjallSnapshot {
         let read = move || {
             let mut end = prefix;
             // The next generation begins where this one ends; generations do not reach the last number.
-            end[2..].copy_from_slice(&(u32::from_be_bytes([prefix[2], prefix[3], prefix[4], prefix[5]]) + 1).to_be_bytes());
+            end[2..].copy_from_slice(
+                &(u32::from_be_bytes([prefix[2], prefix[3], prefix[4], prefix[5]]) + 1).to_be_bytes(),
+            );
             let (mut bytes, mut chunk) = (0, Vec::new());
             for pair in view.range(&store.0.rows, stored(prefix, &after)..end.to_vec()) {
                 let (key, value) = store.0.checked(pair.into_inner())?;

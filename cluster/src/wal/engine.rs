@@ -74,8 +74,7 @@ impl Engine {
             match action {
                 Action::Entries(entries) => {
                     for (index, version, payload) in entries {
-                        let place =
-                            self.put(*group, Kind::Entry, &[&index.to_le_bytes(), payload])?;
+                        let place = self.put(*group, Kind::Entry, &[&index.to_le_bytes(), payload])?;
                         lock(&self.groups[usize::from(*group)]).placed(*index, *version, place);
                     }
                 }

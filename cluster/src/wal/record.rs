@@ -165,12 +165,12 @@ mod tests {
         assert_eq!(
             hex,
             "525657414c30303101000000887766554433221103000000000000000500000000000000\
-             4d0000000000000000000000000000005974cd86"
+             4d00000000000000000000000000000014dee823"
         );
         let mut out = Vec::new();
         put(&mut out, 5, 77, 1, 2, Kind::Entry, &[&9u64.to_le_bytes(), b"hello"]);
         let hex: String = out.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "0d0000009db67d004d000000000000000100000002000109000000000000000068656c6c6f");
+        assert_eq!(hex, "0d00000096e621dc4d0000000000000001000000020001090000000000000068656c6c6f");
         let record = parse(&out, 5).unwrap();
         assert_eq!((record.seq, record.back, record.group, record.kind), (77, 1, 2, Kind::Entry));
     }

@@ -24,7 +24,9 @@ use super::writer::WalConfig;
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
     /// There is none.
-    #[error("no log in {folder}; if this node is new, create it with --create; if its disk was lost, remove it from the cluster and add it under a new id")]
+    #[error(
+        "no log in {folder}; if this node is new, create it with --create; if its disk was lost, remove it from the cluster and add it under a new id"
+    )]
     Missing {
         /// The folder.
         folder: String,
@@ -52,7 +54,9 @@ pub enum WalError {
         found: u32,
     },
     /// What was acknowledged is not there any more.
-    #[error("log file {folder}/{file} is damaged at byte {offset}: {what}; remove this node from the cluster and add it under a new id, its peers have its data")]
+    #[error(
+        "log file {folder}/{file} is damaged at byte {offset}: {what}; remove this node from the cluster and add it under a new id, its peers have its data"
+    )]
     Damaged {
         /// The folder.
         folder: String,
@@ -230,7 +234,9 @@ impl Reader<'_> {
 
     fn take(&mut self, number: u64, offset: usize, record: &Record<'_>) -> Result<(), WalError> {
         let malformed = |reader: &Self| reader.damaged(number, offset, "a valid record that cannot be read");
-        let indexed = || record.payload.split_first_chunk::<8>().map(|(index, rest)| (u64::from_le_bytes(*index), rest));
+        let indexed = || {
+            record.payload.split_first_chunk::<8>().map(|(index, rest)| (u64::from_le_bytes(*index), rest))
+        };
         let group = usize::from(record.group);
         if group >= self.groups.len() {
             let what = format!("it has a record of group {group}, but this node has {}", self.groups.len());

@@ -230,7 +230,8 @@ impl Inner {
         });
         if record.is_none() {
             let file = segment_name(place.segment);
-            let message = format!("entry {index} of group {group} in {file} cannot be read: {}", self.disk.location());
+            let message =
+                format!("entry {index} of group {group} in {file} cannot be read: {}", self.disk.location());
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         Ok(Bytes::from(bytes).slice(head..))
@@ -247,7 +248,8 @@ fn finish(inner: &Inner, ops: Vec<Op>, commit: impl FnOnce(&[Op]) -> io::Result<
     let result = match failed {
         Some(failed) => Err(failed),
         None => commit(&ops).map_err(|error| {
-            let failed = format!("{}: {error}; restart this node once its disk is sound", inner.disk.location());
+            let failed =
+                format!("{}: {error}; restart this node once its disk is sound", inner.disk.location());
             tracing::error!(%failed, "writing the log failed; nothing more is written");
             inner.queue().failed = Some(failed.clone());
             failed

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ED25519,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ED25519,
 };
 use reveille_cluster::link::node_name;
 use reveille_protocol::id::{NodeId, TenantId};
@@ -116,7 +116,8 @@ impl Ca {
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, format!("reveille node {id}"));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let now = SystemTime::now();
         // An hour back: clocks differ.
         params.not_before = (now - Duration::from_secs(3600)).into();
@@ -144,7 +145,10 @@ impl Certs {
                 let (ca, key) = Ca::new()?;
                 write_secret(&out.join("ca.key"), &key)?;
                 write_public(&out.join("ca.pem"), &ca.pem)?;
-                output::line(format!("wrote ca.pem and ca.key to {}; keep ca.key off the nodes", out.display()));
+                output::line(format!(
+                    "wrote ca.pem and ca.key to {}; keep ca.key off the nodes",
+                    out.display()
+                ));
             }
             CertsCommand::Node { ca, id, cluster, names, days, out } => {
                 ensure!(cluster.len() == 16, "--cluster must be 16 hex digits");
@@ -153,7 +157,10 @@ impl Certs {
                 fs::create_dir_all(&out)?;
                 write_secret(&out.join(format!("node-{id}.key")), &key)?;
                 write_public(&out.join(format!("node-{id}.pem")), &certificate)?;
-                output::line(format!("wrote node-{id}.pem and node-{id}.key to {}, valid {days} days", out.display()));
+                output::line(format!(
+                    "wrote node-{id}.pem and node-{id}.key to {}, valid {days} days",
+                    out.display()
+                ));
             }
             CertsCommand::EnrolmentKey { out } => {
                 let key = KeyPair::generate_for(&PKCS_ED25519)?;
@@ -164,8 +171,9 @@ impl Certs {
             }
             CertsCommand::EnrolmentToken { key, tenant, valid } => {
                 let pem = fs::read_to_string(&key).with_context(|| format!("{}", key.display()))?;
-                let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&KeyPair::from_pem(&pem)?.serialize_der())
-                    .map_err(|error| anyhow::anyhow!("{}: {error}", key.display()))?;
+                let pair =
+                    Ed25519KeyPair::from_pkcs8_maybe_unchecked(&KeyPair::from_pem(&pem)?.serialize_der())
+                        .map_err(|error| anyhow::anyhow!("{}: {error}", key.display()))?;
                 let expires = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + valid.as_secs();
                 output::line(enrolment::sign(&pair, TenantId(tenant), expires)?);
             }

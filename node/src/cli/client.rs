@@ -131,7 +131,8 @@ impl Client {
         self.sender.ready().await?;
         let response: Response<_> = self.sender.send_request(request.body(Full::new(body))?).await?;
         let status = response.status();
-        let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        let retry_after =
+            response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
         let body = Limited::new(response.into_body(), MAX_ANSWER)
             .collect()
             .await
@@ -150,7 +151,8 @@ impl Answer {
             return Ok(value);
         }
         let message = value.get("message").and_then(|message| message.as_str()).unwrap_or("no reason given");
-        let again = self.retry_after.map(|seconds| format!(" (try again in {seconds} s)")).unwrap_or_default();
+        let again =
+            self.retry_after.map(|seconds| format!(" (try again in {seconds} s)")).unwrap_or_default();
         bail!("{}: {message}{again}", self.status)
     }
 }

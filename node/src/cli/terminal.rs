@@ -51,7 +51,8 @@ fn parse_linger(text: &str) -> Result<Linger, String> {
         "forever" => Ok(Linger::Forever),
         text => {
             let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-            let seconds = u32::try_from(duration.as_secs()).map_err(|_| "too long; use forever".to_owned())?;
+            let seconds =
+                u32::try_from(duration.as_secs()).map_err(|_| "too long; use forever".to_owned())?;
             Ok(if seconds == 0 { Linger::AtOnce } else { Linger::Seconds(seconds) })
         }
     }
@@ -85,7 +86,9 @@ impl TerminalArgs {
                 event = terminal.next() => event,
                 _ = &mut signalled => break,
             };
-            let Some(event) = event else { anyhow::bail!("the terminal has ended; its last message says why") };
+            let Some(event) = event else {
+                anyhow::bail!("the terminal has ended; its last message says why")
+            };
             show(&id, &event, self.json)?;
             if let Event::Received(push) = event {
                 push.confirm();
@@ -99,12 +102,16 @@ impl TerminalArgs {
 
 fn show(id: &str, event: &Event, as_json: bool) -> anyhow::Result<()> {
     let (name, mut value, text) = match event {
-        Event::Listening { address } => {
-            ("listening", json!({ "address": address.to_string() }), format!("terminal {id} listens on {address}"))
-        }
-        Event::Notified { id: number, pending } => {
-            ("notified", json!({ "notification": number, "pending": pending }), format!("notified: {pending} pending"))
-        }
+        Event::Listening { address } => (
+            "listening",
+            json!({ "address": address.to_string() }),
+            format!("terminal {id} listens on {address}"),
+        ),
+        Event::Notified { id: number, pending } => (
+            "notified",
+            json!({ "notification": number, "pending": pending }),
+            format!("notified: {pending} pending"),
+        ),
         Event::CheckIn => ("check_in", json!({}), "checking in".to_owned()),
         Event::Connected { node, address, epoch, pending } => (
             "connected",

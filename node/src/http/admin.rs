@@ -58,5 +58,6 @@ pub(super) async fn status(
     let status = api.cluster.status();
     let ready = api.ready();
     let sessions = api.registry.len();
-    Ok(HttpResponse::Ok().json(serde_json::json!({ "ready": ready, "sessions": sessions, "cluster": status })))
+    Ok(HttpResponse::Ok()
+        .json(serde_json::json!({ "ready": ready, "sessions": sessions, "cluster": status })))
 }

@@ -33,8 +33,9 @@ pub(super) fn tenant(
     let known = directory.tokens.get(&token_hash(token));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     let known = known.filter(|known| known.expires.is_none_or(|expires| expires.0 > now));
-    let known =
-        known.ok_or_else(|| ApiError::new(StatusCode::UNAUTHORIZED, "unknown_token", "unknown or expired token"))?;
+    let known = known.ok_or_else(|| {
+        ApiError::new(StatusCode::UNAUTHORIZED, "unknown_token", "unknown or expired token")
+    })?;
     match needs(&known.rights) {
         true => Ok(known.tenant),
         false => Err(ApiError::new(StatusCode::FORBIDDEN, "no_right", "the token does not have this right")),

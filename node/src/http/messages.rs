@@ -47,7 +47,8 @@ pub(super) async fn publish(
 ) -> Result<HttpResponse, ApiError> {
     let began = Instant::now();
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.publish)?;
-    let terminal: TerminalId = path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
+    let terminal: TerminalId =
+        path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
     let enqueue = enqueue(&request, tenant, terminal, body)?;
     let zero_ttl = enqueue.ttl == Some(0);
     let group = api.cluster.group_of(&terminal);
@@ -57,7 +58,12 @@ pub(super) async fn publish(
             Count::Publishes.one(if duplicate { "duplicate" } else { "stored" });
             // What it is really kept for; TTL 0 is kept for the wake window and answered as asked (RFC 8030 5.2).
             let kept = if zero_ttl { 0 } else { deadline.since(accepted).as_secs() };
-            let published = Published { message: message.to_string(), seq: message.seq.0, expires: deadline.0, duplicate };
+            let published = Published {
+                message: message.to_string(),
+                seq: message.seq.0,
+                expires: deadline.0,
+                duplicate,
+            };
             let mut response = HttpResponse::build(StatusCode::CREATED);
             response.insert_header((LOCATION, format!("/v1/messages/{message}")));
             response.insert_header(("TTL", kept));
@@ -79,7 +85,11 @@ pub(super) async fn publish(
 
 fn unexpected(reply: &Reply) -> ApiError {
     tracing::error!(?reply, "a command was answered with another one's reply");
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the service list gave an answer of another kind")
+    ApiError::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "the service list gave an answer of another kind",
+    )
 }
 
 /// The request as a command; each header checked, and named if it is bad.
@@ -110,7 +120,9 @@ fn enqueue(
     }
     let channel = match header(request, "Channel")? {
         None => Channel(0),
-        Some(text) => Channel(text.parse().map_err(|_| ApiError::bad("bad_channel", "Channel must be a number"))?),
+        Some(text) => {
+            Channel(text.parse().map_err(|_| ApiError::bad("bad_channel", "Channel must be a number"))?)
+        }
     };
     let headers = application_headers(request)?;
     let idempotency = match header(request, "Idempotency-Key")? {
@@ -145,7 +157,8 @@ fn header<'r>(request: &'r HttpRequest, name: &'static str) -> Result<Option<&'r
     let mut values = request.headers().get_all(name);
     let Some(value) = values.next() else { return Ok(None) };
     let text = value.to_str().ok().filter(|_| values.next().is_none());
-    text.map(|text| Some(text.trim())).ok_or_else(|| ApiError::bad("bad_header", format!("{name} must be one line of text")))
+    text.map(|text| Some(text.trim()))
+        .ok_or_else(|| ApiError::bad("bad_header", format!("{name} must be one line of text")))
 }
 
 /// Seconds, as milliseconds (RFC 8030 section 5.2: digits only; beyond 2^31 is as good as 2^31).
@@ -174,15 +187,20 @@ fn application_headers(request: &HttpRequest) -> Result<Vec<(String, String)>, A
     for (name, value) in request.headers() {
         let name = name.as_str();
         let default = name == "content-type" && value == "application/octet-stream";
-        if !(name == "content-type" && !default || name == "content-encoding" || name.starts_with("x-push-")) {
+        if !(name == "content-type" && !default || name == "content-encoding" || name.starts_with("x-push-"))
+        {
             continue;
         }
-        let value = value.to_str().map_err(|_| ApiError::bad("bad_header", format!("{name} must be text")))?;
+        let value =
+            value.to_str().map_err(|_| ApiError::bad("bad_header", format!("{name} must be text")))?;
         bytes += name.len() + value.len();
         headers.push((name.to_owned(), value.to_owned()));
     }
     if bytes > limits::MAX_HEADERS {
-        let message = format!("headers for the application have {bytes} bytes, at most {} are kept", limits::MAX_HEADERS);
+        let message = format!(
+            "headers for the application have {bytes} bytes, at most {} are kept",
+            limits::MAX_HEADERS
+        );
         return Err(ApiError::bad("headers_too_long", message));
     }
     Ok(headers)
@@ -227,7 +245,8 @@ pub(super) async fn get(
     api: web::Data<Api>,
 ) -> Result<HttpResponse, ApiError> {
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.read)?;
-    let message: MessageId = path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
+    let message: MessageId =
+        path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
     let group = api.cluster.group_of(&message.terminal);
     let query = Query::Message { tenant, message, wait: wait.millis()? };
     match api.cluster.query(group, query, DEADLINE).await? {
@@ -241,8 +260,9 @@ impl Wait {
     fn millis(&self) -> Result<u64, ApiError> {
         let timeout = match &self.timeout {
             None => Duration::from_secs(10),
-            Some(text) => humantime::parse_duration(text)
-                .map_err(|error| ApiError::bad("bad_timeout", format!("timeout: {error}; write it like 10s")))?,
+            Some(text) => humantime::parse_duration(text).map_err(|error| {
+                ApiError::bad("bad_timeout", format!("timeout: {error}; write it like 10s"))
+            })?,
         };
         match self.wait.as_deref() {
             None => Ok(0),
@@ -253,7 +273,8 @@ impl Wait {
 }
 
 fn status(message: &MessageId, view: &MessageView) -> Status {
-    let durable = |stage: Stage, at: GroupTime| StageStatus { stage: stage.name(), at: at.0 as f64, node: None };
+    let durable =
+        |stage: Stage, at: GroupTime| StageStatus { stage: stage.name(), at: at.0 as f64, node: None };
     let mut stages = vec![durable(Stage::Accepted, view.accepted)];
     stages.extend(view.trace.iter().map(|traced| StageStatus {
         stage: traced.stage.name(),
@@ -289,7 +310,8 @@ pub(super) async fn cancel(
     api: web::Data<Api>,
 ) -> Result<HttpResponse, ApiError> {
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.publish)?;
-    let message: MessageId = path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
+    let message: MessageId =
+        path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
     let group = api.cluster.group_of(&message.terminal);
     let cancel = Command::Cancel(list::Cancel { message, tenant });
     match api.cluster.propose(group, cancel, DEADLINE).await? {

@@ -78,7 +78,8 @@ pub(super) async fn get(
 ) -> Result<HttpResponse, ApiError> {
     let directory = api.cluster.directory();
     let tenant = tenant(&request, &directory, |rights| rights.read)?;
-    let terminal: TerminalId = path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
+    let terminal: TerminalId =
+        path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
     let group = api.cluster.group_of(&terminal);
     match api.cluster.query(group, Query::Terminal { tenant, terminal }, DEADLINE).await? {
         Answer::Terminal(Some(row)) => {
@@ -96,7 +97,8 @@ pub(super) async fn unregister(
     api: web::Data<Api>,
 ) -> Result<HttpResponse, ApiError> {
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.admin)?;
-    let terminal: TerminalId = path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
+    let terminal: TerminalId =
+        path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
     let group = api.cluster.group_of(&terminal);
     let unregister = Command::Unregister(list::Unregister { terminal, tenant });
     match api.cluster.propose(group, unregister, DEADLINE).await? {
@@ -201,8 +203,9 @@ pub(super) async fn register(
     }
     let mut out = Vec::with_capacity(answers.len() * 64);
     for answer in answers.into_iter().flatten() {
-        serde_json::to_writer(&mut out, &answer)
-            .map_err(|error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string()))?;
+        serde_json::to_writer(&mut out, &answer).map_err(|error| {
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
+        })?;
         out.push(b'\n');
     }
     Ok(HttpResponse::Ok().content_type("application/x-ndjson").body(out))

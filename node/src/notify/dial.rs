@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use moka::sync::Cache;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, ConnectionId, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig};
+use quinn::{
+    ClientConfig, Connection, ConnectionId, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime,
+    TransportConfig,
+};
 use reveille_protocol::id::{KeyFingerprint, TerminalId};
 use reveille_protocol::wire::notification::{ALPN, Notification, NotificationAck, SERVER_NAME, first_cid};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 
 use governor::clock::DefaultClock;
-use governor::state::{InMemoryState, NotKeyed};
 use governor::state::keyed::HashMapStateStore;
+use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 
 /// Addresses whose budgets are remembered before the ones that are full again are forgotten.
@@ -116,9 +116,22 @@ mod tests {
     fn forbidden_destinations_are_never_dialled() {
         let pace = pace(false);
         for address in [
-            "127.0.0.1:5000", "169.254.1.1:5000", "224.0.0.1:5000", "0.0.0.0:5000", "0.1.2.3:5000", "255.255.255.255:5000",
-            "240.0.0.1:5000", "[::1]:5000", "[::]:5000", "[ff02::1]:5000", "[fe80::1]:5000", "[::ffff:127.0.0.1]:5000",
-            "[::ffff:169.254.169.254]:5000", "192.0.2.9:5000", "198.51.100.1:53", "198.51.100.1:1023",
+            "127.0.0.1:5000",
+            "169.254.1.1:5000",
+            "224.0.0.1:5000",
+            "0.0.0.0:5000",
+            "0.1.2.3:5000",
+            "255.255.255.255:5000",
+            "240.0.0.1:5000",
+            "[::1]:5000",
+            "[::]:5000",
+            "[ff02::1]:5000",
+            "[fe80::1]:5000",
+            "[::ffff:127.0.0.1]:5000",
+            "[::ffff:169.254.169.254]:5000",
+            "192.0.2.9:5000",
+            "198.51.100.1:53",
+            "198.51.100.1:1023",
         ] {
             assert_eq!(pace.allows(address.parse().unwrap()), Verdict::Forbidden, "{address}");
         }

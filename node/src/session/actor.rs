@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant as Clock};
 
-use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context as ActorCtx, Handler, Message, SpawnHandle, WrapFuture};
+use actix::{
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context as ActorCtx, Handler, Message, SpawnHandle,
+    WrapFuture,
+};
 use reveille_cluster::ClusterHandle;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
@@ -206,10 +209,13 @@ impl SessionActor {
             Count::SessionsRefused.one("not_enrolled");
             // Not at once: the rules are in the middle of an event.
             let refused = async {}.into_actor(self);
-            ctx.spawn(refused.map(|(), session, ctx| session.handle_event(Event::Enrolled(Some(false)), ctx)));
+            ctx.spawn(
+                refused.map(|(), session, ctx| session.handle_event(Event::Enrolled(Some(false)), ctx)),
+            );
             return;
         };
-        let register = list::Register { tenant, session_key: self.session_key, stream: enrolment::new_stream() };
+        let register =
+            list::Register { tenant, session_key: self.session_key, stream: enrolment::new_stream() };
         self.propose(Command::Register(register), ctx, |outcome| {
             Event::Enrolled(outcome.map(|reply| matches!(reply, Reply::Registered { .. })))
         });

@@ -74,7 +74,12 @@ async fn greet(stream: TcpStream, acceptor: TlsAcceptor) -> Option<TlsStream<Tcp
     acceptor.accept(stream).await.ok()
 }
 
-async fn serve(stream: TlsStream<TcpStream>, from: SocketAddr, context: Arc<Context>, arbiter: ArbiterHandle) {
+async fn serve(
+    stream: TlsStream<TcpStream>,
+    from: SocketAddr,
+    context: Arc<Context>,
+    arbiter: ArbiterHandle,
+) {
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let Some(session_key) = certificate.and_then(fingerprint) else {
         Count::SessionsRefused.one("no_key");

@@ -73,7 +73,11 @@ impl Registry {
     /// Open sessions.
     pub fn len(&self) -> usize {
         let parts = self.parts.iter();
-        parts.map(|part| part.lock().unwrap_or_else(PoisonError::into_inner).values().map(Vec::len).sum::<usize>()).sum()
+        parts
+            .map(|part| {
+                part.lock().unwrap_or_else(PoisonError::into_inner).values().map(Vec::len).sum::<usize>()
+            })
+            .sum()
     }
 
     /// Tells every session to go elsewhere, spread over `within` milliseconds.

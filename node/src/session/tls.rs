@@ -82,12 +82,7 @@ impl ClientCertVerifier for AnyKey {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signed,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -168,7 +163,8 @@ mod tests {
     use super::*;
 
     fn tickets(secrets: &[(u32, u8)]) -> Tickets {
-        let secrets = secrets.iter().map(|(generation, byte)| Secret { generation: *generation, key: [*byte; 32] });
+        let secrets =
+            secrets.iter().map(|(generation, byte)| Secret { generation: *generation, key: [*byte; 32] });
         let tickets = Tickets::default();
         tickets.update(&Directory { secrets: secrets.collect(), ..Directory::default() });
         tickets

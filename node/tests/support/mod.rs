@@ -1,5 +1,11 @@
 //! What the tests of the binary share: a `reveille dev` cluster, terminals and publishers as child processes.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a test stops where it is surprised")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -128,8 +134,12 @@ impl Dev {
             .create(true)
             .open(self.folder.path().join(format!("node-{id}.log")))
             .unwrap();
-        let child =
-            Command::new(REVEILLE).args(["node", "--config", config]).stderr(log).stdin(Stdio::null()).spawn().unwrap();
+        let child = Command::new(REVEILLE)
+            .args(["node", "--config", config])
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
         let pid = child.id();
         self.restarted.push(Running(child));
         pid
@@ -166,7 +176,14 @@ impl Dev {
         self.request(node, "POST", &path, headers, body)
     }
 
-    pub fn request(&self, node: usize, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Http {
+    pub fn request(
+        &self,
+        node: usize,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Http {
         let bearer = format!("Bearer {}", self.token());
         let mut all = vec![("Authorization", bearer.as_str())];
         all.extend_from_slice(headers);
@@ -184,11 +201,15 @@ pub struct Http {
 
 impl Http {
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&self.body)))
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -218,7 +239,8 @@ pub fn http_try(url: &str, method: &str, path: &str, headers: &[(&str, &str)], b
     let head = String::from_utf8_lossy(&answer[..end]).into_owned();
     let mut lines = head.lines();
     let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
-    let headers = lines.filter_map(|line| line.split_once(": ")).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    let headers =
+        lines.filter_map(|line| line.split_once(": ")).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
     Some(Http { status, headers, body: answer[end + 4..].to_vec() })
 }
 

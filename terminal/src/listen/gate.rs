@@ -81,9 +81,8 @@ impl Gate {
     fn passes(&self, datagram: &[u8], from: SocketAddr) -> bool {
         let now = Instant::now();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let nonce = first_cid_of(datagram).and_then(|cid| {
-            state.secrets.iter().flatten().find_map(|secret| check_first_cid(secret, cid))
-        });
+        let nonce = first_cid_of(datagram)
+            .and_then(|cid| state.secrets.iter().flatten().find_map(|secret| check_first_cid(secret, cid)));
         let counter = match nonce {
             Some(nonce) => match state.nonces.iter().find(|(known, _)| *known == nonce) {
                 Some((_, source)) if *source != from => &self.replays,
@@ -100,7 +99,9 @@ impl Gate {
                     &self.passed
                 }
             },
-            None if state.sources.iter().any(|(source, until)| *source == from && *until > now) => &self.passed,
+            None if state.sources.iter().any(|(source, until)| *source == from && *until > now) => {
+                &self.passed
+            }
             None => &self.strangers,
         };
         counter.fetch_add(1, Ordering::Relaxed);

@@ -46,7 +46,12 @@ pub(super) struct DevCluster {
 
 impl DevCluster {
     /// Starts the cluster of a folder, which is made if it is not there.
-    pub(super) fn start(folder: &Path, nodes: u64, groups: u16, log_level: &str) -> anyhow::Result<DevCluster> {
+    pub(super) fn start(
+        folder: &Path,
+        nodes: u64,
+        groups: u16,
+        log_level: &str,
+    ) -> anyhow::Result<DevCluster> {
         fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
         // Children are told absolute paths: someone may start one again from elsewhere.
         let folder = folder.canonicalize()?;
@@ -72,9 +77,15 @@ impl DevCluster {
 
     fn start_node(&mut self, id: u64, path: PathBuf, log_level: &str) -> anyhow::Result<()> {
         let config = Config::load(&path)?;
-        let log = File::options().create(true).append(true).open(self.folder.join(format!("node-{id}.log")))?;
+        let log =
+            File::options().create(true).append(true).open(self.folder.join(format!("node-{id}.log")))?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("node").arg("--config").arg(&path).arg("--exit-with-stdin").args(["--log-level", log_level]);
+        command
+            .arg("node")
+            .arg("--config")
+            .arg(&path)
+            .arg("--exit-with-stdin")
+            .args(["--log-level", log_level]);
         if !config.data.join("log").exists() {
             command.arg("--create");
         }
@@ -195,7 +206,6 @@ fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
 
 /// Ports that are free now. Another program may take one before its node does; then the node says so.
 fn free_ports(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
-    let listeners: Vec<_> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
     Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
 }

@@ -42,7 +42,10 @@ pub(super) async fn run(cluster: &DevCluster, pushes: Option<u64>, as_json: bool
         match tokio::time::timeout(PATIENCE, push(&mut terminal, cluster, &node.http, number)).await {
             Ok(Ok(way)) => show(number, node.id, &way, as_json)?,
             Ok(Err(error)) => output::line(format!("push {number} through node {}: {error:#}", node.id)),
-            Err(_) => output::line(format!("push {number} through node {}: not through after {PATIENCE:?}", node.id)),
+            Err(_) => output::line(format!(
+                "push {number} through node {}: not through after {PATIENCE:?}",
+                node.id
+            )),
         }
         tokio::time::sleep(PAUSE).await;
     }

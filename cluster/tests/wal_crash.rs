@@ -1,0 +1,377 @@
+//! The log against a disk at its worst: the power goes at every write and sync of a recorded run, writes are torn at
+//! random bytes, bits flip. Nothing that was acknowledged may be missing, nothing may appear that was never written,
+//! and damage must be refused.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::executor::block_on;
+use proptest::prelude::*;
+use reveille_cluster::raft::log::LogStore;
+use reveille_cluster::wal::disk::{Disk, Fault, RealDisk, SimDisk};
+use reveille_cluster::wal::{Owner, Wal, WalConfig, WalError};
+
+const OWNER: Owner = Owner { cluster: 7, node: 1 };
+const GROUPS: u16 = 3;
+
+fn config(create: bool) -> WalConfig {
+    WalConfig {
+        segment_bytes: 4096,
+        max_segments: 4,
+        cache_bytes: 512,
+        create,
+        ..WalConfig::new(OWNER, GROUPS)
+    }
+}
+
+fn open(disk: &SimDisk, create: bool) -> Result<Wal, WalError> {
+    Wal::open_inline(Arc::new(disk.clone()), config(create))
+}
+
+/// One thing done to the log.
+#[derive(Debug, Clone)]
+enum Step {
+    Append(u16, usize, usize),
+    Truncate(u16, u64),
+    Purge(u16, u64),
+    Vote(u16, u8),
+}
+
+/// What one group must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Model {
+    entries: BTreeMap<u64, Bytes>,
+    next: u64,
+    purged: Option<u64>,
+    vote: Option<Bytes>,
+}
+
+type State = Vec<Model>;
+
+fn payload(group: u16, index: u64, number: usize, len: usize) -> Bytes {
+    let text = format!("group {group} entry {index} step {number} ");
+    Bytes::from(text.repeat(len / text.len() + 1).into_bytes()).slice(..len.max(1))
+}
+
+/// Does one step to the log and to the model; the error is the disk's.
+fn act(wal: &Wal, model: &mut State, number: usize, step: &Step) -> io::Result<()> {
+    match step {
+        Step::Append(group, count, len) => {
+            let state = &mut model[usize::from(*group)];
+            let entries: Vec<_> = (0..*count as u64)
+                .map(|at| (state.next + at, payload(*group, state.next + at, number, *len)))
+                .collect();
+            let done = Arc::new(Mutex::new(None));
+            let told = done.clone();
+            let callback = Box::new(move |result: io::Result<()>| *told.lock().unwrap() = Some(result));
+            block_on(wal.group(*group).unwrap().append(entries.clone(), callback))?;
+            done.lock().unwrap().take().expect("inline: done when it returns")?;
+            state.next += *count as u64;
+            state.entries.extend(entries);
+        }
+        Step::Truncate(group, back) => {
+            let state = &mut model[usize::from(*group)];
+            let least = state.purged.map_or(0, |purged| purged + 1);
+            let keep = state.next.saturating_sub(*back).max(least);
+            block_on(wal.group(*group).unwrap().truncate_after(keep.checked_sub(1)))?;
+            if let Some(failed) = wal.failed() {
+                return Err(io::Error::other(failed));
+            }
+            state.entries.split_off(&keep);
+            state.next = keep;
+        }
+        Step::Purge(group, keep) => {
+            let state = &mut model[usize::from(*group)];
+            let Some(upto) = state.next.checked_sub(1 + *keep) else { return Ok(()) };
+            if state.purged.is_some_and(|purged| purged >= upto) {
+                return Ok(());
+            }
+            block_on(wal.group(*group).unwrap().purge(upto, Bytes::from(format!("id {upto}"))))?;
+            state.entries = state.entries.split_off(&(upto + 1));
+            state.purged = Some(upto);
+        }
+        Step::Vote(group, vote) => {
+            let vote = Bytes::from(vec![*vote; 8]);
+            block_on(wal.group(*group).unwrap().save_vote(vote.clone()))?;
+            model[usize::from(*group)].vote = Some(vote);
+        }
+    }
+    Ok(())
+}
+
+fn read_back(wal: &Wal) -> State {
+    (0..GROUPS)
+        .map(|group| {
+            let log = wal.group(group).unwrap();
+            let entries: BTreeMap<_, _> =
+                block_on(log.read(0, u64::MAX, usize::MAX)).unwrap().into_iter().collect();
+            let purged = log.purged().map(|(index, _)| index);
+            let next = log.last_index().map_or(purged.map_or(0, |purged| purged + 1), |last| last + 1);
+            Model { entries, next, purged, vote: log.vote() }
+        })
+        .collect()
+}
+
+fn steps() -> Vec<Step> {
+    let mut steps = Vec::new();
+    for round in 0..14u64 {
+        for group in 0..GROUPS {
+            steps.push(Step::Append(group, 1 + round as usize % 3, 90 + 40 * group as usize));
+        }
+        steps.push(Step::Vote((round % 3) as u16, round as u8));
+        match round % 4 {
+            1 => steps.push(Step::Truncate(1, 2)),
+            2 => steps.push(Step::Purge(0, 2)),
+            3 => steps.push(Step::Purge(1, 1)),
+            _ => {}
+        }
+    }
+    steps
+}
+
+#[test]
+fn the_power_may_go_at_every_write_and_sync() {
+    let fresh = SimDisk::default();
+    drop(open(&fresh, true).unwrap());
+    let (mut reached_end, mut torn) = (false, 0);
+    for after in 0.. {
+        for keep in [0usize, 1, 37, 200, usize::MAX] {
+            let disk = fresh.fork();
+            let wal = open(&disk, false).unwrap();
+            disk.set_fault(Some(Fault::Power { after }));
+            let mut sure: State = vec![Model::default(); GROUPS as usize];
+            let mut unsure = None;
+            for (number, step) in steps().iter().enumerate() {
+                let mut next = sure.clone();
+                let acted = act(&wal, &mut next, number, step);
+                if acted.is_err() || wal.failed().is_some() {
+                    // Under way when the power went: it may be there or not, in part for several entries.
+                    unsure = Some((number, step.clone()));
+                    break;
+                }
+                sure = next;
+            }
+            drop(wal);
+            disk.crash(|_, len| keep.min(len));
+            let wal =
+                open(&disk, false).unwrap_or_else(|error| panic!("power {after}, keep {keep}: {error}"));
+            let found = read_back(&wal);
+            match &unsure {
+                None => assert_eq!(found, sure, "power {after}, keep {keep}"),
+                Some((number, step)) => {
+                    torn += 1;
+                    check_unsure(
+                        &found,
+                        &sure,
+                        *number,
+                        step,
+                        &format!("power {after}, keep {keep}, {step:?}"),
+                    );
+                }
+            }
+            // And it goes on from there.
+            let mut more = found;
+            act(&wal, &mut more, 999, &Step::Append(2, 2, 50)).unwrap();
+            drop(wal);
+            assert_eq!(
+                read_back(&open(&disk, false).unwrap()),
+                more,
+                "after going on: power {after}, keep {keep}"
+            );
+            reached_end = unsure.is_none();
+        }
+        if reached_end {
+            break;
+        }
+    }
+    assert!(torn > 100, "the faults must fall into the run: {torn}");
+}
+
+/// What an interrupted step may have left: nothing of it, all of it, or of an append the first entries.
+fn check_unsure(found: &State, sure: &State, number: usize, step: &Step, what: &str) {
+    for (group, (found, sure)) in found.iter().zip(sure).enumerate() {
+        let touched = match step {
+            Step::Append(touched, ..)
+            | Step::Truncate(touched, _)
+            | Step::Purge(touched, _)
+            | Step::Vote(touched, _) => usize::from(*touched) == group,
+        };
+        if !touched {
+            assert_eq!(found, sure, "group {group}: {what}");
+            continue;
+        }
+        match step {
+            Step::Append(group, count, len) => {
+                let mut may = sure.clone();
+                let matches = std::iter::once(may == *found)
+                    .chain((0..*count).map(|_| {
+                        may.entries.insert(may.next, payload(*group, may.next, number, *len));
+                        may.next += 1;
+                        may == *found
+                    }))
+                    .collect::<Vec<_>>();
+                assert!(matches.contains(&true), "{what}: found {found:?}, sure of {sure:?}");
+            }
+            Step::Truncate(_, _) | Step::Purge(_, _) | Step::Vote(_, _) => {
+                let (mut a, mut b) = (found.clone(), sure.clone());
+                if matches!(step, Step::Vote(..)) {
+                    (a.vote, b.vote) = (None, None);
+                    assert_eq!(a, b, "{what}");
+                } else {
+                    // Entries may only be missing, and only from the end that was being cut.
+                    assert!(
+                        found.entries.iter().all(|(index, entry)| sure.entries.get(index) == Some(entry)),
+                        "{what}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_refused_or_falls_into_the_last_unsealed_batch() {
+    let disk = SimDisk::default();
+    let wal = open(&disk, true).unwrap();
+    let mut model: State = vec![Model::default(); GROUPS as usize];
+    for (number, step) in steps().iter().take(9).enumerate() {
+        act(&wal, &mut model, number, step).unwrap();
+    }
+    let sealed = model.clone();
+    let mark = disk.operations();
+    act(&wal, &mut model, 99, &Step::Append(0, 1, 60)).unwrap();
+    assert!(disk.operations() > mark);
+    drop(wal);
+    let name = disk.list().unwrap().into_iter().find(|name| name.ends_with(".wal")).unwrap();
+    let mut bytes = vec![0; disk.len(&name).unwrap() as usize];
+    disk.read_at(&name, 0, &mut bytes).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let (mut refused, mut shorter) = (0, 0);
+    for at in 0..used {
+        let bent = disk.fork();
+        bent.flip(&name, at, (at % 8) as u8);
+        match open(&bent, false) {
+            Err(WalError::Damaged { offset, .. }) => {
+                assert!(offset <= at, "byte {at} was bent, {offset} was blamed");
+                refused += 1;
+            }
+            Err(WalError::Owner { .. } | WalError::Format { .. }) => refused += 1,
+            Err(other) => panic!("byte {at}: {other}"),
+            Ok(wal) => {
+                // Only the very last batch looks like a torn write; everything before it must be there.
+                let found = read_back(&wal);
+                assert_eq!(found, sealed, "byte {at} was bent and the log was taken as it is");
+                shorter += 1;
+            }
+        }
+    }
+    assert!(refused > shorter && shorter > 0, "{refused} refused, {shorter} shorter");
+}
+
+#[test]
+fn what_is_not_ours_is_refused_with_its_reason() {
+    let disk = SimDisk::default();
+    assert!(matches!(open(&disk, false), Err(WalError::Missing { .. })), "never read as no data");
+    drop(open(&disk, true).unwrap());
+    assert!(matches!(open(&disk, true), Err(WalError::Exists { .. })));
+    let other = WalConfig { owner: Owner { cluster: 7, node: 2 }, ..config(false) };
+    assert!(matches!(Wal::open_inline(Arc::new(disk.clone()), other), Err(WalError::Owner { .. })));
+    let wal = open(&disk, false).unwrap();
+    let mut model: State = vec![Model::default(); GROUPS as usize];
+    for (number, step) in steps().iter().enumerate() {
+        act(&wal, &mut model, number, step).unwrap();
+    }
+    drop(wal);
+    let segments: Vec<_> = disk.list().unwrap().into_iter().filter(|name| name.ends_with(".wal")).collect();
+    assert!(segments.len() > 2, "{segments:?}");
+    let gap = disk.fork();
+    gap.lose(&segments[1]);
+    assert!(matches!(open(&gap, false), Err(WalError::Damaged { .. })), "a segment in the middle");
+    let last = disk.fork();
+    last.lose(segments.last().unwrap());
+    assert!(matches!(open(&last, false), Err(WalError::Damaged { .. })), "the last segment");
+}
+
+#[test]
+fn the_first_failed_write_or_sync_is_the_last_thing_that_happens() {
+    for fault in [Fault::Sync { after: 2 }, Fault::Write { after: 2, keep: 5 }] {
+        let disk = SimDisk::default();
+        let wal = open(&disk, true).unwrap();
+        disk.set_fault(Some(fault));
+        let mut model: State = vec![Model::default(); GROUPS as usize];
+        let failed = (0..10).find(|number| act(&wal, &mut model, *number, &Step::Append(0, 1, 40)).is_err());
+        assert_eq!(failed, Some(2), "{fault:?}");
+        assert!(wal.failed().is_some());
+        for number in 3..6 {
+            let later = act(&wal, &mut model, number, &Step::Append(0, 1, 40));
+            assert!(later.is_err(), "a sync that failed is never tried again");
+        }
+    }
+}
+
+#[test]
+fn two_processes_cannot_write_one_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let _disk = RealDisk::open(folder.path()).unwrap();
+    let error = RealDisk::open(folder.path()).unwrap_err();
+    assert!(error.to_string().contains("in use"), "{error}");
+}
+
+#[test]
+fn a_slow_group_does_not_keep_old_segments() {
+    let disk = SimDisk::default();
+    let wal = open(&disk, true).unwrap();
+    let mut model: State = vec![Model::default(); GROUPS as usize];
+    act(&wal, &mut model, 0, &Step::Append(0, 3, 100)).unwrap();
+    for number in 1..400 {
+        act(&wal, &mut model, number, &Step::Append(1, 2, 200)).unwrap();
+        act(&wal, &mut model, number, &Step::Purge(1, 3)).unwrap();
+    }
+    let files = disk.list().unwrap().len();
+    assert!(files <= 7, "{files} files for what fits one");
+    drop(wal);
+    assert_eq!(read_back(&open(&disk, false).unwrap()), model);
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let group = 0..GROUPS;
+    prop_oneof![
+        4 => (group.clone(), 1usize..5, 1usize..400).prop_map(|(group, count, len)| Step::Append(group, count, len)),
+        1 => (group.clone(), 0u64..6).prop_map(|(group, back)| Step::Truncate(group, back)),
+        2 => (group.clone(), 0u64..8).prop_map(|(group, keep)| Step::Purge(group, keep)),
+        1 => (group, any::<u8>()).prop_map(|(group, vote)| Step::Vote(group, vote)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_log_that_is_opened_again_holds_what_the_model_holds(
+        rounds in proptest::collection::vec(proptest::collection::vec(step(), 1..25), 1..5),
+    ) {
+        let disk = SimDisk::default();
+        let mut model: State = vec![Model::default(); GROUPS as usize];
+        let mut wal = open(&disk, true).unwrap();
+        let mut number = 0;
+        for round in rounds {
+            for step in round {
+                number += 1;
+                act(&wal, &mut model, number, &step).unwrap();
+            }
+            prop_assert_eq!(&read_back(&wal), &model);
+            drop(wal);
+            disk.crash(|_, _| 0);
+            wal = open(&disk, false).unwrap();
+            prop_assert_eq!(&read_back(&wal), &model);
+        }
+    }
+}
