@@ -64,8 +64,9 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Reads the keys in a folder, or makes them, and the CA's certificate.
-    pub fn open(folder: &Path, ca: &Path) -> Result<Identity, IdentityError> {
+    /// Reads the keys in a folder, or makes them, and the CA's certificate. With `resumption` TLS tickets are kept
+    /// in memory.
+    pub fn open(folder: &Path, ca: &Path, resumption: bool) -> Result<Identity, IdentityError> {
         let session = Key::open(&folder.join("session.key"))?;
         let listening = Key::open(&folder.join("listening.key"))?;
         let roots = Arc::new(roots(ca)?);
@@ -76,6 +77,9 @@ impl Identity {
             .with_root_certificates(roots.clone())
             .with_client_auth_cert(vec![session.certificate], session.private)?;
         client.alpn_protocols = vec![SESSION_ALPN.to_vec()];
+        if !resumption {
+            client.resumption = rustls::client::Resumption::disabled();
+        }
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
             .build()
             .map_err(|error| IdentityError::Ca { path: ca.to_owned(), why: error.to_string() })?;

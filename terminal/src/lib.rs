@@ -73,6 +73,7 @@ pub struct Builder {
     enrolment: Option<Vec<u8>>,
     listen: SocketAddr,
     check_in: Option<Duration>,
+    resumption: bool,
 }
 
 impl Builder {
@@ -92,6 +93,7 @@ impl Builder {
             enrolment: None,
             listen: SocketAddr::from(([0, 0, 0, 0], 0)),
             check_in: None,
+            resumption: true,
         }
     }
 
@@ -126,10 +128,16 @@ impl Builder {
         self
     }
 
+    /// Keep TLS tickets in memory, so that the next session costs less. Default: yes.
+    pub fn resumption(mut self, resumption: bool) -> Builder {
+        self.resumption = resumption;
+        self
+    }
+
     /// Opens the state, starts to listen, and connects once.
     pub async fn start(self) -> Result<Terminal, StartError> {
         let store = store::Store::open(&self.state)?;
-        let identity = identity::Identity::open(&self.state, &self.ca)?;
+        let identity = identity::Identity::open(&self.state, &self.ca, self.resumption)?;
         let listener = listen::Listener::start(self.listen, &identity)
             .map_err(|error| StartError::Listen { address: self.listen, error })?;
         let (events, received) = mpsc::channel(EVENTS);

@@ -1,6 +1,6 @@
 //! `reveille dev`: a whole cluster on this machine, of child processes of this same binary, and a demonstration.
 
-mod cluster;
+pub(super) mod cluster;
 mod demo;
 
 use std::path::PathBuf;
@@ -126,10 +126,10 @@ impl Dev {
 }
 
 /// A folder that is removed at the end.
-struct Temporary(PathBuf);
+pub(super) struct Temporary(pub(super) PathBuf);
 
 impl Temporary {
-    fn new() -> anyhow::Result<Temporary> {
+    pub(super) fn new() -> anyhow::Result<Temporary> {
         let random: [u8; 8] = crate::enrolment::random();
         let name: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
         let folder = std::env::temp_dir().join(format!("reveille-dev-{name}"));

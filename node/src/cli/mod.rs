@@ -1,5 +1,6 @@
 //! The command line: what each command takes. One file a command.
 
+mod bench;
 mod certs;
 mod check;
 mod client;
@@ -33,6 +34,8 @@ enum Command {
     Publish(publish::Publish),
     /// Show how a node sees the cluster.
     Status(status::StatusArgs),
+    /// Measure a cluster on this machine through its public faces.
+    Bench(bench::Bench),
     /// Make the certificates of a cluster.
     Certs(certs::Certs),
     /// Check a configuration without starting anything.
@@ -52,6 +55,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         Command::Terminal(terminal) => terminal.run(),
         Command::Publish(publish) => publish.run(),
         Command::Status(status) => status.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Certs(certs) => certs.run(),
         Command::Config(config) => config.run(),
         Command::Completions { shell } => {

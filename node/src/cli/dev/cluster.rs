@@ -24,29 +24,29 @@ const LEAVE: Duration = Duration::from_secs(7);
 const CERTIFICATE_DAYS: u32 = 365;
 
 /// One node of it.
-pub(super) struct DevNode {
-    pub(super) id: u64,
-    pub(super) pid: u32,
-    pub(super) http: String,
-    pub(super) admin: String,
-    pub(super) session: String,
-    pub(super) peer: String,
-    pub(super) data: PathBuf,
-    pub(super) config: PathBuf,
+pub(in crate::cli) struct DevNode {
+    pub(in crate::cli) id: u64,
+    pub(in crate::cli) pid: u32,
+    pub(in crate::cli) http: String,
+    pub(in crate::cli) admin: String,
+    pub(in crate::cli) session: String,
+    pub(in crate::cli) peer: String,
+    pub(in crate::cli) data: PathBuf,
+    pub(in crate::cli) config: PathBuf,
 }
 
 /// A running cluster.
-pub(super) struct DevCluster {
-    pub(super) folder: PathBuf,
-    pub(super) ca: PathBuf,
-    pub(super) token: String,
-    pub(super) nodes: Vec<DevNode>,
+pub(in crate::cli) struct DevCluster {
+    pub(in crate::cli) folder: PathBuf,
+    pub(in crate::cli) ca: PathBuf,
+    pub(in crate::cli) token: String,
+    pub(in crate::cli) nodes: Vec<DevNode>,
     children: Vec<Child>,
 }
 
 impl DevCluster {
     /// Starts the cluster of a folder, which is made if it is not there.
-    pub(super) fn start(
+    pub(in crate::cli) fn start(
         folder: &Path,
         nodes: u64,
         groups: u16,
@@ -106,7 +106,7 @@ impl DevCluster {
     }
 
     /// Waits until every node is ready.
-    pub(super) async fn ready(&self) -> anyhow::Result<()> {
+    pub(in crate::cli) async fn ready(&self) -> anyhow::Result<()> {
         for node in &self.nodes {
             let target = Target::parse(&node.admin, None)?;
             let ready = async {
@@ -131,7 +131,7 @@ impl DevCluster {
     }
 
     /// Ends the children: gently, then not.
-    pub(super) async fn stop(&mut self) {
+    pub(in crate::cli) async fn stop(&mut self) {
         for child in &mut self.children {
             drop(child.stdin.take());
         }

@@ -1,0 +1,204 @@
+//! Bad input, and what it gets: every row of the table that the product answers for.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a test stops where it is surprised")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use support::{Dev, REVEILLE, http, http_try};
+
+fn terminal_of(dev: &Dev, name: &str) -> String {
+    let (_child, lines) = dev.terminal(name, &[]);
+    let id = lines.next_event("listening")["terminal"].as_str().unwrap().to_owned();
+    lines.next_event("disconnected");
+    id
+}
+
+/// Runs a command that must refuse; what it said.
+fn refused(arguments: &[&str]) -> String {
+    let output = Command::new(REVEILLE).args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert!(!output.status.success(), "{arguments:?} was accepted");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let last = said.lines().last().unwrap_or_default().to_owned();
+    assert!(last.starts_with("reveille: "), "one clear line, not {said:?}");
+    last
+}
+
+#[test]
+fn the_publishers_api_refuses_and_says_why() {
+    let dev = Dev::start();
+    let id = terminal_of(&dev, "t1");
+    let unknown = "00".repeat(16);
+    let case = |status: u16, error: &str, answer: support::Http| {
+        let body = answer.json();
+        assert_eq!((answer.status, body["error"].as_str()), (status, Some(error)), "{body}");
+        assert_eq!(body["code"], status, "{body}");
+        assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
+        answer
+    };
+    case(404, "unknown_terminal", dev.publish(1, &unknown, &[], b"x"));
+    case(400, "malformed_id", dev.publish(1, "not-an-id", &[], b"x"));
+    case(400, "malformed_id", dev.request(1, "GET", "/v1/messages/nonsense", &[], b""));
+    case(404, "unknown_message", dev.request(2, "GET", &format!("/v1/messages/{id}-00000000-7"), &[], b""));
+    let large = case(413, "payload_too_large", dev.publish(1, &id, &[], &[0; 4097]));
+    assert!(large.json()["message"].as_str().unwrap().contains("4096"));
+    assert_eq!(dev.publish(1, &id, &[], &[0; 4096]).status, 201);
+    for ttl in ["-1", "abc", "1.5", "+3", ""] {
+        let answer = case(400, "bad_ttl", dev.publish(1, &id, &[("TTL", ttl)], b"x"));
+        assert!(answer.json()["message"].as_str().unwrap().contains("TTL"));
+    }
+    let zero = dev.publish(1, &id, &[("TTL", "0")], b"x");
+    assert_eq!((zero.status, zero.header("TTL")), (201, Some("0")));
+    let long = dev.publish(1, &id, &[("TTL", "99999999999999999999")], b"x");
+    assert_eq!((long.status, long.header("TTL")), (201, Some("2419200")), "clamped to 28 days");
+    assert_eq!(dev.publish(1, &id, &[], b"x").header("TTL"), Some("86400"), "missing: a day");
+    case(400, "bad_urgency", dev.publish(1, &id, &[("Urgency", "extreme")], b"x"));
+    case(400, "bad_header", dev.publish(1, &id, &[("Urgency", "low"), ("Urgency", "high")], b"x"));
+    case(400, "bad_topic", dev.publish(1, &id, &[("Topic", &"t".repeat(33))], b"x"));
+    case(400, "bad_topic", dev.publish(1, &id, &[("Topic", "a b")], b"x"));
+    case(400, "headers_too_long", dev.publish(1, &id, &[("X-Push-Long", &"x".repeat(300))], b"x"));
+    case(404, "no_such_page", dev.request(1, "GET", "/v2", &[], b""));
+
+    let path = format!("/v1/terminals/{id}/messages");
+    let none = case(401, "no_token", http(dev.url(1), "POST", &path, &[], b"x"));
+    assert_eq!(none.header("WWW-Authenticate"), Some("Bearer"));
+    case(401, "unknown_token", http(dev.url(1), "POST", &path, &[("Authorization", "Bearer wrong")], b"x"));
+
+    let first = dev.publish(1, &id, &[("Idempotency-Key", "k1")], b"one");
+    let again = dev.publish(2, &id, &[("Idempotency-Key", "k1")], b"one");
+    assert_eq!((first.status, again.status), (201, 201));
+    assert_eq!(first.json()["message"], again.json()["message"], "the same key gives the one message");
+    case(409, "idempotency_key_reused", dev.publish(3, &id, &[("Idempotency-Key", "k1")], b"two"));
+}
+
+#[test]
+fn a_full_queue_refuses_and_drops_nothing() {
+    let dev = Dev::start();
+    let key = "ab".repeat(32);
+    let registered = dev.request(1, "POST", "/v1/terminals", &[], format!("{{\"key\":\"{key}\"}}\n").as_bytes());
+    assert_eq!(registered.status, 200);
+    let id = &key[..32];
+    let body = [0; 4096];
+    let full = (0..).map(|number| dev.publish(1 + number % 3, id, &[], &body)).find(|answer| answer.status != 201);
+    let full = full.unwrap();
+    assert_eq!((full.status, full.json()["error"].as_str()), (429, Some("queue_full")));
+    assert!(full.header("Retry-After").is_some());
+    let entry = dev.request(2, "GET", &format!("/v1/terminals/{id}"), &[], b"").json();
+    assert_eq!((entry["pending"].as_u64(), entry["pending_bytes"].as_u64()), (Some(256), Some(1024 * 1024)), "{entry}");
+    let bad = dev.request(1, "POST", "/v1/terminals", &[], b"{\"key\":\"zz\"}\nnot json\n");
+    let lines: Vec<_> = bad.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+    assert_eq!(lines.len(), 2, "a line for each line");
+    assert!(lines.iter().all(|line| String::from_utf8_lossy(line).contains("error")));
+}
+
+#[test]
+fn garbage_on_every_port_harms_nothing() {
+    let dev = Dev::start();
+    let id = terminal_of(&dev, "t1");
+    for port in ["session", "peer", "http", "admin"] {
+        let address = dev.node(1)[port].as_str().unwrap().trim_start_matches("http://").to_owned();
+        for garbage in [&b"\x00\x01\x02garbage that is no TLS and no HTTP\r\n\r\n"[..], &[0xff; 70_000], b""] {
+            let mut stream = TcpStream::connect(&address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            // It may close while it is still being written to.
+            let _ = stream.write_all(garbage);
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+        }
+    }
+    assert_eq!(dev.publish(1, &id, &[], b"still here").status, 201);
+    let metrics = http(dev.node(1)["admin"].as_str().unwrap(), "GET", "/metrics", &[], b"");
+    let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+    assert!(metrics.contains("reveille_sessions_refused_total{kind=\"tls\"}"), "{metrics}");
+    assert!(metrics.contains("reveille_link_refused_total{reason=\"tls\"}"), "{metrics}");
+}
+
+#[test]
+fn a_node_refuses_what_is_not_its_own() {
+    let mut dev = Dev::start();
+    let config = |id: usize| dev.node(id)["config"].as_str().unwrap().to_owned();
+    // Its ports and its folder are in use by the first one.
+    let said = refused(&["node", "--config", &config(1)]);
+    assert!(said.contains("cannot listen on") || said.contains("in use"), "{said}");
+    let text = std::fs::read_to_string(config(1)).unwrap();
+    let path = dev.folder.path().join("other.toml");
+    let with = |from: &str, to: &str| {
+        assert!(text.contains(from), "{from} in {text}");
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+        refused(&["node", "--config", path.to_str().unwrap()])
+    };
+    let said = with("node = 1\n", "node = 1\nsurprise = true\n");
+    assert!(said.contains("surprise"), "an unknown key is named: {said}");
+    let said = with("node = 1\n", "node = 2\n");
+    assert!(said.contains("does not name") && said.contains("node-2"), "another node's certificate: {said}");
+    let said = with("node = 1\n", "node = 9\n");
+    assert!(said.contains("not among cluster.nodes"), "{said}");
+    let said = with("groups = 3", "groups = 0");
+    assert!(said.contains("cluster.groups"), "{said}");
+
+    let ports: Vec<String> = ["peer", "session", "http", "admin"]
+        .iter()
+        .map(|port| dev.node(1)[*port].as_str().unwrap().trim_start_matches("http://").to_owned())
+        .collect();
+    // The same node on free ports: now only the folder is in the way.
+    let mut moved = text.clone();
+    for port in &ports {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        moved = moved.replace(port, &free);
+    }
+    std::fs::write(&path, &moved).unwrap();
+    let said = refused(&["node", "--config", path.to_str().unwrap()]);
+    assert!(said.contains("in use by another process"), "{said}");
+
+    dev.kill_node(1);
+    let one = dev.node(1)["data"].as_str().unwrap().to_owned();
+    let two = dev.node(2)["data"].as_str().unwrap().to_owned();
+    dev.kill_node(2);
+    std::fs::write(&path, moved.replace(&one, &two)).unwrap();
+    let said = refused(&["node", "--config", path.to_str().unwrap()]);
+    assert!(said.contains("belongs to node 2"), "another node's folder: {said}");
+    std::fs::write(&path, moved.replace(&one, &format!("{one}-gone"))).unwrap();
+    let said = refused(&["node", "--config", path.to_str().unwrap()]);
+    assert!(said.contains("no log in"), "an empty folder is not a new node: {said}");
+
+    // Damage in the middle of the log: refused with the file, and what to do.
+    let log = std::path::Path::new(&one).join("log");
+    let segment = std::fs::read_dir(&log)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|ending| ending == "wal"))
+        .unwrap();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[200] ^= 0x10;
+    std::fs::write(&segment, bytes).unwrap();
+    std::fs::write(&path, &moved).unwrap();
+    let said = refused(&["node", "--config", path.to_str().unwrap()]);
+    assert!(said.contains("is damaged at byte") && said.contains("new id"), "{said}");
+    dev.start_node(2);
+    dev.wait_ready(2);
+}
+
+#[test]
+fn quorum_lost_is_said_and_passes() {
+    let mut dev = Dev::start();
+    let id = terminal_of(&dev, "t1");
+    dev.kill_node(1);
+    dev.kill_node(2);
+    std::thread::sleep(Duration::from_millis(500));
+    let answer = dev.publish(3, &id, &[("Idempotency-Key", "lost-quorum")], b"x");
+    assert_eq!((answer.status, answer.json()["error"].as_str()), (503, Some("unavailable")));
+    assert!(answer.header("Retry-After").is_some());
+    let ready = http_try(dev.node(3)["admin"].as_str().unwrap(), "GET", "/readyz", &[], b"").unwrap();
+    assert_eq!(ready.status, 503);
+    assert_eq!(http(dev.node(3)["admin"].as_str().unwrap(), "GET", "/healthz", &[], b"").status, 200);
+    dev.start_node(1);
+    dev.wait_ready(1);
+    let first = dev.publish(3, &id, &[("Idempotency-Key", "lost-quorum")], b"x");
+    let again = dev.publish(1, &id, &[("Idempotency-Key", "lost-quorum")], b"x");
+    assert_eq!((first.status, again.status), (201, 201));
+    assert_eq!(first.json()["message"], again.json()["message"], "the retried key gives one message");
+}
