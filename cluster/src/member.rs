@@ -225,10 +225,22 @@ impl<E: Env> Member<E> {
         metrics.current_leader.map(NodeId)
     }
 
-    /// Groups whose leader this node knows, and all groups.
+    /// Groups whose leader this node knows and has heard of lately, and all groups. A leader that lost its quorum
+    /// still takes itself for one; it does not count.
     pub fn led(&self) -> (usize, usize) {
-        let known = self.groups.keys().filter(|group| self.leader(**group).is_some()).count();
-        (known, self.groups.len())
+        let alive = |group: &&GroupId| match self.leader(**group) {
+            Some(leader) if leader == self.config.node => self.has_quorum(**group),
+            Some(leader) => self.heard_lately(leader),
+            None => false,
+        };
+        (self.groups.keys().filter(alive).count(), self.groups.len())
+    }
+
+    fn has_quorum(&self, group: GroupId) -> bool {
+        let Some(group) = self.groups.get(&group) else { return false };
+        let metrics = group.raft.metrics().borrow_watched().clone();
+        self.config.voters.len() == 1
+            || metrics.last_quorum_acked.is_some_and(|at| E::Cfg::now() - *at < incarnation::SILENT)
     }
 
     /// A notification that one of this node's shards ordered is over.

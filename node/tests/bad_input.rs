@@ -1,5 +1,10 @@
 //! Bad input, and what it gets: every row of the table that the product answers for.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a test stops where it is surprised")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
 
 mod support;
 
@@ -78,16 +83,22 @@ fn the_publishers_api_refuses_and_says_why() {
 fn a_full_queue_refuses_and_drops_nothing() {
     let dev = Dev::start();
     let key = "ab".repeat(32);
-    let registered = dev.request(1, "POST", "/v1/terminals", &[], format!("{{\"key\":\"{key}\"}}\n").as_bytes());
+    let registered =
+        dev.request(1, "POST", "/v1/terminals", &[], format!("{{\"key\":\"{key}\"}}\n").as_bytes());
     assert_eq!(registered.status, 200);
     let id = &key[..32];
     let body = [0; 4096];
-    let full = (0..).map(|number| dev.publish(1 + number % 3, id, &[], &body)).find(|answer| answer.status != 201);
+    let full =
+        (0..).map(|number| dev.publish(1 + number % 3, id, &[], &body)).find(|answer| answer.status != 201);
     let full = full.unwrap();
     assert_eq!((full.status, full.json()["error"].as_str()), (429, Some("queue_full")));
     assert!(full.header("Retry-After").is_some());
     let entry = dev.request(2, "GET", &format!("/v1/terminals/{id}"), &[], b"").json();
-    assert_eq!((entry["pending"].as_u64(), entry["pending_bytes"].as_u64()), (Some(256), Some(1024 * 1024)), "{entry}");
+    assert_eq!(
+        (entry["pending"].as_u64(), entry["pending_bytes"].as_u64()),
+        (Some(256), Some(1024 * 1024)),
+        "{entry}"
+    );
     let bad = dev.request(1, "POST", "/v1/terminals", &[], b"{\"key\":\"zz\"}\nnot json\n");
     let lines: Vec<_> = bad.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
     assert_eq!(lines.len(), 2, "a line for each line");
@@ -100,7 +111,8 @@ fn garbage_on_every_port_harms_nothing() {
     let id = terminal_of(&dev, "t1");
     for port in ["session", "peer", "http", "admin"] {
         let address = dev.node(1)[port].as_str().unwrap().trim_start_matches("http://").to_owned();
-        for garbage in [&b"\x00\x01\x02garbage that is no TLS and no HTTP\r\n\r\n"[..], &[0xff; 70_000], b""] {
+        for garbage in [&b"\x00\x01\x02garbage that is no TLS and no HTTP\r\n\r\n"[..], &[0xff; 70_000], b""]
+        {
             let mut stream = TcpStream::connect(&address).unwrap();
             stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             // It may close while it is still being written to.
@@ -157,11 +169,12 @@ fn a_node_refuses_what_is_not_its_own() {
     dev.kill_node(1);
     let one = dev.node(1)["data"].as_str().unwrap().to_owned();
     let two = dev.node(2)["data"].as_str().unwrap().to_owned();
+    let data = |folder: &str| moved.replace(&format!("data = {one:?}"), &format!("data = {folder:?}"));
     dev.kill_node(2);
-    std::fs::write(&path, moved.replace(&one, &two)).unwrap();
+    std::fs::write(&path, data(&two)).unwrap();
     let said = refused(&["node", "--config", path.to_str().unwrap()]);
     assert!(said.contains("belongs to node 2"), "another node's folder: {said}");
-    std::fs::write(&path, moved.replace(&one, &format!("{one}-gone"))).unwrap();
+    std::fs::write(&path, data(&format!("{one}-gone"))).unwrap();
     let said = refused(&["node", "--config", path.to_str().unwrap()]);
     assert!(said.contains("no log in"), "an empty folder is not a new node: {said}");
 

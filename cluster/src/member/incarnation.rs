@@ -97,6 +97,12 @@ impl<E: Env> Member<E> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(from, now);
     }
 
+    /// Has this node said anything within the time after which nodes are marked down?
+    pub(super) fn heard_lately(&self, node: NodeId) -> bool {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
+        heard.is_some_and(|at| self.shared.clocks.monotonic().since(at) < SILENT)
+    }
+
     /// As the meta group's leader: marks nodes down that nothing was heard of. `since` is when it began to lead.
     pub(super) async fn mark_silent(self: &Arc<Self>, since: reveille_protocol::time::Instant) {
         let now = self.shared.clocks.monotonic();
