@@ -2,7 +2,7 @@
 //!
 //! In the order of a push's way through it: [`member`] takes commands from any node to the shard's leader
 //! (`route`), `propose` makes log entries of them, `raft` replicates those over [`link`] into [`wal`] and applies
-//! them to [`tables`], and `shard` carries out what dispatch decides. [`env`] names what all of it stands on:
+//! them to [`tables`], and `shard` carries out what dispatch decides. [`mod@env`] names what all of it stands on:
 //! production's disks, sockets and clock, or the simulator's.
 
 pub mod clock;

@@ -3,9 +3,9 @@
 //!
 //! What it promises: an entry whose `done` was called, and a vote whose save returned, are there after any crash,
 //! in order. A write that was under way when the power went may be there or not. Damage is refused, never read as
-//! "no data": see [`recovery`].
+//! "no data": see `recovery`.
 //!
-//! [`disk`] are the files; [`record`] the format; [`engine`] writes batches and keeps the index; [`recovery`] reads
+//! [`disk`] are the files; [`record`] the format; `engine` writes batches and keeps the index; `recovery` reads
 //! a folder back; [`Wal`] is the face, with a thread of its own or, in simulation, without.
 
 pub mod disk;

@@ -1,8 +1,8 @@
 //! The service list: the replicated table of terminals and their pushes, as a pure state machine. The source's
 //! sending side calls this module "service list" and its look-up "status determination".
 //!
-//! The way of an entry: [`apply`] takes the commands one by one: [`status`] (who is online and where),
-//! [`enqueue`] (pushes in and back out), [`ends`] (confirmed, expired, remembered). [`view`] reads.
+//! The way of an entry: [`apply`] takes the commands one by one: `status` (who is online and where),
+//! `enqueue` (pushes in and back out), `ends` (confirmed, expired, remembered). [`view`] reads.
 
 mod apply;
 mod command;

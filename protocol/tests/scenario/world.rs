@@ -1,0 +1,412 @@
+//! The world of a scenario: one shard and its dispatcher at a leader, nodes with sessions, terminals with disks, and
+//! every message between them in a queue that the scenario can see. It does around the pure machines what the product's
+//! shells do, and nothing else.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use reveille_protocol::directory::Secret;
+use reveille_protocol::dispatch::{self, Dispatch, Facts};
+use reveille_protocol::id::*;
+use reveille_protocol::limits;
+use reveille_protocol::service_list::row::{Linger, Urgency};
+use reveille_protocol::service_list::{self as list, Command, Effect, MemoryTable, Reply, apply, view};
+use reveille_protocol::session::{server, terminal};
+use reveille_protocol::time::{GroupTime, Instant};
+use reveille_protocol::wire::entry::Entry;
+use reveille_protocol::wire::peer::{HandOff, HandedPush, Report, Reported, SessionMessage};
+use reveille_protocol::wire::session::{Listening, NodeFrame, TerminalFrame};
+
+use crate::show;
+
+pub const GROUP: GroupId = GroupId(1);
+
+/// Something on its way.
+#[derive(Debug, Clone)]
+pub enum Message {
+    ToNode { connection: u64, frame: TerminalFrame },
+    ToTerminal { connection: u64, frame: NodeFrame },
+    ToSession { node: u64, message: SessionMessage },
+    ToLeader { node: u64, report: Report },
+}
+
+/// A TCP connection: a server machine at a node and a terminal machine at its other end.
+pub struct Connection {
+    pub node: u64,
+    pub terminal: String,
+    pub server: Option<server::Server>,
+    pub client: Option<terminal::Terminal>,
+}
+
+/// A device.
+pub struct Device {
+    pub id: TerminalId,
+    pub key: KeyFingerprint,
+    pub disk: terminal::Memory,
+    pub linger: Linger,
+    pub min_urgency: Urgency,
+    pub listens: bool,
+    /// Given to the application in this run of the process.
+    pub given: Seq,
+}
+
+pub struct World {
+    pub table: MemoryTable,
+    pub dispatch: Dispatch,
+    pub term: u64,
+    pub now: Instant,
+    pub devices: BTreeMap<String, Device>,
+    pub connections: BTreeMap<u64, Connection>,
+    pub incarnations: BTreeMap<u64, u64>,
+    pub queue: VecDeque<Message>,
+    next_connection: u64,
+    trace: Vec<String>,
+}
+
+impl World {
+    pub fn new() -> World {
+        let mut world = World {
+            table: MemoryTable::default(),
+            dispatch: Dispatch::default(),
+            term: 1,
+            now: Instant(0),
+            devices: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            incarnations: (1..=3).map(|node| (node, 1)).collect(),
+            queue: VecDeque::new(),
+            next_connection: 1,
+            trace: Vec::new(),
+        };
+        world.dispatch.handle(world.now, dispatch::Event::Lead { term: 1 });
+        world
+    }
+
+    pub fn take_trace(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.trace)
+    }
+
+    pub fn say(&mut self, line: String) {
+        let line = show::names(self, line);
+        self.trace.push(line);
+    }
+
+    pub fn group_time(&self) -> GroupTime {
+        GroupTime(1_000_000 + self.now.0)
+    }
+
+    pub fn device(&mut self, name: &str) -> &mut Device {
+        let number: u8 = name[1..].parse().expect("terminals are named t1, t2, ...");
+        self.devices.entry(name.to_owned()).or_insert_with(|| {
+            let key = KeyFingerprint([number; 32]);
+            Device {
+                id: key.terminal(),
+                key,
+                disk: terminal::Memory::default(),
+                linger: Linger::AtOnce,
+                min_urgency: Urgency::VeryLow,
+                listens: true,
+                given: Seq(0),
+            }
+        })
+    }
+
+    fn fenced(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        self.incarnations.get(&node.0).is_none_or(|current| incarnation.0 < *current)
+    }
+
+    /// One log entry with one command, applied at the leader.
+    pub fn propose(&mut self, command: Command) -> Reply {
+        let entry = Entry { time: self.group_time(), commands: vec![command] };
+        let entry = Entry::decode(&entry.encode()).expect("what is encoded decodes");
+        let applied = apply(&mut self.table, GROUP, &entry).expect("memory cannot fail");
+        let reply = applied.replies.into_iter().next().expect("one reply for one command");
+        let mut touched: BTreeMap<TerminalId, Option<Urgency>> = BTreeMap::new();
+        for effect in applied.effects {
+            match effect {
+                Effect::Stored { terminal, urgency, .. } => {
+                    let stored = touched.entry(terminal).or_default();
+                    *stored = (*stored).max(Some(urgency));
+                }
+                Effect::Ended { message, end } => {
+                    self.say(format!(
+                        "push {} of {} ends: {}",
+                        message.seq,
+                        message.terminal,
+                        end.stage().name()
+                    ));
+                    touched.entry(message.terminal).or_default();
+                }
+                Effect::Acked { terminal, .. }
+                | Effect::StatusChanged { terminal }
+                | Effect::Gone { terminal } => {
+                    touched.entry(terminal).or_default();
+                }
+                Effect::Superseded { terminal, session } => {
+                    let message = SessionMessage::Supersede { terminal, epoch: session.epoch };
+                    self.queue.push_back(Message::ToSession { node: session.node.0, message });
+                }
+                Effect::DirectoryChanged => {}
+            }
+        }
+        for (terminal, stored) in touched {
+            self.look_at(terminal, stored);
+        }
+        reply
+    }
+
+    pub fn look_at(&mut self, terminal: TerminalId, stored: Option<Urgency>) {
+        let row = view::terminal(&self.table, &terminal).unwrap();
+        let facts =
+            row.as_ref().map(|row| Facts::of(row, |node, incarnation| self.fenced(node, incarnation)));
+        self.dispatch(dispatch::Event::Changed { terminal, facts, stored });
+    }
+
+    pub fn dispatch(&mut self, event: dispatch::Event) {
+        let mut commands = VecDeque::from(self.dispatch.handle(self.now, event));
+        while let Some(command) = commands.pop_front() {
+            match command {
+                dispatch::Command::HandOff {
+                    terminal,
+                    node,
+                    stream,
+                    epoch,
+                    attempt,
+                    after,
+                    maybe_seen,
+                    limit,
+                } => {
+                    let hand_off = HandOff {
+                        group: GROUP,
+                        term: self.term,
+                        terminal,
+                        stream,
+                        epoch,
+                        attempt,
+                        pushes: Vec::new(),
+                        covers: Seq(0),
+                    };
+                    let hand_off = self.fill(hand_off, after, maybe_seen, limit);
+                    let upto = hand_off.pushes.last().map(|push| push.seq);
+                    let message = SessionMessage::HandOff(hand_off);
+                    self.queue.push_back(Message::ToSession { node: node.0, message });
+                    let event = dispatch::Event::HandedOff { terminal, epoch, upto };
+                    commands.extend(self.dispatch.handle(self.now, event));
+                }
+                dispatch::Command::Notify { terminal, attempt, .. } => {
+                    let again = if attempt > 0 { format!(", try {}", attempt + 1) } else { String::new() };
+                    self.say(format!("leader notifies {terminal}{again}"));
+                }
+                dispatch::Command::Detach { terminal, stream, epoch } => {
+                    self.say(format!(
+                        "leader detaches {terminal}: its node knows no session of epoch {epoch}"
+                    ));
+                    self.propose(Command::Detach(list::Detach { terminal, stream, epoch, ack: None }));
+                }
+            }
+        }
+    }
+
+    fn fill(&self, mut hand_off: HandOff, after: Seq, maybe_seen: Seq, limit: usize) -> HandOff {
+        let row = view::terminal(&self.table, &hand_off.terminal).unwrap().expect("a row to hand off for");
+        let most = limits::SESSION_WINDOW * 2;
+        let waiting = view::pending(&self.table, &hand_off.terminal, row.acked, row.next_seq, most).unwrap();
+        let mut prev = Seq(0);
+        for (index, (seq, message)) in waiting.into_iter().enumerate() {
+            if message.deadline <= self.group_time() {
+                continue;
+            }
+            if seq > after && hand_off.pushes.len() < limit {
+                hand_off.pushes.push(HandedPush {
+                    seq,
+                    prev,
+                    maybe_seen: seq <= maybe_seen,
+                    remaining: row.pending - index as u32 - 1,
+                    lives_for: message.deadline.since(self.group_time()).as_millis() as u64,
+                    channel: message.channel,
+                    headers: message.headers,
+                    body: message.body,
+                });
+            }
+            prev = seq;
+        }
+        hand_off.covers = hand_off.pushes.last().map_or(Seq(row.next_seq.0 - 1), |push| push.seq);
+        hand_off
+    }
+
+    /// A terminal's process connects to a node.
+    pub fn connect(&mut self, name: &str, node: u64) -> u64 {
+        let now = self.now;
+        let incarnation = Incarnation(self.incarnations[&node]);
+        let device = self.device(name);
+        device.disk.attempt = Attempt(device.disk.attempt.0 + 1);
+        let client = terminal::Config {
+            terminal: device.id,
+            memory: device.disk,
+            listening: device.listens.then_some(Listening { port: 5000, key: device.key }),
+            linger: device.linger,
+            min_urgency: device.min_urgency,
+            enrolment: None,
+            given: device.given,
+        };
+        let server = server::Config {
+            node: NodeId(node),
+            incarnation,
+            session_key: device.key,
+            group: GROUP,
+            peer_ip: [192, 0, 2, 1].into(),
+            secret: Secret { generation: 1, key: [9; 32] },
+            check_in: limits::CHECK_IN,
+        };
+        let connection = self.next_connection;
+        self.next_connection += 1;
+        let ends = Connection {
+            node,
+            terminal: name.to_owned(),
+            server: Some(server::Server::new(server, now)),
+            client: Some(terminal::Terminal::new(client, now)),
+        };
+        self.connections.insert(connection, ends);
+        self.client(connection, terminal::Event::Connected);
+        connection
+    }
+
+    /// An event at the terminal's end.
+    pub fn client(&mut self, connection: u64, event: terminal::Event) {
+        let now = self.now;
+        let Some(ends) = self.connections.get_mut(&connection) else { return };
+        let (name, Some(client)) = (ends.terminal.clone(), &mut ends.client) else { return };
+        let commands = client.handle(now, event);
+        let given = client.given();
+        self.device(&name).given = given;
+        for command in commands {
+            match command {
+                terminal::Command::Send(frame) => self.queue.push_back(Message::ToNode { connection, frame }),
+                terminal::Command::Save(memory) => self.device(&name).disk = memory,
+                terminal::Command::Welcomed(welcome) => {
+                    self.say(format!("{name} is online at n{}, epoch {}", welcome.node, welcome.epoch));
+                }
+                terminal::Command::Reset { next } => self.say(format!("{name} begins anew at push {next}")),
+                terminal::Command::Deliver(push) => {
+                    let mark = if push.maybe_seen { " (maybe seen)" } else { "" };
+                    let body = String::from_utf8_lossy(&push.body).into_owned();
+                    self.say(format!("{name} receives push {}: {body}{mark}", push.seq));
+                }
+                terminal::Command::Close(closed) => {
+                    self.say(format!("{name} disconnects: {}", show::closed(&closed)));
+                    if let Some(ends) = self.connections.get_mut(&connection) {
+                        ends.client = None;
+                    }
+                    self.server(connection, server::Event::PeerClosed);
+                }
+            }
+        }
+    }
+
+    /// An event at the node's end.
+    pub fn server(&mut self, connection: u64, event: server::Event) {
+        let now = self.now;
+        let Some(ends) = self.connections.get_mut(&connection) else { return };
+        let (node, Some(server)) = (ends.node, &mut ends.server) else { return };
+        for command in server.handle(now, event) {
+            match command {
+                server::Command::Send(frame) => {
+                    self.queue.push_back(Message::ToTerminal { connection, frame })
+                }
+                server::Command::Enrol(_) => self.server(connection, server::Event::Enrolled(Some(false))),
+                server::Command::Attach(attach) => {
+                    let answer = match self.propose(Command::Attach(attach)) {
+                        Reply::Attached(attached) => Ok(attached),
+                        Reply::Refused(refusal) => Err(refusal),
+                        other => panic!("{other:?}"),
+                    };
+                    self.server(connection, server::Event::Attached(Some(answer)));
+                }
+                server::Command::Ack(ack) => {
+                    self.propose(Command::Ack(ack));
+                    self.server(connection, server::Event::AckDone);
+                }
+                server::Command::Detach(detach) => {
+                    self.propose(Command::Detach(detach));
+                    self.server(connection, server::Event::DetachDone);
+                }
+                server::Command::Report(report) => self.queue.push_back(Message::ToLeader { node, report }),
+                server::Command::Online(_) => {}
+                server::Command::Close => {
+                    if let Some(ends) = self.connections.get_mut(&connection) {
+                        ends.server = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Delivers one message.
+    pub fn deliver(&mut self, message: Message) {
+        match message {
+            Message::ToNode { connection, frame } => self.server(connection, server::Event::Frame(frame)),
+            Message::ToTerminal { connection, frame } => {
+                self.client(connection, terminal::Event::Frame(frame))
+            }
+            Message::ToLeader { node, report } => {
+                let Report { terminal, epoch, what, .. } = report;
+                self.dispatch(dispatch::Event::Reported { terminal, epoch, node: NodeId(node), what });
+            }
+            Message::ToSession { node, message } => self.to_session(node, message),
+        }
+    }
+
+    fn to_session(&mut self, node: u64, message: SessionMessage) {
+        let terminal = match &message {
+            SessionMessage::HandOff(hand_off) => hand_off.terminal,
+            SessionMessage::Supersede { terminal, .. } => *terminal,
+            SessionMessage::Report(_) => return,
+        };
+        let at = |attempt: Option<Attempt>| {
+            self.connections.iter().filter(move |(_, ends)| {
+                ends.node == node
+                    && ends.server.as_ref().is_some_and(|server| {
+                        server.terminal() == terminal && (attempt.is_none() || server.attempt() == attempt)
+                    })
+            })
+        };
+        match message {
+            SessionMessage::HandOff(hand_off) => match at(Some(hand_off.attempt)).next().map(|(id, _)| *id) {
+                Some(connection) => self.server(connection, server::Event::HandOff(hand_off)),
+                None => {
+                    let what = Reported::NoSuchSession { incarnation: Incarnation(self.incarnations[&node]) };
+                    let report = Report { group: GROUP, terminal, epoch: hand_off.epoch, what };
+                    self.queue.push_back(Message::ToLeader { node, report });
+                }
+            },
+            SessionMessage::Supersede { epoch, .. } => {
+                for connection in at(None).map(|(id, _)| *id).collect::<Vec<_>>() {
+                    self.server(connection, server::Event::Supersede(epoch));
+                }
+            }
+            SessionMessage::Report(_) => {}
+        }
+    }
+
+    /// Time passes; every timer that comes in between fires in its order.
+    pub fn advance(&mut self, millis: u64) {
+        let until = Instant(self.now.0 + millis);
+        loop {
+            let ends = self.connections.values();
+            let next = ends
+                .flat_map(|ends| {
+                    let server = ends.server.as_ref().and_then(server::Server::poll_timeout);
+                    [server, ends.client.as_ref().and_then(terminal::Terminal::poll_timeout)]
+                })
+                .chain([self.dispatch.poll_timeout()])
+                .flatten()
+                .min();
+            let Some(next) = next.filter(|next| *next <= until) else { break };
+            self.now = self.now.max(next);
+            self.dispatch(dispatch::Event::Timeout);
+            for connection in self.connections.keys().copied().collect::<Vec<_>>() {
+                self.client(connection, terminal::Event::Timeout);
+                self.server(connection, server::Event::Timeout);
+            }
+        }
+        self.now = until;
+    }
+}
