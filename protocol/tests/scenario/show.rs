@@ -25,7 +25,7 @@ pub fn message(world: &World, message: &Message) -> String {
         (ends.terminal.clone(), ends.node)
     };
     let text = match message {
-        Message::ToNode { connection, frame } => {
+        Message::FromTerminal { connection, frame } => {
             let (terminal, node) = of(connection);
             let what = match frame {
                 TerminalFrame::Hello(hello) => format!("Hello attempt {} last {}", hello.attempt, hello.last),
@@ -37,7 +37,7 @@ pub fn message(world: &World, message: &Message) -> String {
             };
             format!("{terminal} → n{node}: {what}")
         }
-        Message::ToTerminal { connection, frame } => {
+        Message::FromNode { connection, frame } => {
             let (terminal, node) = of(connection);
             let what = match frame {
                 NodeFrame::Welcome(welcome) => {
@@ -51,7 +51,7 @@ pub fn message(world: &World, message: &Message) -> String {
             };
             format!("n{node} → {terminal}: {what}")
         }
-        Message::ToSession { node, message } => match message {
+        Message::HandOff { node, message } => match message {
             SessionMessage::HandOff(hand_off) => {
                 let seqs: Vec<_> = hand_off.pushes.iter().map(|push| push.seq.to_string()).collect();
                 format!(
@@ -66,7 +66,7 @@ pub fn message(world: &World, message: &Message) -> String {
             }
             SessionMessage::Report(_) => "a report".to_owned(),
         },
-        Message::ToLeader { node, report } => {
+        Message::Report { node, report } => {
             let what = match report.what {
                 Reported::NoSuchSession { .. } => "no such session".to_owned(),
                 Reported::Delivered { upto } => format!("delivered up to {upto}"),

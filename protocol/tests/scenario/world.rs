@@ -23,10 +23,10 @@ pub const GROUP: GroupId = GroupId(1);
 /// Something on its way.
 #[derive(Debug, Clone)]
 pub enum Message {
-    ToNode { connection: u64, frame: TerminalFrame },
-    ToTerminal { connection: u64, frame: NodeFrame },
-    ToSession { node: u64, message: SessionMessage },
-    ToLeader { node: u64, report: Report },
+    FromTerminal { connection: u64, frame: TerminalFrame },
+    FromNode { connection: u64, frame: NodeFrame },
+    HandOff { node: u64, message: SessionMessage },
+    Report { node: u64, report: Report },
 }
 
 /// A TCP connection: a server machine at a node and a terminal machine at its other end.
@@ -142,7 +142,7 @@ impl World {
                 }
                 Effect::Superseded { terminal, session } => {
                     let message = SessionMessage::Supersede { terminal, epoch: session.epoch };
-                    self.queue.push_back(Message::ToSession { node: session.node.0, message });
+                    self.queue.push_back(Message::HandOff { node: session.node.0, message });
                 }
                 Effect::DirectoryChanged => {}
             }
@@ -187,7 +187,7 @@ impl World {
                     let hand_off = self.fill(hand_off, after, maybe_seen, limit);
                     let upto = hand_off.pushes.last().map(|push| push.seq);
                     let message = SessionMessage::HandOff(hand_off);
-                    self.queue.push_back(Message::ToSession { node: node.0, message });
+                    self.queue.push_back(Message::HandOff { node: node.0, message });
                     let event = dispatch::Event::HandedOff { terminal, epoch, upto };
                     commands.extend(self.dispatch.handle(self.now, event));
                 }
@@ -279,7 +279,9 @@ impl World {
         self.device(&name).given = given;
         for command in commands {
             match command {
-                terminal::Command::Send(frame) => self.queue.push_back(Message::ToNode { connection, frame }),
+                terminal::Command::Send(frame) => {
+                    self.queue.push_back(Message::FromTerminal { connection, frame })
+                }
                 terminal::Command::Save(memory) => self.device(&name).disk = memory,
                 terminal::Command::Welcomed(welcome) => {
                     self.say(format!("{name} is online at n{}, epoch {}", welcome.node, welcome.epoch));
@@ -308,9 +310,7 @@ impl World {
         let (node, Some(server)) = (ends.node, &mut ends.server) else { return };
         for command in server.handle(now, event) {
             match command {
-                server::Command::Send(frame) => {
-                    self.queue.push_back(Message::ToTerminal { connection, frame })
-                }
+                server::Command::Send(frame) => self.queue.push_back(Message::FromNode { connection, frame }),
                 server::Command::Enrol(_) => self.server(connection, server::Event::Enrolled(Some(false))),
                 server::Command::Attach(attach) => {
                     let answer = match self.propose(Command::Attach(attach)) {
@@ -328,7 +328,7 @@ impl World {
                     self.propose(Command::Detach(detach));
                     self.server(connection, server::Event::DetachDone);
                 }
-                server::Command::Report(report) => self.queue.push_back(Message::ToLeader { node, report }),
+                server::Command::Report(report) => self.queue.push_back(Message::Report { node, report }),
                 server::Command::Online(_) => {}
                 server::Command::Close => {
                     if let Some(ends) = self.connections.get_mut(&connection) {
@@ -342,19 +342,19 @@ impl World {
     /// Delivers one message.
     pub fn deliver(&mut self, message: Message) {
         match message {
-            Message::ToNode { connection, frame } => self.server(connection, server::Event::Frame(frame)),
-            Message::ToTerminal { connection, frame } => {
-                self.client(connection, terminal::Event::Frame(frame))
+            Message::FromTerminal { connection, frame } => {
+                self.server(connection, server::Event::Frame(frame))
             }
-            Message::ToLeader { node, report } => {
+            Message::FromNode { connection, frame } => self.client(connection, terminal::Event::Frame(frame)),
+            Message::Report { node, report } => {
                 let Report { terminal, epoch, what, .. } = report;
                 self.dispatch(dispatch::Event::Reported { terminal, epoch, node: NodeId(node), what });
             }
-            Message::ToSession { node, message } => self.to_session(node, message),
+            Message::HandOff { node, message } => self.reach_session(node, message),
         }
     }
 
-    fn to_session(&mut self, node: u64, message: SessionMessage) {
+    fn reach_session(&mut self, node: u64, message: SessionMessage) {
         let terminal = match &message {
             SessionMessage::HandOff(hand_off) => hand_off.terminal,
             SessionMessage::Supersede { terminal, .. } => *terminal,
@@ -374,7 +374,7 @@ impl World {
                 None => {
                     let what = Reported::NoSuchSession { incarnation: Incarnation(self.incarnations[&node]) };
                     let report = Report { group: GROUP, terminal, epoch: hand_off.epoch, what };
-                    self.queue.push_back(Message::ToLeader { node, report });
+                    self.queue.push_back(Message::Report { node, report });
                 }
             },
             SessionMessage::Supersede { epoch, .. } => {
