@@ -84,6 +84,8 @@ impl Action {
 struct Queue {
     ops: Vec<Op>,
     bytes: usize,
+    /// Something among them wants to be written now; a committed log id does not, it goes with what comes next.
+    urgent: bool,
     closed: bool,
     /// What went wrong; nothing is written after it.
     failed: Option<String>,
@@ -194,8 +196,9 @@ impl Inner {
                 if queue.bytes < QUEUE_BYTES {
                     let Some(op) = op.take() else { return Ok(()) };
                     queue.bytes += op.action.bytes();
+                    let urgent = !matches!(op.action, Action::Committed(_));
                     queue.ops.push(op);
-                    if queue.ops.len() == 1 {
+                    if urgent && !std::mem::replace(&mut queue.urgent, true) {
                         self.work.notify_one();
                     }
                     return Ok(());
@@ -262,36 +265,35 @@ fn finish(inner: &Inner, ops: Vec<Op>, commit: impl FnOnce(&[Op]) -> io::Result<
 
 fn run(inner: &Inner, mut engine: Engine) {
     loop {
-        let ops = {
+        let (ops, idle) = {
             let mut queue = inner.queue();
-            while queue.ops.is_empty() && !queue.closed {
-                if engine.sealed {
+            let mut idle = false;
+            while !queue.urgent && !queue.closed && !idle {
+                if engine.sealed && queue.ops.is_empty() {
                     queue = inner.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 } else {
                     let (guard, waited) =
                         inner.work.wait_timeout(queue, IDLE).unwrap_or_else(PoisonError::into_inner);
                     queue = guard;
-                    if waited.timed_out() {
-                        break;
-                    }
+                    idle = waited.timed_out();
                 }
             }
             queue.bytes = 0;
-            std::mem::take(&mut queue.ops)
+            queue.urgent = false;
+            if queue.closed && queue.ops.is_empty() && (engine.sealed || queue.failed.is_some()) {
+                return;
+            }
+            (std::mem::take(&mut queue.ops), idle)
         };
         inner.room.notify_waiters();
-        if ops.is_empty() {
-            // Idle, or closing: seal what is not sealed.
-            finish(inner, Vec::new(), |_| engine.seal());
-            let queue = inner.queue();
-            if queue.closed && queue.ops.is_empty() || queue.failed.is_some() {
-                if queue.closed {
-                    return;
-                }
-                engine.sealed = true;
-            }
-            continue;
+        if !ops.is_empty() {
+            finish(inner, ops, |ops| engine.commit(ops));
         }
-        finish(inner, ops, |ops| engine.commit(ops));
+        // Committed log ids that were waiting are a later batch themselves, but not one whose loss would be noticed.
+        if idle || inner.queue().closed {
+            finish(inner, Vec::new(), |_| engine.seal());
+            // After a failure nothing is written any more, so there is nothing to seal.
+            engine.sealed = true;
+        }
     }
 }
