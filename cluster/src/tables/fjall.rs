@@ -101,13 +101,13 @@ impl Store {
         let db = Database::builder(folder)
             .cache_size(config.cache_bytes)
             // The log is the journal: fjall's own only has to hold what a flush writes until it is in a table.
-            .max_journaling_size(128 << 20)
+            .max_journaling_size(64 << 20)
             .worker_threads(1)
             .manual_journal_persist(true)
             .open()
             .map_err(failed)?;
         let options =
-            || KeyspaceCreateOptions::default().max_memtable_size(16 << 20).manual_journal_persist(true);
+            || KeyspaceCreateOptions::default().max_memtable_size(2 << 20).manual_journal_persist(true);
         let about = db.keyspace("about", options).map_err(failed)?;
         let rows = db.keyspace("rows", options).map_err(failed)?;
         match about.get("owner").map_err(failed)? {
