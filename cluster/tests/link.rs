@@ -2,8 +2,9 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::disallowed_methods,
     missing_docs,
-    reason = "a test stops where it is surprised"
+    reason = "a test of real sockets, which stops where it is surprised"
 )]
 
 use std::collections::BTreeMap;
