@@ -171,7 +171,7 @@ impl Default for Notify {
 
 impl Default for Storage {
     fn default() -> Self {
-        Storage { segment_bytes: 64 << 20, cache_bytes: 64 << 20, overlay_bytes: 64 << 20 }
+        Storage { segment_bytes: 64 << 20, cache_bytes: 16 << 20, overlay_bytes: 8 << 20 }
     }
 }
 

@@ -15,6 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
+use fjall::compaction::Leveled;
+use fjall::config::{
+    BlockSizePolicy, BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy,
+};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use reveille_protocol::service_list::{Table, TableError, TableMut};
 use reveille_protocol::wire::codec;
@@ -106,8 +110,19 @@ impl Store {
             .manual_journal_persist(true)
             .open()
             .map_err(failed)?;
-        let options =
-            || KeyspaceCreateOptions::default().max_memtable_size(2 << 20).manual_journal_persist(true);
+        // Points are looked up by key, and many keys do not exist, so all levels have filters. Filters and indexes live
+        // in the cache and under its bound, and memtables are small: memory does not grow with the number of rows.
+        let bits = FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(10.0));
+        let options = || {
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(2 << 20)
+                .data_block_size_policy(BlockSizePolicy::all(4 << 10))
+                .filter_policy(FilterPolicy::all(bits))
+                .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(8 << 20)))
+                .filter_block_pinning_policy(PinningPolicy::all(false))
+                .index_block_pinning_policy(PinningPolicy::all(false))
+                .manual_journal_persist(true)
+        };
         let about = db.keyspace("about", options).map_err(failed)?;
         let rows = db.keyspace("rows", options).map_err(failed)?;
         match about.get("owner").map_err(failed)? {
