@@ -1,7 +1,7 @@
 //! `reveille dev`: a whole cluster on this machine, of child processes of this same binary, and a demonstration.
 
 pub(super) mod cluster;
-mod demo;
+pub(super) mod demo;
 
 use std::path::PathBuf;
 

@@ -4,6 +4,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
 use reveille_cluster::Unavailable;
+use reveille_protocol::id::ParseIdError;
 use reveille_protocol::service_list::Refusal;
 use serde::Serialize;
 
@@ -38,6 +39,13 @@ impl ApiError {
     fn retry(mut self, seconds: u32) -> ApiError {
         self.retry_after = Some(seconds);
         self
+    }
+}
+
+/// Of an id in a path.
+impl From<ParseIdError> for ApiError {
+    fn from(error: ParseIdError) -> ApiError {
+        ApiError::bad("malformed_id", error.to_string())
     }
 }
 

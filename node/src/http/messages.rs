@@ -47,8 +47,7 @@ pub(super) async fn publish(
 ) -> Result<HttpResponse, ApiError> {
     let began = Instant::now();
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.publish)?;
-    let terminal: TerminalId =
-        path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
+    let terminal: TerminalId = path.parse()?;
     let enqueue = enqueue(&request, tenant, terminal, body)?;
     let zero_ttl = enqueue.ttl == Some(0);
     let group = api.cluster.group_of(&terminal);
@@ -245,8 +244,7 @@ pub(super) async fn get(
     api: web::Data<Api>,
 ) -> Result<HttpResponse, ApiError> {
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.read)?;
-    let message: MessageId =
-        path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
+    let message: MessageId = path.parse()?;
     let group = api.cluster.group_of(&message.terminal);
     let query = Query::Message { tenant, message, wait: wait.millis()? };
     match api.cluster.query(group, query, DEADLINE).await? {
@@ -310,8 +308,7 @@ pub(super) async fn cancel(
     api: web::Data<Api>,
 ) -> Result<HttpResponse, ApiError> {
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.publish)?;
-    let message: MessageId =
-        path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
+    let message: MessageId = path.parse()?;
     let group = api.cluster.group_of(&message.terminal);
     let cancel = Command::Cancel(list::Cancel { message, tenant });
     match api.cluster.propose(group, cancel, DEADLINE).await? {

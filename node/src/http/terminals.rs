@@ -78,8 +78,7 @@ pub(super) async fn get(
 ) -> Result<HttpResponse, ApiError> {
     let directory = api.cluster.directory();
     let tenant = tenant(&request, &directory, |rights| rights.read)?;
-    let terminal: TerminalId =
-        path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
+    let terminal: TerminalId = path.parse()?;
     let group = api.cluster.group_of(&terminal);
     match api.cluster.query(group, Query::Terminal { tenant, terminal }, DEADLINE).await? {
         Answer::Terminal(Some(row)) => {
@@ -97,8 +96,7 @@ pub(super) async fn unregister(
     api: web::Data<Api>,
 ) -> Result<HttpResponse, ApiError> {
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.admin)?;
-    let terminal: TerminalId =
-        path.parse().map_err(|error: ParseIdError| ApiError::bad("malformed_id", error.to_string()))?;
+    let terminal: TerminalId = path.parse()?;
     let group = api.cluster.group_of(&terminal);
     let unregister = Command::Unregister(list::Unregister { terminal, tenant });
     match api.cluster.propose(group, unregister, DEADLINE).await? {

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use bytes::Bytes;
 use clap::Args;
-use reveille_terminal::{Builder, Event, Terminal};
+use reveille_terminal::{Builder, Event};
 use serde_json::json;
 
 use super::super::dev::cluster::DevCluster;
+use super::super::dev::demo;
 use super::{Report, connect, histogram, quantiles, record, usage};
 
 /// Wake a sleeping terminal.
@@ -32,7 +33,7 @@ impl Wake {
             .resumption(!self.no_resumption)
             .start()
             .await?;
-        until_asleep(&mut terminal).await?;
+        demo::asleep(&mut terminal).await?;
         let mut clients = Vec::new();
         for node in &cluster.nodes {
             clients.push((connect(&node.http).await?, connect(&node.http).await?));
@@ -101,17 +102,5 @@ impl Wake {
         )?;
         terminal.shutdown().await;
         Ok(())
-    }
-}
-
-async fn until_asleep(terminal: &mut Terminal) -> anyhow::Result<()> {
-    let mut connected = false;
-    loop {
-        match terminal.next().await.context("the terminal has ended")? {
-            Event::Connected { .. } => connected = true,
-            Event::Disconnected { .. } if connected => return Ok(()),
-            Event::Problem { what } => anyhow::bail!(what),
-            _ => {}
-        }
     }
 }

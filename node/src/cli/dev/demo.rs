@@ -54,7 +54,7 @@ pub(super) async fn run(cluster: &DevCluster, pushes: Option<u64>, as_json: bool
 }
 
 /// Waits until the terminal's first session is over.
-async fn asleep(terminal: &mut Terminal) -> anyhow::Result<()> {
+pub(in crate::cli) async fn asleep(terminal: &mut Terminal) -> anyhow::Result<()> {
     let mut connected = false;
     loop {
         match terminal.next().await.context("the terminal has ended")? {
