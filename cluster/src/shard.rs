@@ -39,6 +39,8 @@ const EXPIRY_TICK: Duration = Duration::from_millis(250);
 /// Publishers that may wait for one group's messages at once.
 const MAX_WAITERS: usize = 65_536;
 
+type ReaderOf<'a, E> = <<E as Env>::Tables as Tables>::Reader<'a>;
+
 /// What the shards of a node share.
 pub(crate) struct Shared<E: Env> {
     pub(crate) me: NodeId,
@@ -204,13 +206,10 @@ impl<E: Env> Shard<E> {
         touched: &mut BTreeMap<TerminalId, Option<Urgency>>,
     ) {
         match effect {
-            Effect::Stored { terminal, seq, urgency } => {
-                let stored = touched.entry(*terminal).or_default();
+            Effect::Stored { message, urgency } => {
+                let stored = touched.entry(message.terminal).or_default();
                 *stored = (*stored).max(Some(*urgency));
-                if let Some(row) = self.row(terminal) {
-                    let id = MessageId { terminal: *terminal, check: row.stream.check(), seq: *seq };
-                    state.traces.begin(id, self.traced(Stage::Stored, self.shared.me));
-                }
+                state.traces.begin(*message, self.traced(Stage::Stored, self.shared.me));
             }
             Effect::Ended { message, end } => {
                 touched.entry(message.terminal).or_default();
@@ -236,21 +235,39 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    fn row(&self, terminal: &TerminalId) -> Option<Row> {
-        self.checked(view::terminal(&self.tables.read(), terminal)).flatten()
+    fn row(&self, table: &ReaderOf<'_, E>, terminal: &TerminalId) -> Option<Row> {
+        self.checked(view::terminal(table, terminal)).flatten()
     }
 
     /// Hands the terminal's facts to the dispatcher and does what it decides.
     fn look_at(&self, state: &mut State, terminal: TerminalId, stored: Option<Urgency>) {
-        let Some(row) = self.checked(view::terminal(&self.tables.read(), &terminal)) else { return };
+        let table = self.tables.read();
+        let Some(row) = self.checked(view::terminal(&table, &terminal)) else { return };
         let directory = self.shared.directory();
         let facts = row.as_ref().map(|row| Facts::of(row, |node, inc| directory.fenced(node, inc)));
         let event = Event::Changed { terminal, facts, stored };
         let commands = state.dispatch.handle(self.now(), event);
-        self.execute(state, commands);
+        self.carry_out(state, commands, &table, row.map(|row| (terminal, row)));
     }
 
     fn execute(&self, state: &mut State, commands: Vec<Command>) {
+        if !commands.is_empty() {
+            self.carry_out(state, commands, &self.tables.read(), None);
+        }
+    }
+
+    /// `seen`: a terminal's row as it stands in the table, if that was read already.
+    fn carry_out(
+        &self,
+        state: &mut State,
+        commands: Vec<Command>,
+        table: &ReaderOf<'_, E>,
+        seen: Option<(TerminalId, Row)>,
+    ) {
+        let row_of = |terminal: &TerminalId| match &seen {
+            Some((whose, row)) if whose == terminal => Some(row.clone()),
+            _ => self.row(table, terminal),
+        };
         let mut commands = VecDeque::from(commands);
         while let Some(command) = commands.pop_front() {
             let event = match command {
@@ -265,11 +282,15 @@ impl<E: Env> Shard<E> {
                         pushes: Vec::new(),
                         covers: Seq(0),
                     };
-                    let upto = self.hand_off(state, node, hand_off, after, maybe_seen, limit);
+                    let upto = row_of(&terminal).and_then(|row| {
+                        self.hand_off(state, table, &row, node, hand_off, after, maybe_seen, limit)
+                    });
                     Event::HandedOff { terminal, epoch, upto }
                 }
                 Command::Notify { terminal, urgency, attempt } => {
-                    if self.notify(state, terminal, urgency, attempt) {
+                    if row_of(&terminal)
+                        .is_some_and(|row| self.notify(state, terminal, &row, urgency, attempt))
+                    {
                         continue;
                     }
                     Event::Notified { terminal, answered: false }
@@ -289,9 +310,15 @@ impl<E: Env> Shard<E> {
     }
 
     /// Reads what waits after `after` and sends it to the session's node; the last seq sent.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one caller; the command's fields, and what to read them from"
+    )]
     fn hand_off(
         &self,
         state: &mut State,
+        table: &ReaderOf<'_, E>,
+        row: &Row,
         node: NodeId,
         mut hand_off: HandOff,
         after: Seq,
@@ -300,13 +327,9 @@ impl<E: Env> Shard<E> {
     ) -> Option<Seq> {
         let terminal = hand_off.terminal;
         let now = self.group_time();
-        let (row, waiting) = {
-            let table = self.tables.read();
-            let row = self.checked(view::terminal(&table, &terminal)).flatten()?;
-            // From the ack on, to know what is on its way already: it names `prev` and counts for `remaining`.
-            let most = limits::SESSION_WINDOW * 2;
-            (row.clone(), self.checked(view::pending(&table, &terminal, row.acked, row.next_seq, most))?)
-        };
+        // From the ack on, to know what is on its way already: it names `prev` and counts for `remaining`.
+        let most = limits::SESSION_WINDOW * 2;
+        let waiting = self.checked(view::pending(table, &terminal, row.acked.next(), row.next_seq, most))?;
         let check = hand_off.stream.check();
         let (mut prev, mut bytes) = (Seq(0), 0);
         for (index, (seq, message)) in waiting.into_iter().enumerate() {
@@ -354,8 +377,14 @@ impl<E: Env> Shard<E> {
         self.shared.calls.transport().send(node, Lane::Data, frame).is_ok()
     }
 
-    fn notify(&self, state: &mut State, terminal: TerminalId, urgency: Urgency, attempt: u32) -> bool {
-        let Some(row) = self.row(&terminal) else { return false };
+    fn notify(
+        &self,
+        state: &mut State,
+        terminal: TerminalId,
+        row: &Row,
+        urgency: Urgency,
+        attempt: u32,
+    ) -> bool {
         let taken = self.shared.host.notify(NotifyOrder {
             group: self.group,
             terminal,
@@ -392,7 +421,7 @@ impl<E: Env> Shard<E> {
         let mut state = self.state();
         let Report { terminal, epoch, what, .. } = report;
         if let Reported::Delivered { upto } = what
-            && let Some(row) = self.row(&terminal)
+            && let Some(row) = self.row(&self.tables.read(), &terminal)
         {
             let check = row.stream.check();
             for seq in (row.acked.next().0..=upto.0).rev().take(limits::SESSION_WINDOW) {

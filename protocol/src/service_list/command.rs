@@ -317,10 +317,8 @@ pub enum Refusal {
 pub enum Effect {
     /// A push waits.
     Stored {
-        /// For whom.
-        terminal: TerminalId,
-        /// Which.
-        seq: Seq,
+        /// Which, and for whom.
+        message: MessageId,
         /// How soon it is worth waking the terminal.
         urgency: Urgency,
     },

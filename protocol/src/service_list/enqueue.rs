@@ -80,7 +80,7 @@ impl<T: TableMut> Context<'_, T> {
             let until = self.now + Duration::from_millis(self.settings.memory_of_ends);
             self.at(until, &Due::Idempotency(idempotency.key));
         }
-        self.effects.push(Effect::Stored { terminal: *terminal, seq, urgency: enqueue.urgency });
+        self.effects.push(Effect::Stored { message: id, urgency: enqueue.urgency });
         Reply::Enqueued { message: id, deadline, accepted: self.now, duplicate: false }
     }
 

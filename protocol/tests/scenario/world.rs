@@ -122,8 +122,8 @@ impl World {
         let mut touched: BTreeMap<TerminalId, Option<Urgency>> = BTreeMap::new();
         for effect in applied.effects {
             match effect {
-                Effect::Stored { terminal, urgency, .. } => {
-                    let stored = touched.entry(terminal).or_default();
+                Effect::Stored { message, urgency } => {
+                    let stored = touched.entry(message.terminal).or_default();
                     *stored = (*stored).max(Some(urgency));
                 }
                 Effect::Ended { message, end } => {
