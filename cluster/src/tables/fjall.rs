@@ -12,7 +12,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use fjall::compaction::Leveled;
@@ -22,8 +22,8 @@ use fjall::config::{
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use reveille_protocol::service_list::{Table, TableError, TableMut};
 use reveille_protocol::wire::codec;
-use tokio::sync::Notify;
 
+use super::cache::Cache;
 use super::overlay::{Changes, Found, Overlay, merge};
 use super::{Installer, Snapshot, Tables};
 use crate::wal::Owner;
@@ -162,8 +162,9 @@ impl Store {
             store: self.clone(),
             group,
             state: RwLock::new(State { overlay: Overlay::default(), generation }),
+            cache: Mutex::new(Cache::new(self.0.overlay_bytes / 4)),
             flushing: Mutex::new(()),
-            room: Notify::new(),
+            ahead: AtomicBool::new(false),
         };
         let tables = FjallTables(Arc::new(tables));
         tables.remove_other_generations(generation)?;
@@ -208,10 +209,12 @@ struct GroupInner {
     store: Store,
     group: u16,
     state: RwLock<State>,
+    /// Taken only while `state` is held: what it says of the disk is as old as that.
+    cache: Mutex<Cache>,
     /// One flush or install at a time.
     flushing: Mutex<()>,
-    /// Told after each flush.
-    room: Notify,
+    /// A flush ahead of need is on its way.
+    ahead: AtomicBool,
 }
 
 struct State {
@@ -230,11 +233,21 @@ impl GroupInner {
         match state.overlay.get(key) {
             Found::Here(value) => Ok(value),
             Found::Below => {
+                let mut cache = self.cache();
+                if let Some(known) = cache.get(key) {
+                    return Ok(known);
+                }
                 let store = &self.store.0;
                 let found = store.rows.get(stored(prefix(self.group, state.generation), key));
-                Ok(store.checked(found)?.map(Bytes::from))
+                let found = store.checked(found)?;
+                cache.insert(key, found.as_deref());
+                Ok(found.map(Bytes::from))
             }
         }
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn scan(
@@ -302,14 +315,17 @@ impl Table for FjallWriter<'_> {
 
 impl TableMut for FjallWriter<'_> {
     fn put(&mut self, key: &[u8], value: Bytes) {
+        self.0.cache().forget(key);
         self.1.overlay.put(key, value, false);
     }
 
     fn put_new(&mut self, key: &[u8], value: Bytes) {
+        self.0.cache().forget(key);
         self.1.overlay.put(key, value, true);
     }
 
     fn delete(&mut self, key: &[u8]) {
+        self.0.cache().forget(key);
         self.1.overlay.delete(key);
     }
 }
@@ -339,7 +355,6 @@ impl FjallTables {
             self.write_batch(generation, &frozen)?;
             self.state().overlay.thaw();
         }
-        self.0.room.notify_waiters();
         Ok(())
     }
 
@@ -414,6 +429,15 @@ impl Tables for FjallTables {
 
     async fn wait_for_room(&self) -> Result<(), TableError> {
         let limit = self.0.store.0.overlay_bytes;
+        if self.overlay_bytes() > limit / 2 && !self.0.ahead.swap(true, Ordering::Relaxed) {
+            // Before it is needed and beside the work, so that nothing has to wait for it. Its error poisons the store;
+            // whoever uses that next learns of it.
+            let tables = self.clone();
+            tokio::task::spawn_blocking(move || {
+                let _ = tables.flush_blocking();
+                tables.0.ahead.store(false, Ordering::Relaxed);
+            });
+        }
         while self.overlay_bytes() > limit {
             // Half of the bound may be the frozen generation: this flush or the one under way frees it.
             self.flush().await?;
@@ -558,6 +582,7 @@ impl Installer for FjallInstaller {
                 store.checked(batch.commit())?;
                 let old = std::mem::replace(&mut state.generation, generation);
                 state.overlay.clear();
+                tables.0.cache().clear();
                 drop(state);
                 debug_assert!(old < generation, "generations only rise");
                 tables.remove_other_generations(generation)

@@ -6,6 +6,7 @@
 //! before the log is purged. A push that is stored, delivered and acked in between never touches the disk here.
 //! After a crash the tables are those of the last flush, and the log is applied from there.
 
+mod cache;
 mod fjall;
 mod memory;
 mod overlay;
