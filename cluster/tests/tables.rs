@@ -168,16 +168,16 @@ async fn a_flush_lets_writers_go_on_and_frees_the_overlay() {
     for number in 0u32..1000 {
         tables.write().put_new(&number.to_be_bytes(), Bytes::from(vec![7; 100]));
     }
-    let before = tables.overlay_bytes();
+    let before = tables.unflushed();
     assert!(before > 100_000);
     tables.flush().await.unwrap();
-    assert_eq!(tables.overlay_bytes(), 0);
+    assert_eq!(tables.unflushed(), 0);
     // A key that comes and goes between two flushes leaves nothing behind.
     for number in 2000u32..2100 {
         tables.write().put_new(&number.to_be_bytes(), Bytes::from(vec![7; 100]));
         tables.write().delete(&number.to_be_bytes());
     }
-    assert_eq!(tables.overlay_bytes(), 0);
+    assert_eq!(tables.unflushed(), 0);
 }
 
 #[test]

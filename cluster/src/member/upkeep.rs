@@ -17,9 +17,11 @@ use crate::tables::Tables;
 pub(super) const KEEP_ENTRIES: u64 = 10_000;
 /// Entries after which the log is cut: a few times what is kept.
 const CUT_AFTER: u64 = 50_000;
-/// How often the tables are flushed. A push that lives shorter never reaches them; a restart replays the log of
-/// this time.
-const FLUSH_EVERY: u32 = 5;
+/// Ticks after which it is seen whether tables want a flush, and those after which they get one in any case. A push
+/// that lives shorter never reaches them; a restart replays the log of this time.
+const FLUSH: (u32, u32) = (5, 60);
+/// Bytes that are worth a flush of their own: each is a table on disk that compaction must merge later.
+const WORTH_A_FLUSH: usize = 1 << 20;
 /// A clock further than this from the median gives up leadership and raises an alarm.
 const CLOCK_ALARM: i64 = 1000;
 
@@ -41,8 +43,9 @@ pub(super) async fn run<E: Env>(member: Weak<Member<E>>) {
         } else {
             leads_meta_since = None;
         }
-        if tick % FLUSH_EVERY == FLUSH_EVERY - 1 {
-            flush(&member).await;
+        if tick % FLUSH.0 == FLUSH.0 - 1 {
+            let worth = if tick % FLUSH.1 == FLUSH.1 - 1 { 1 } else { WORTH_A_FLUSH };
+            flush(&member, worth).await;
         }
     }
 }
@@ -66,9 +69,12 @@ fn check_clock<E: Env>(member: &Member<E>) {
     }
 }
 
-async fn flush<E: Env>(member: &Member<E>) {
+/// Flushes tables that hold at least so many bytes, and cuts logs that are long.
+async fn flush<E: Env>(member: &Member<E>, worth: usize) {
     for (id, Group { raft, shard, .. }) in &member.groups {
-        if let Err(error) = shard.tables().flush().await {
+        if shard.tables().unflushed() >= worth
+            && let Err(error) = shard.tables().flush().await
+        {
             tracing::error!(group = id.0, %error, "tables could not be flushed; the log is not cut");
             continue;
         }

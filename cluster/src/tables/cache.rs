@@ -1,5 +1,6 @@
-//! What was read from below the overlay lately, misses included: a lookup on disk costs some microseconds even when
-//! all of it is in memory, and every replica needs the row of every push. Bounded; holds no key that the overlay holds.
+//! What was read lately, misses included: a lookup below the overlay costs some microseconds even when all of it is in
+//! memory, and every replica needs the row of every push, also right after a flush. Bounded; always says what the tables
+//! say.
 #![allow(clippy::disallowed_types, reason = "looked up by key only, never walked: its order cannot be seen")]
 
 use std::collections::HashMap;
@@ -31,33 +32,42 @@ impl Cache {
             return Some(value.clone());
         }
         let value = self.old.remove(key)?;
-        self.insert(key, value.as_deref());
+        self.insert(key, value.clone());
         Some(value)
     }
 
-    /// Remembers what was read. Copies it: what comes from the disk holds on to the block that it came in.
-    pub(super) fn insert(&mut self, key: &[u8], value: Option<&[u8]>) {
-        let cost = key.len() + value.map_or(0, <[u8]>::len) + OVERHEAD;
+    /// Remembers what was read. A value that came from the disk holds on to the block that it came in: copy it before.
+    pub(super) fn insert(&mut self, key: &[u8], value: Option<Bytes>) {
+        let cost = cost(key, value.as_ref());
         if self.young_bytes + cost > self.bound {
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;
         }
         self.young_bytes += cost;
-        self.young.insert(key.into(), value.map(Bytes::copy_from_slice));
+        self.young.insert(key.into(), value);
     }
 
-    /// The key changes: the overlay knows better from now on.
-    pub(super) fn forget(&mut self, key: &[u8]) {
-        if let Some(value) = self.young.remove(key) {
-            self.young_bytes -= key.len() + value.as_ref().map_or(0, Bytes::len) + OVERHEAD;
+    /// The key changes: if it is known here, to this from now on.
+    pub(super) fn update(&mut self, key: &[u8], value: Option<&Bytes>) {
+        if let Some(known) = self.young.get_mut(key) {
+            self.young_bytes += value.map_or(0, Bytes::len);
+            self.young_bytes -= known.as_ref().map_or(0, Bytes::len);
+            *known = value.cloned();
+        } else if !self.old.is_empty()
+            && let Some(known) = self.old.get_mut(key)
+        {
+            *known = value.cloned();
         }
-        self.old.remove(key);
     }
 
     /// Other tables took the place of these.
     pub(super) fn clear(&mut self) {
         *self = Cache::new(self.bound * 2);
     }
+}
+
+fn cost(key: &[u8], value: Option<&Bytes>) -> usize {
+    key.len() + value.map_or(0, Bytes::len) + OVERHEAD
 }
 
 #[cfg(test)]
@@ -67,7 +77,7 @@ mod tests {
     #[test]
     fn what_is_used_stays_and_the_bound_holds() {
         let mut cache = Cache::new(2 * 10 * (OVERHEAD + 2));
-        cache.insert(b"k", Some(b"v"));
+        cache.insert(b"k", Some(Bytes::from_static(b"v")));
         cache.insert(b"m", None);
         for round in 0..100u8 {
             cache.insert(&[round, 0], None);
@@ -75,7 +85,21 @@ mod tests {
             assert!(cache.young.len() + cache.old.len() <= 20);
         }
         assert_eq!(cache.get(b"m"), None, "not used for long");
-        cache.forget(b"k");
-        assert_eq!(cache.get(b"k"), None);
+    }
+
+    #[test]
+    fn a_change_is_seen_in_both_generations_and_makes_nothing_known() {
+        let mut cache = Cache::new(2 * 2 * (OVERHEAD + 2));
+        let (old, new) = (Bytes::from_static(b"o"), Bytes::from_static(b"n"));
+        cache.insert(b"k", Some(old.clone()));
+        cache.update(b"k", Some(&new));
+        assert_eq!(cache.get(b"k"), Some(Some(new)));
+        cache.insert(b"x", None);
+        cache.insert(b"y", None);
+        assert!(cache.old.contains_key(&b"k"[..]), "pushed out of the young ones");
+        cache.update(b"k", None);
+        cache.update(b"z", Some(&old));
+        assert_eq!(cache.get(b"k"), Some(None));
+        assert_eq!(cache.get(b"z"), None);
     }
 }

@@ -1,6 +1,10 @@
 //! Tables on disk: one fjall database per node, every group in it under its own prefix. Nothing here knows what
 //! keys and values mean.
 //!
+//! Everything is written as whole sorted tables (ingestion): a flush is one, durable and in place in one step. fjall's
+//! journal and memtables stay empty, so that nothing depends on how a damaged journal is read, no row is sorted or
+//! written twice, and memory is that of the caches.
+//!
 //! Stored key: `group u16 | generation u32 | key`, big endian. The generation makes replacing a group's tables
 //! one small write: a snapshot is written under a new generation, then the record of the group's generation is
 //! changed in the batch that completes it. Rows of other generations are garbage, removed at the next start.
@@ -13,25 +17,31 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fjall::compaction::Leveled;
 use fjall::config::{
     BlockSizePolicy, BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy,
 };
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, Readable};
 use reveille_protocol::service_list::{Table, TableError, TableMut};
 use reveille_protocol::wire::codec;
 
 use super::cache::Cache;
-use super::overlay::{Changes, Found, Overlay, merge};
+use super::overlay::{Found, Overlay, merge};
 use super::{Installer, Snapshot, Tables};
 use crate::wal::Owner;
 
 /// Format of the folder.
 const FORMAT: u32 = 1;
-/// Changes in one batch while a snapshot is installed or garbage removed: bounds its memory.
+/// Rows that are removed at once while garbage is: bounds its memory.
 const BATCH: usize = 4096;
+/// New tables that wait before they are compacted, and beyond which a flush waits for that. Each is one more place to
+/// look for a key of its group; the more are merged at once, the less often a row is written again.
+const UNCOMPACTED: (u8, usize) = (12, 32);
+/// The longest that a flush waits for compaction. One that has died is told by the next use of the store.
+const COMPACTION_WAIT: Duration = Duration::from_secs(10);
 
 /// How much memory the tables of a node may take.
 #[derive(Debug, Clone)]
@@ -104,31 +114,29 @@ impl Store {
         };
         let db = Database::builder(folder)
             .cache_size(config.cache_bytes)
-            // The log is the journal: fjall's own only has to hold what a flush writes until it is in a table.
-            .max_journaling_size(64 << 20)
             .worker_threads(1)
-            .manual_journal_persist(true)
             .open()
             .map_err(failed)?;
         // Points are looked up by key, and many keys do not exist, so all levels have filters. Filters and indexes live
-        // in the cache and under its bound, and memtables are small: memory does not grow with the number of rows.
+        // in the cache and under its bound: memory does not grow with the number of rows.
         let bits = FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(10.0));
         let options = || {
             KeyspaceCreateOptions::default()
-                .max_memtable_size(2 << 20)
                 .data_block_size_policy(BlockSizePolicy::all(4 << 10))
                 .filter_policy(FilterPolicy::all(bits))
-                .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(8 << 20)))
+                .compaction_strategy(Arc::new(
+                    Leveled::default().with_table_target_size(8 << 20).with_l0_threshold(UNCOMPACTED.0),
+                ))
                 .filter_block_pinning_policy(PinningPolicy::all(false))
                 .index_block_pinning_policy(PinningPolicy::all(false))
-                .manual_journal_persist(true)
         };
         let about = db.keyspace("about", options).map_err(failed)?;
         let rows = db.keyspace("rows", options).map_err(failed)?;
         match about.get("owner").map_err(failed)? {
             None => {
-                about.insert("owner", codec::encode(&(FORMAT, config.owner))).map_err(failed)?;
-                db.persist(PersistMode::SyncAll).map_err(failed)?;
+                let mut owner = about.start_ingestion().map_err(failed)?;
+                owner.write("owner", codec::encode(&(FORMAT, config.owner))).map_err(failed)?;
+                owner.finish().map_err(failed)?;
             }
             Some(bytes) => {
                 let (found, owner) = codec::decode::<(u32, Owner), 64>(&bytes)
@@ -183,6 +191,27 @@ impl Inner {
             TableError(format!("{}: {error}", self.folder.display()))
         })
     }
+
+    /// Writes rows, or for `None` their tombstones, as one table: all of them or none, and durable when it returns.
+    /// Their keys must ascend.
+    fn ingest(&self, rows: impl Iterator<Item = (Vec<u8>, Option<Bytes>)>) -> Result<(), TableError> {
+        self.wait_for_compaction();
+        let mut table = self.checked(self.rows.start_ingestion())?;
+        for (key, value) in rows {
+            self.checked(match value {
+                Some(value) => table.write(key, value),
+                None => table.write_tombstone(key),
+            })?;
+        }
+        self.checked(table.finish())
+    }
+
+    fn wait_for_compaction(&self) {
+        let began = Instant::now();
+        while self.rows.l0_table_count() > UNCOMPACTED.1 && began.elapsed() < COMPACTION_WAIT {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 /// Where the record of a group's generation is: before every row of the group.
@@ -209,7 +238,7 @@ struct GroupInner {
     store: Store,
     group: u16,
     state: RwLock<State>,
-    /// Taken only while `state` is held: what it says of the disk is as old as that.
+    /// Taken only while `state` is held, so that it changes with the overlay.
     cache: Mutex<Cache>,
     /// One flush or install at a time.
     flushing: Mutex<()>,
@@ -230,20 +259,20 @@ pub struct FjallWriter<'a>(&'a GroupInner, RwLockWriteGuard<'a, State>);
 
 impl GroupInner {
     fn get(&self, state: &State, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-        match state.overlay.get(key) {
-            Found::Here(value) => Ok(value),
+        let mut cache = self.cache();
+        if let Some(known) = cache.get(key) {
+            return Ok(known);
+        }
+        let found = match state.overlay.get(key) {
+            Found::Here(value) => value,
             Found::Below => {
-                let mut cache = self.cache();
-                if let Some(known) = cache.get(key) {
-                    return Ok(known);
-                }
                 let store = &self.store.0;
                 let found = store.rows.get(stored(prefix(self.group, state.generation), key));
-                let found = store.checked(found)?;
-                cache.insert(key, found.as_deref());
-                Ok(found.map(Bytes::from))
+                store.checked(found)?.as_deref().map(Bytes::copy_from_slice)
             }
-        }
+        };
+        cache.insert(key, found.clone());
+        Ok(found)
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -315,17 +344,17 @@ impl Table for FjallWriter<'_> {
 
 impl TableMut for FjallWriter<'_> {
     fn put(&mut self, key: &[u8], value: Bytes) {
-        self.0.cache().forget(key);
+        self.0.cache().update(key, Some(&value));
         self.1.overlay.put(key, value, false);
     }
 
     fn put_new(&mut self, key: &[u8], value: Bytes) {
-        self.0.cache().forget(key);
+        self.0.cache().update(key, Some(&value));
         self.1.overlay.put(key, value, true);
     }
 
     fn delete(&mut self, key: &[u8]) {
-        self.0.cache().forget(key);
+        self.0.cache().update(key, None);
         self.1.overlay.delete(key);
     }
 }
@@ -333,11 +362,6 @@ impl TableMut for FjallWriter<'_> {
 impl FjallTables {
     fn state(&self) -> RwLockWriteGuard<'_, State> {
         self.0.state.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Estimated bytes of the overlay.
-    pub fn overlay_bytes(&self) -> usize {
-        self.0.state.read().unwrap_or_else(PoisonError::into_inner).overlay.bytes()
     }
 
     /// See [`Tables::flush`]; blocks the thread for the time of the disk.
@@ -352,24 +376,14 @@ impl FjallTables {
             (state.overlay.freeze(), state.generation)
         };
         if let Some(frozen) = frozen {
-            self.write_batch(generation, &frozen)?;
-            self.state().overlay.thaw();
+            let prefix = prefix(self.0.group, generation);
+            let rows = frozen.iter().map(|(key, slot)| (stored(prefix, key), slot.value.clone()));
+            self.0.store.0.ingest(rows)?;
+            let flushed = self.state().overlay.thaw();
+            // Freeing ten thousands of rows takes a while: not under the lock.
+            drop((frozen, flushed));
         }
         Ok(())
-    }
-
-    fn write_batch(&self, generation: u32, changes: &Changes) -> Result<(), TableError> {
-        let store = &self.0.store.0;
-        let prefix = prefix(self.0.group, generation);
-        let mut batch = store.db.batch().durability(Some(PersistMode::SyncAll));
-        for (key, slot) in changes {
-            let key = stored(prefix, key);
-            match &slot.value {
-                Some(value) => batch.insert(&store.rows, key, value.clone()),
-                None => batch.remove(&store.rows, key),
-            }
-        }
-        store.checked(batch.commit())
     }
 
     /// Removes the rows of generations other than this one, some at a time.
@@ -382,18 +396,11 @@ impl FjallTables {
         ];
         for (mut from, to) in ranges {
             while from < to {
-                let mut batch = store.db.batch().durability(Some(PersistMode::Buffer));
-                let mut last = None;
-                for pair in store.rows.range(from.clone()..to.clone()).take(BATCH) {
-                    let key = store.checked(pair.key())?;
-                    batch.remove(&store.rows, key.clone());
-                    last = Some(key);
-                }
-                store.checked(batch.commit())?;
-                match last {
-                    Some(last) => from = [&last[..], &[0]].concat(),
-                    None => break,
-                }
+                let some = store.rows.range(from.clone()..to.clone()).take(BATCH);
+                let keys = some.map(|pair| store.checked(pair.key())).collect::<Result<Vec<_>, _>>()?;
+                let Some(last) = keys.last() else { break };
+                from = [&last[..], &[0]].concat();
+                store.ingest(keys.iter().map(|key| (key.to_vec(), None)))?;
             }
         }
         Ok(())
@@ -429,7 +436,7 @@ impl Tables for FjallTables {
 
     async fn wait_for_room(&self) -> Result<(), TableError> {
         let limit = self.0.store.0.overlay_bytes;
-        if self.overlay_bytes() > limit / 2 && !self.0.ahead.swap(true, Ordering::Relaxed) {
+        if self.unflushed() > limit / 2 && !self.0.ahead.swap(true, Ordering::Relaxed) {
             // Before it is needed and beside the work, so that nothing has to wait for it. Its error poisons the store;
             // whoever uses that next learns of it.
             let tables = self.clone();
@@ -438,11 +445,15 @@ impl Tables for FjallTables {
                 tables.0.ahead.store(false, Ordering::Relaxed);
             });
         }
-        while self.overlay_bytes() > limit {
+        while self.unflushed() > limit {
             // Half of the bound may be the frozen generation: this flush or the one under way frees it.
             self.flush().await?;
         }
         Ok(())
+    }
+
+    fn unflushed(&self) -> usize {
+        self.0.state.read().unwrap_or_else(PoisonError::into_inner).overlay.bytes()
     }
 
     async fn flush(&self) -> Result<(), TableError> {
@@ -555,16 +566,14 @@ impl Installer for FjallInstaller {
                 if !begun {
                     tables.remove_other_generations(generation - 1)?;
                 }
-                let store = &tables.0.store.0;
-                let prefix = prefix(tables.0.group, generation);
-                for some in pairs.chunks(BATCH) {
-                    let mut batch = store.db.batch().durability(Some(PersistMode::Buffer));
-                    for (key, value) in some {
-                        batch.insert(&store.rows, stored(prefix, key), value.clone());
-                    }
-                    store.checked(batch.commit())?;
+                if !pairs.is_sorted_by(|(one, _), (other, _)| one < other) {
+                    return Err(TableError(
+                        "the rows of a snapshot are not in the order of their keys".to_owned(),
+                    ));
                 }
-                Ok(())
+                let prefix = prefix(tables.0.group, generation);
+                let rows = pairs.into_iter().map(|(key, value)| (stored(prefix, &key), Some(value)));
+                tables.0.store.0.ingest(rows)
             })
             .await
     }
@@ -574,12 +583,11 @@ impl Installer for FjallInstaller {
         self.tables
             .blocking(move |tables| {
                 let _one = tables.0.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-                let store = &tables.0.store.0;
                 // Writers wait until the new tables are in place: they must not write to the old ones any more.
                 let mut state = tables.state();
-                let mut batch = store.db.batch().durability(Some(PersistMode::SyncAll));
-                batch.insert(&store.rows, generation_key(tables.0.group), codec::encode(&generation));
-                store.checked(batch.commit())?;
+                let record =
+                    (generation_key(tables.0.group).to_vec(), Some(codec::encode(&generation).into()));
+                tables.0.store.0.ingest(std::iter::once(record))?;
                 let old = std::mem::replace(&mut state.generation, generation);
                 state.overlay.clear();
                 tables.0.cache().clear();

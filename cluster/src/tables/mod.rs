@@ -8,6 +8,7 @@
 
 mod cache;
 mod fjall;
+mod key;
 mod memory;
 mod overlay;
 
@@ -38,6 +39,9 @@ pub trait Tables: Clone + Send + Sync + 'static {
 
     /// Waits until the overlay has room for more changes: it is bounded, and a flush may be behind.
     fn wait_for_room(&self) -> impl Future<Output = Result<(), TableError>> + Send;
+
+    /// About how many bytes a flush would free.
+    fn unflushed(&self) -> usize;
 
     /// Makes everything that was written before this call durable. Writing goes on meanwhile.
     fn flush(&self) -> impl Future<Output = Result<(), TableError>> + Send;

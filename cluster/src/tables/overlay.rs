@@ -2,10 +2,13 @@
 //! flushed while the younger one takes changes. In memory, ordered; no disk here.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+use super::key::Key;
 
 /// A key's latest value; `None`: deleted.
 #[derive(Debug, Clone)]
@@ -15,11 +18,12 @@ pub(super) struct Slot {
     below: bool,
 }
 
-/// Bytes that an entry costs beside its key and value: the tree's node and two allocations.
-const OVERHEAD: usize = 96;
+/// Bytes that an entry costs beside its value's and a long key's: its place in a tree node that is two thirds full, and
+/// the value's allocation.
+const OVERHEAD: usize = 144;
 
 /// Changes of one generation, in key order.
-pub(super) type Changes = BTreeMap<Box<[u8]>, Slot>;
+pub(super) type Changes = BTreeMap<Key, Slot>;
 
 /// The two generations.
 #[derive(Debug, Default)]
@@ -55,17 +59,17 @@ impl Overlay {
     }
 
     pub(super) fn put(&mut self, key: &[u8], value: Bytes, new: bool) {
-        let cost = key.len() + value.len() + OVERHEAD;
-        match self.active.get_mut(key) {
-            Some(slot) => {
-                self.active_bytes -= key.len() + slot.value.as_ref().map_or(0, Bytes::len) + OVERHEAD;
-                slot.value = Some(value);
+        self.active_bytes += value.len();
+        match self.active.entry(Key::from(key)) {
+            Entry::Occupied(mut slot) => {
+                let old = slot.get_mut().value.replace(value);
+                self.active_bytes -= old.map_or(0, |old| old.len());
             }
-            None => {
-                self.active.insert(key.into(), Slot { value: Some(value), below: !new });
+            Entry::Vacant(place) => {
+                self.active_bytes += key.len() + OVERHEAD;
+                place.insert(Slot { value: Some(value), below: !new });
             }
         }
-        self.active_bytes += cost;
     }
 
     pub(super) fn delete(&mut self, key: &[u8]) {
@@ -80,7 +84,7 @@ impl Overlay {
             }
             None => {
                 self.active_bytes += key.len() + OVERHEAD;
-                self.active.insert(key.into(), Slot { value: None, below: true });
+                self.active.insert(Key::from(key), Slot { value: None, below: true });
             }
         }
     }
@@ -95,10 +99,10 @@ impl Overlay {
         self.frozen.clone()
     }
 
-    /// The frozen generation is durable below: forget it.
-    pub(super) fn thaw(&mut self) {
-        self.frozen = None;
+    /// The frozen generation is durable below: forgets it. It is the caller's to drop.
+    pub(super) fn thaw(&mut self) -> Option<Arc<Changes>> {
         self.frozen_bytes = 0;
+        self.frozen.take()
     }
 
     /// Forgets everything: other tables took the place of these.

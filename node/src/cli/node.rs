@@ -27,7 +27,7 @@ pub(super) struct NodeArgs {
 }
 
 /// Threads of the node's runtime: raft, links, sessions' bytes.
-const THREADS: usize = 2;
+const THREADS: usize = 1;
 
 impl NodeArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
