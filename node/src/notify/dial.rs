@@ -2,7 +2,7 @@
 //! connection outlives it.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use moka::sync::Cache;
@@ -14,10 +14,11 @@ use quinn::{
 use reveille_protocol::id::{KeyFingerprint, TerminalId};
 use reveille_protocol::wire::notification::{ALPN, Notification, NotificationAck, SERVER_NAME, first_cid};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ClientSessionMemoryCache, Resumption};
+use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{DigitallySignedStruct, Error, NamedGroup, SignatureScheme};
+use tokio::sync::Notify;
 
 use crate::session::tls::fingerprint;
 
@@ -26,6 +27,9 @@ const DEADLINE: Duration = Duration::from_secs(2);
 /// The datagram is repeated after this, doubling: QUIC does not repeat datagrams, and one that overtakes the
 /// handshake is dropped.
 const REPEAT: Duration = Duration::from_millis(200);
+/// An answered connection stays open this long for the terminal's next ticket, which comes a round trip after the answer
+/// to a 0-RTT notification. Closed at once, every second notification would be a full handshake.
+const TICKET_WAIT: Duration = Duration::from_millis(500);
 /// Terminals whose TLS settings and session tickets are kept for 0-RTT; a few kilobytes each.
 const REMEMBERED: u64 = 4096;
 
@@ -68,7 +72,31 @@ pub struct Dialler {
     endpoint: Endpoint,
     transport: Arc<TransportConfig>,
     identity: Identity,
-    remembered: Cache<TerminalId, (KeyFingerprint, Arc<QuicClientConfig>)>,
+    remembered: Cache<TerminalId, Remembered>,
+}
+
+/// What is kept of a terminal between two dials.
+#[derive(Clone)]
+struct Remembered {
+    key: KeyFingerprint,
+    /// rustls resumes only under the settings that got the ticket.
+    crypto: Arc<QuicClientConfig>,
+    tickets: Arc<Ticket>,
+}
+
+/// A connection whose notification is answered; it is yet to be closed.
+pub struct Answered {
+    connection: Connection,
+    tickets: Arc<Ticket>,
+}
+
+impl Answered {
+    /// Waits for the terminal's next ticket, then closes.
+    pub async fn close(self) {
+        // Without it the next dial is a full handshake.
+        let _ = tokio::time::timeout(TICKET_WAIT, self.tickets.arrives()).await;
+        self.connection.close(0u32.into(), b"");
+    }
 }
 
 /// What the node shows terminals, so that they know it for one of their cluster.
@@ -98,7 +126,7 @@ impl Dialler {
         Ok(Dialler { endpoint, transport: Arc::new(transport), identity, remembered })
     }
 
-    /// Sends one notification.
+    /// Sends one notification. An answered connection is the caller's to close, after it has told of the answer.
     pub async fn dial(
         &self,
         terminal: TerminalId,
@@ -106,8 +134,9 @@ impl Dialler {
         listening_key: KeyFingerprint,
         notify_secret: &[u8; 32],
         notification: &Notification,
-    ) -> Outcome {
-        let Ok(crypto) = self.crypto(terminal, listening_key) else { return Outcome::Socket };
+    ) -> Result<Answered, Outcome> {
+        let Remembered { crypto, tickets, .. } =
+            self.remembered(terminal, listening_key).map_err(|_| Outcome::Socket)?;
         let mut config = ClientConfig::new(crypto);
         config.transport_config(self.transport.clone());
         let cid = first_cid(notify_secret, u64::from_le_bytes(crate::enrolment::random()));
@@ -116,32 +145,31 @@ impl Dialler {
             Ok(connecting) => connecting,
             Err(error) => {
                 tracing::debug!(%terminal, %address, %error, "terminal cannot be dialled");
-                return Outcome::Socket;
+                return Err(Outcome::Socket);
             }
         };
-        let outcome = tokio::time::timeout(DEADLINE, async {
+        let dialled = tokio::time::timeout(DEADLINE, async {
             // With a ticket from an earlier dial the datagram goes out with the first packet.
             let connection = match connecting.into_0rtt() {
                 Ok((connection, _accepted)) => connection,
                 Err(connecting) => match connecting.await {
                     Ok(connection) => connection,
-                    Err(quinn::ConnectionError::TransportError(_)) => return Outcome::WrongKey,
-                    Err(_) => return Outcome::Silence,
+                    Err(quinn::ConnectionError::TransportError(_)) => return Err(Outcome::WrongKey),
+                    Err(_) => return Err(Outcome::Silence),
                 },
             };
-            let outcome = exchange(&connection, notification).await;
-            connection.close(0u32.into(), b"");
-            outcome
+            match exchange(&connection, notification).await {
+                Outcome::Answered => Ok(Answered { connection, tickets }),
+                failed => Err(failed),
+            }
         });
-        outcome.await.unwrap_or(Outcome::Silence)
+        dialled.await.unwrap_or(Err(Outcome::Silence))
     }
 
-    /// The TLS settings for a terminal, kept with its ticket: rustls resumes only under the settings that got it.
-    fn crypto(&self, terminal: TerminalId, key: KeyFingerprint) -> Result<Arc<QuicClientConfig>, Error> {
-        if let Some((known, crypto)) = self.remembered.get(&terminal)
-            && known == key
-        {
-            return Ok(crypto);
+    /// The TLS settings for a terminal, with its ticket.
+    fn remembered(&self, terminal: TerminalId, key: KeyFingerprint) -> Result<Remembered, Error> {
+        if let Some(remembered) = self.remembered.get(&terminal).filter(|known| known.key == key) {
+            return Ok(remembered);
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let pinned = Pinned { key, provider: provider.clone() };
@@ -152,11 +180,62 @@ impl Dialler {
             .with_client_auth_cert(self.identity.chain.clone(), self.identity.key.clone_key())?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
         tls.enable_early_data = true;
-        tls.resumption = Resumption::store(Arc::new(ClientSessionMemoryCache::new(1)));
+        let tickets = Arc::new(Ticket::default());
+        tls.resumption = Resumption::store(tickets.clone());
         let crypto = QuicClientConfig::try_from(tls).map_err(|error| Error::General(error.to_string()))?;
-        let crypto = Arc::new(crypto);
-        self.remembered.insert(terminal, (key, crypto.clone()));
-        Ok(crypto)
+        let remembered = Remembered { key, crypto: Arc::new(crypto), tickets };
+        self.remembered.insert(terminal, remembered.clone());
+        Ok(remembered)
+    }
+}
+
+/// The latest ticket of one terminal. A ticket is used once (RFC 8446 appendix C.4).
+#[derive(Debug, Default)]
+struct Ticket {
+    held: Mutex<(Option<NamedGroup>, Option<Tls13ClientSessionValue>)>,
+    arrived: Notify,
+}
+
+impl Ticket {
+    fn held(&self) -> MutexGuard<'_, (Option<NamedGroup>, Option<Tls13ClientSessionValue>)> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn arrives(&self) {
+        loop {
+            let arrived = self.arrived.notified();
+            if self.held().1.is_some() {
+                return;
+            }
+            arrived.await;
+        }
+    }
+}
+
+impl ClientSessionStore for Ticket {
+    fn set_kx_hint(&self, _server: ServerName<'static>, group: NamedGroup) {
+        self.held().0 = Some(group);
+    }
+
+    fn kx_hint(&self, _server: &ServerName<'_>) -> Option<NamedGroup> {
+        self.held().0
+    }
+
+    fn set_tls12_session(&self, _server: ServerName<'static>, _value: Tls12ClientSessionValue) {}
+
+    fn tls12_session(&self, _server: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        None
+    }
+
+    fn remove_tls12_session(&self, _server: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, _server: ServerName<'static>, value: Tls13ClientSessionValue) {
+        self.held().1 = Some(value);
+        self.arrived.notify_waiters();
+    }
+
+    fn take_tls13_ticket(&self, _server: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.held().1.take()
     }
 }
 

@@ -13,7 +13,7 @@ use reveille_protocol::service_list::row::Reachability;
 use reveille_protocol::wire::notification::{Notification, notify_secret};
 use tokio::sync::mpsc;
 
-use self::dial::{Dialler, Outcome};
+use self::dial::{Answered, Dialler, Outcome};
 use self::pace::{Pace, Verdict};
 use crate::telemetry::Count;
 
@@ -66,10 +66,14 @@ async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<NotifyOrder>) {
         let Ok(permit) = dials.clone().acquire_owned().await else { return };
         let shared = shared.clone();
         tokio::spawn(async move {
-            let outcome = shared.notify(&order).await;
+            let notified = shared.notify(&order).await;
+            let outcome = notified.as_ref().err().copied().unwrap_or(Outcome::Answered);
             Count::Notifications.one(outcome.label());
             if let Some(cluster) = shared.cluster.get() {
                 cluster.notified(order.group, order.terminal, outcome == Outcome::Answered);
+            }
+            if let Ok(answered) = notified {
+                answered.close().await;
             }
             drop(permit);
         });
@@ -77,21 +81,21 @@ async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<NotifyOrder>) {
 }
 
 impl Shared {
-    async fn notify(&self, order: &NotifyOrder) -> Outcome {
+    async fn notify(&self, order: &NotifyOrder) -> Result<Answered, Outcome> {
         let Reachability::Direct { address, listening_key } = order.reachability else {
-            return Outcome::NoWay;
+            return Err(Outcome::NoWay);
         };
         match self.pace.allows(address) {
             Verdict::Yes => {}
-            Verdict::Forbidden => return Outcome::Forbidden,
-            Verdict::TooMany => return Outcome::Budget,
+            Verdict::Forbidden => return Err(Outcome::Forbidden),
+            Verdict::TooMany => return Err(Outcome::Budget),
         }
         let secret = {
             let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner);
             directory.secrets.iter().find(|secret| secret.generation == order.secret).cloned()
         };
         // Rotated out since the terminal's last session: it waits for its check-in.
-        let Some(secret) = secret else { return Outcome::NoWay };
+        let Some(secret) = secret else { return Err(Outcome::NoWay) };
         let proof = notify_secret(&secret, &order.terminal, order.stream, order.epoch);
         let notification = Notification {
             id: u64::from_le_bytes(crate::enrolment::random()),

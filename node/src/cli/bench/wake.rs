@@ -1,64 +1,151 @@
-//! `bench wake`: one push at a time to a terminal that is asleep, from the publish to its acknowledgement.
+//! `bench wake`: pushes to terminals that are asleep, from the publish to the acknowledgement.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
 use clap::Args;
-use reveille_terminal::{Builder, Event};
+use hdrhistogram::Histogram;
+use reveille_terminal::{Builder, Event, Terminal};
 use serde_json::json;
 
+use super::super::client::Client;
 use super::super::dev::cluster::DevCluster;
 use super::super::dev::demo;
 use super::{Report, connect, histogram, quantiles, record, usage};
 
-/// Wake a sleeping terminal.
+/// Wake sleeping terminals.
 #[derive(Debug, Args)]
 pub(super) struct Wake {
-    /// Pushes.
+    /// Pushes, over all terminals.
     #[arg(long, default_value_t = 300)]
     count: usize,
+    /// Terminals, each woken again as soon as it sleeps: so many wakes are under way at once.
+    #[arg(long, default_value_t = 1)]
+    terminals: usize,
     /// Bytes of a payload.
     #[arg(long, default_value_t = 512)]
     size: usize,
-    /// The terminal keeps no TLS ticket: every session is a full handshake.
+    /// The terminals keep no TLS ticket: every session is a full handshake.
     #[arg(long)]
     no_resumption: bool,
 }
 
+/// Wakes of each terminal before it counts: tickets, caches, addresses.
+const WARM_UP: usize = 10;
+
+/// When each stage of a wake was reached, from the publish on.
+struct Took {
+    stored: Histogram<u64>,
+    delivered: Histogram<u64>,
+    acked: Histogram<u64>,
+    asleep: Histogram<u64>,
+}
+
+impl Took {
+    fn new() -> anyhow::Result<Took> {
+        Ok(Took { stored: histogram()?, delivered: histogram()?, acked: histogram()?, asleep: histogram()? })
+    }
+
+    fn add(&mut self, other: &Took) -> anyhow::Result<()> {
+        self.stored.add(&other.stored)?;
+        self.delivered.add(&other.delivered)?;
+        self.acked.add(&other.acked)?;
+        self.asleep.add(&other.asleep)?;
+        Ok(())
+    }
+}
+
+/// One terminal, and connections to publish to it: for each node one that publishes and one that waits.
+struct Subject {
+    terminal: Terminal,
+    clients: Vec<(Client, Client)>,
+    token: String,
+    body: Bytes,
+}
+
 impl Wake {
     pub(super) async fn run(&self, cluster: &DevCluster, report: &Report) -> anyhow::Result<()> {
+        let mut subjects = Vec::new();
+        for number in 0..self.terminals.max(1) {
+            subjects.push(self.subject(cluster, number).await?);
+        }
+        for subject in &mut subjects {
+            subject.wake(WARM_UP, &mut Took::new()?).await?;
+        }
+        let me = std::process::id();
+        let each = self.count.div_ceil(subjects.len());
+        let count = each * subjects.len();
+        let (cpu, began) = ((usage::nodes_cpu(cluster)?, usage::cpu_seconds(me)?), Instant::now());
+        let mut running = Vec::new();
+        for mut subject in subjects {
+            running.push(tokio::spawn(async move {
+                let mut took = Took::new()?;
+                subject.wake(each, &mut took).await?;
+                anyhow::Ok((subject.terminal, took))
+            }));
+        }
+        let (mut took, mut terminals) = (Took::new()?, Vec::new());
+        for task in running {
+            let (terminal, some) = task.await??;
+            took.add(&some)?;
+            terminals.push(terminal);
+        }
+        let (rate, nodes) =
+            (count as f64 / began.elapsed().as_secs_f64(), usage::nodes_cpu(cluster)? - cpu.0);
+        let clients = usage::cpu_seconds(me)? - cpu.1;
+        let cpu_each = |seconds: f64| json!(seconds * 1000.0 / count as f64);
+        report.figures(
+            "wake",
+            &[
+                ("pushes", json!(count)),
+                ("terminals", json!(terminals.len())),
+                ("resumption", json!(!self.no_resumption)),
+                ("per_second", json!(rate.round() as u64)),
+                ("stored_ms", quantiles(&took.stored)),
+                ("delivered_ms", quantiles(&took.delivered)),
+                ("acked_ms", quantiles(&took.acked)),
+                ("asleep_ms", quantiles(&took.asleep)),
+                ("nodes_cpu_ms_each", cpu_each(nodes)),
+                ("terminal_and_publisher_cpu_ms_each", cpu_each(clients)),
+            ],
+        )?;
+        for terminal in terminals {
+            terminal.shutdown().await;
+        }
+        Ok(())
+    }
+
+    async fn subject(&self, cluster: &DevCluster, number: usize) -> anyhow::Result<Subject> {
         let servers: Vec<_> = cluster.nodes.iter().map(|node| node.session.clone()).collect();
-        let mut terminal = Builder::new(servers, &cluster.ca, cluster.folder.join("bench-terminal"))
-            .resumption(!self.no_resumption)
-            .start()
-            .await?;
+        let state = cluster.folder.join(format!("bench-terminal-{number}"));
+        let mut terminal =
+            Builder::new(servers, &cluster.ca, state).resumption(!self.no_resumption).start().await?;
         demo::asleep(&mut terminal).await?;
         let mut clients = Vec::new();
         for node in &cluster.nodes {
             clients.push((connect(&node.http).await?, connect(&node.http).await?));
         }
-        let path = format!("/v1/terminals/{}/messages", terminal.id());
         let body = Bytes::from(vec![b'x'; self.size]);
-        let (mut stored, mut delivered, mut acked, mut asleep) =
-            (histogram()?, histogram()?, histogram()?, histogram()?);
-        let me = std::process::id();
-        let mut cpu = (0.0, 0.0);
-        // A few to warm up: tickets, caches, addresses.
-        for number in 0..self.count + 10 {
-            if number == 10 {
-                cpu = (usage::nodes_cpu(cluster)?, usage::cpu_seconds(me)?);
-            }
-            let turn = number % clients.len();
-            let (publisher, waiter) = &mut clients[turn];
+        Ok(Subject { terminal, clients, token: cluster.token.clone(), body })
+    }
+}
+
+impl Subject {
+    /// Wakes the terminal so many times, each time through another node.
+    async fn wake(&mut self, count: usize, took: &mut Took) -> anyhow::Result<()> {
+        for number in 0..count {
+            let path = format!("/v1/terminals/{}/messages", self.terminal.id());
+            let turn = number % self.clients.len();
+            let (publisher, waiter) = &mut self.clients[turn];
+            let (terminal, token, body) = (&mut self.terminal, &self.token, self.body.clone());
             let began = Instant::now();
             let publish = async {
-                let published =
-                    publisher.send("POST", &path, &cluster.token, &[], body.clone()).await?.json()?;
+                let published = publisher.send("POST", &path, token, &[], body).await?.json()?;
                 let stored = began.elapsed();
                 let message = published["message"].as_str().context("no message id")?.to_owned();
                 let path = format!("/v1/messages/{message}?wait=acked&timeout=30s");
-                let status = waiter.send("GET", &path, &cluster.token, &[], Bytes::new()).await?.json()?;
+                let status = waiter.send("GET", &path, token, &[], Bytes::new()).await?.json()?;
                 anyhow::ensure!(status["state"] == "acked", "{status}");
                 Ok((stored, began.elapsed()))
             };
@@ -76,31 +163,12 @@ impl Wake {
                 }
                 Ok((at, began.elapsed()))
             };
-            let ((stored_at, acked_at), (delivered_at, asleep_at)) = tokio::try_join!(publish, receive)?;
-            if number >= 10 {
-                record(&mut stored, stored_at);
-                record(&mut delivered, delivered_at);
-                record(&mut acked, acked_at);
-                record(&mut asleep, asleep_at);
-            }
+            let ((stored, acked), (delivered, asleep)) = tokio::try_join!(publish, receive)?;
+            record(&mut took.stored, stored);
+            record(&mut took.delivered, delivered);
+            record(&mut took.acked, acked);
+            record(&mut took.asleep, asleep);
         }
-        let nodes = usage::nodes_cpu(cluster)? - cpu.0;
-        let clients_cpu = usage::cpu_seconds(me)? - cpu.1;
-        let each = |seconds: f64| json!(seconds * 1000.0 / self.count as f64);
-        report.figures(
-            "wake",
-            &[
-                ("pushes", json!(self.count)),
-                ("resumption", json!(!self.no_resumption)),
-                ("stored_ms", quantiles(&stored)),
-                ("delivered_ms", quantiles(&delivered)),
-                ("acked_ms", quantiles(&acked)),
-                ("asleep_ms", quantiles(&asleep)),
-                ("nodes_cpu_ms_each", each(nodes)),
-                ("terminal_and_publisher_cpu_ms_each", each(clients_cpu)),
-            ],
-        )?;
-        terminal.shutdown().await;
         Ok(())
     }
 }
