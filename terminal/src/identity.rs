@@ -10,15 +10,24 @@ use std::sync::Arc;
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData};
 use reveille_protocol::id::{KeyFingerprint, TerminalId};
 use reveille_protocol::wire::notification;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig};
 
 /// Application protocol of sessions (RFC 7301).
 pub const SESSION_ALPN: &[u8] = b"reveille-session/1";
 /// Nodes whose QUIC sessions are remembered for 0-RTT: each of a large cluster, once.
 const REMEMBERED_NODES: usize = 64;
+
+/// The cryptography of sessions and notifications, the same at both ends: rustls' own choice, but AES-128 with SHA-256
+/// first. A resumed handshake is little else than hashing, and of SHA-256 most processors have instructions.
+pub fn provider() -> Arc<CryptoProvider> {
+    let mut provider = rustls::crypto::ring::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    Arc::new(provider)
+}
 
 /// Keys or certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +79,7 @@ impl Identity {
         let session = Key::open(&folder.join("session.key"))?;
         let listening = Key::open(&folder.join("listening.key"))?;
         let roots = Arc::new(roots(ca)?);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = provider();
         let tls13 = &[&rustls::version::TLS13];
         let mut client = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(tls13)?

@@ -20,6 +20,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, Error, NamedGroup, SignatureScheme};
 use tokio::sync::Notify;
 
+use reveille_terminal::identity::provider;
+
 use crate::session::tls::fingerprint;
 
 /// A dial is given up after this: Initials at 0, 0.3 and 0.9 s.
@@ -171,7 +173,7 @@ impl Dialler {
         if let Some(remembered) = self.remembered.get(&terminal).filter(|known| known.key == key) {
             return Ok(remembered);
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = provider();
         let pinned = Pinned { key, provider: provider.clone() };
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?

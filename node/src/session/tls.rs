@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use reveille_protocol::directory::{Directory, Secret};
 use reveille_protocol::hash::hmac_sha256;
 use reveille_protocol::id::KeyFingerprint;
+use reveille_terminal::identity::provider;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::client::danger::HandshakeSignatureValid;
@@ -26,7 +27,7 @@ pub fn server_config(
     key: PrivateKeyDer<'static>,
     tickets: Arc<Tickets>,
 ) -> Result<ServerConfig, Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = provider();
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(AnyKey { provider }))
