@@ -44,7 +44,7 @@ impl WalConfig {
             groups,
             segment_bytes: 64 << 20,
             max_segments: 16,
-            cache_bytes: 32 << 20,
+            cache_bytes: 8 << 20,
             create: false,
         }
     }
