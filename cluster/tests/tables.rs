@@ -35,6 +35,7 @@ enum Step {
     Put(u8, u8),
     Delete(u8),
     Flush,
+    Fetch(u8),
     Crash,
     Install(Vec<(u8, u8)>),
     AbandonedInstall(u8),
@@ -55,6 +56,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (byte.clone(), any::<u8>()).prop_map(|(key, value)| Step::Put(key, value)),
         5 => byte.clone().prop_map(Step::Delete),
         2 => Just(Step::Flush),
+        3 => byte.clone().prop_map(Step::Fetch),
         1 => Just(Step::Crash),
         1 => proptest::collection::vec((byte.clone(), any::<u8>()), 0..10).prop_map(Step::Install),
         1 => byte.prop_map(Step::AbandonedInstall),
@@ -110,6 +112,7 @@ async fn play(steps: Vec<Step>) {
                 memory.flush().await.unwrap();
                 durable = model.clone();
             }
+            Step::Fetch(at) => disk.fetch(vec![key(at), key(at + 1)]).await.unwrap(),
             Step::Crash => {
                 drop((disk, store));
                 (store, disk) = open(folder.path());

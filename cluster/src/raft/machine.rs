@@ -11,13 +11,13 @@ use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, StoredMembership};
 use reveille_protocol::id::GroupId;
-use reveille_protocol::service_list::{self, Applied, Table, TableError, TableMut};
+use reveille_protocol::service_list::{self, Applied, Command, Table, TableError, TableMut};
 use reveille_protocol::wire::codec;
 use reveille_protocol::wire::entry::Entry;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::types::{Cfg, Replies};
+use super::types::{Batch, Cfg, Replies};
 use crate::tables::{Installer, Tables};
 
 /// Keys of this adapter in the group's tables; below `key::FIRST_TAG`.
@@ -70,6 +70,17 @@ impl<C: Cfg, T: Tables> Machine<C, T> {
         Machine { group, tables, observer, cfg: PhantomData }
     }
 
+    /// The commands of an entry; the leader that made it has them at hand.
+    fn decoded(&self, batch: &Batch, id: &LogIdOf<C>) -> io::Result<Arc<Entry>> {
+        if let Some(entry) = &batch.entry {
+            return Ok(entry.clone());
+        }
+        Entry::decode(&batch.bytes).map(Arc::new).map_err(|error| {
+            let message = format!("log entry {id} of group {} cannot be read: {error}", self.group);
+            io::Error::new(io::ErrorKind::InvalidData, message)
+        })
+    }
+
     /// Applied log id and membership, as they stand in the tables.
     fn state(&self) -> io::Result<(Option<LogIdOf<C>>, StoredMembershipOf<C>)> {
         let table = self.tables.read();
@@ -92,27 +103,25 @@ impl<C: Cfg, T: Tables> RaftStateMachine<C> for Machine<C, T> {
         while let Some((entry, responder)) = entries.try_next().await? {
             self.tables.wait_for_room().await.map_err(broken)?;
             let id = entry.log_id;
+            let commands = match &entry.payload {
+                EntryPayload::Normal(batch) => Some(self.decoded(batch, &id)?),
+                EntryPayload::Blank | EntryPayload::Membership(_) => None,
+            };
+            if let Some(entry) = &commands {
+                self.tables
+                    .fetch(entry.commands.iter().flat_map(Command::looks_up).collect())
+                    .await
+                    .map_err(broken)?;
+            }
             let applied = {
                 let mut table = self.tables.write();
                 table.put(APPLIED, value(&id));
-                match &entry.payload {
-                    EntryPayload::Blank => None,
-                    EntryPayload::Membership(membership) => {
-                        table.put(MEMBERSHIP, value(&StoredMembership::new(Some(id), membership.clone())));
-                        None
-                    }
-                    EntryPayload::Normal(batch) => {
-                        let entry = match &batch.entry {
-                            Some(entry) => entry.clone(),
-                            None => Arc::new(Entry::decode(&batch.bytes).map_err(|error| {
-                                io::Error::new(
-                                    io::ErrorKind::InvalidData,
-                                    format!("log entry {id} of group {} cannot be read: {error}", self.group),
-                                )
-                            })?),
-                        };
-                        Some(service_list::apply(&mut table, self.group, &entry).map_err(broken)?)
-                    }
+                if let EntryPayload::Membership(membership) = &entry.payload {
+                    table.put(MEMBERSHIP, value(&StoredMembership::new(Some(id), membership.clone())));
+                }
+                match &commands {
+                    Some(entry) => Some(service_list::apply(&mut table, self.group, entry).map_err(broken)?),
+                    None => None,
                 }
             };
             self.observer.applied(id.leader_id.term, id.leader_id.node_id, applied.as_ref());

@@ -36,6 +36,11 @@ impl Cache {
         Some(value)
     }
 
+    /// Is the key known?
+    pub(super) fn knows(&self, key: &[u8]) -> bool {
+        self.young.contains_key(key) || self.old.contains_key(key)
+    }
+
     /// Remembers what was read. A value that came from the disk holds on to the block that it came in: copy it before.
     pub(super) fn insert(&mut self, key: &[u8], value: Option<Bytes>) {
         let cost = cost(key, value.as_ref());

@@ -265,14 +265,25 @@ impl GroupInner {
         }
         let found = match state.overlay.get(key) {
             Found::Here(value) => value,
-            Found::Below => {
-                let store = &self.store.0;
-                let found = store.rows.get(stored(prefix(self.group, state.generation), key));
-                store.checked(found)?.as_deref().map(Bytes::copy_from_slice)
-            }
+            Found::Below => self.below(state.generation, key)?,
         };
         cache.insert(key, found.clone());
         Ok(found)
+    }
+
+    /// What is on disk under a key; copied, because it would hold on to the block that it came in.
+    fn below(&self, generation: u32, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        let store = &self.store.0;
+        let found = store.rows.get(stored(prefix(self.group, generation), key));
+        Ok(store.checked(found)?.as_deref().map(Bytes::copy_from_slice))
+    }
+
+    /// Those of the keys that only the disk knows of, and the generation that they are of there.
+    fn unknown(&self, mut keys: Vec<Vec<u8>>) -> (Vec<Vec<u8>>, u32) {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let cache = self.cache();
+        keys.retain(|key| !cache.knows(key) && matches!(state.overlay.get(key), Found::Below));
+        (keys, state.generation)
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
@@ -432,6 +443,26 @@ impl Tables for FjallTables {
 
     fn write(&self) -> FjallWriter<'_> {
         FjallWriter(&self.0, self.state())
+    }
+
+    /// Must not run beside a writer: what it finds on disk must still count when it is remembered.
+    async fn fetch(&self, keys: Vec<Vec<u8>>) -> Result<(), TableError> {
+        let (unknown, generation) = self.0.unknown(keys);
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        self.blocking(move |tables| {
+            for key in unknown {
+                let found = tables.0.below(generation, &key)?;
+                let state = tables.0.state.read().unwrap_or_else(PoisonError::into_inner);
+                let mut cache = tables.0.cache();
+                if state.generation == generation && !cache.knows(&key) {
+                    cache.insert(&key, found);
+                }
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn wait_for_room(&self) -> Result<(), TableError> {

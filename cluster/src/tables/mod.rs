@@ -37,6 +37,9 @@ pub trait Tables: Clone + Send + Sync + 'static {
     /// Writes.
     fn write(&self) -> Self::Writer<'_>;
 
+    /// Fetches what is under these keys, so that applying an entry does not wait for the disk while it holds the tables.
+    fn fetch(&self, keys: Vec<Vec<u8>>) -> impl Future<Output = Result<(), TableError>> + Send;
+
     /// Waits until the overlay has room for more changes: it is bounded, and a flush may be behind.
     fn wait_for_room(&self) -> impl Future<Output = Result<(), TableError>> + Send;
 

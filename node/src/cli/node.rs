@@ -26,15 +26,18 @@ pub(super) struct NodeArgs {
     log_level: Option<String>,
 }
 
-/// Threads of the node's runtime: raft, links, sessions' bytes.
-const THREADS: usize = 1;
+/// Threads of the node's runtime, which carries raft, links and sessions' bytes: half of the processors, up to so many.
+/// Actors, HTTP, the log and the tables have threads of their own, and a message that stays on a thread is cheaper than
+/// one that wakes another.
+const MAX_THREADS: usize = 8;
 
 impl NodeArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let config = Config::load(&self.config)?;
         let level = self.log_level.as_ref().unwrap_or(&config.log.level);
         telemetry::init_logs(level, config.log.json)?;
-        let runtime = runtime(THREADS)?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let runtime = runtime((processors / 2).clamp(1, MAX_THREADS))?;
         let outcome = runtime.block_on(async {
             let stop = async {
                 let parent = async {
