@@ -14,6 +14,8 @@ pub enum Count {
     Publishes,
     /// Notifications, by outcome.
     Notifications,
+    /// Answered notifications, by how they went out: `early` with the first packet (0-RTT), or after a `full` handshake.
+    NotificationHandshakes,
     /// HTTP requests that were refused, by status.
     HttpRefused,
 }
@@ -25,6 +27,7 @@ impl Count {
             Count::MalformedFrames => "reveille_malformed_frames_total",
             Count::Publishes => "reveille_publishes_total",
             Count::Notifications => "reveille_notifications_total",
+            Count::NotificationHandshakes => "reveille_notification_handshakes_total",
             Count::HttpRefused => "reveille_http_refused_total",
         }
     }

@@ -9,7 +9,7 @@ use moka::sync::Cache;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
     ClientConfig, Connection, ConnectionId, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime,
-    TransportConfig,
+    TransportConfig, ZeroRttAccepted,
 };
 use reveille_protocol::id::{KeyFingerprint, TerminalId};
 use reveille_protocol::wire::notification::{ALPN, Notification, NotificationAck, SERVER_NAME, first_cid};
@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use reveille_terminal::identity::provider;
 
 use crate::session::tls::fingerprint;
+use crate::telemetry::Count;
 
 /// A dial is given up after this: Initials at 0, 0.3 and 0.9 s.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -89,6 +90,8 @@ struct Remembered {
 /// A connection whose notification is answered; it is yet to be closed.
 pub struct Answered {
     connection: Connection,
+    /// It went out with the first packet; whether the terminal took it as that.
+    early: Option<ZeroRttAccepted>,
     tickets: Arc<Ticket>,
 }
 
@@ -97,6 +100,12 @@ impl Answered {
     pub async fn close(self) {
         // Without it the next dial is a full handshake.
         let _ = tokio::time::timeout(TICKET_WAIT, self.tickets.arrives()).await;
+        let early = match self.early {
+            // Known since the handshake, which is over or has failed by now.
+            Some(accepted) => tokio::time::timeout(TICKET_WAIT, accepted).await.unwrap_or(false),
+            None => false,
+        };
+        Count::NotificationHandshakes.one(if early { "early" } else { "full" });
         self.connection.close(0u32.into(), b"");
     }
 }
@@ -152,16 +161,16 @@ impl Dialler {
         };
         let dialled = tokio::time::timeout(DEADLINE, async {
             // With a ticket from an earlier dial the datagram goes out with the first packet.
-            let connection = match connecting.into_0rtt() {
-                Ok((connection, _accepted)) => connection,
+            let (connection, early) = match connecting.into_0rtt() {
+                Ok((connection, accepted)) => (connection, Some(accepted)),
                 Err(connecting) => match connecting.await {
-                    Ok(connection) => connection,
+                    Ok(connection) => (connection, None),
                     Err(quinn::ConnectionError::TransportError(_)) => return Err(Outcome::WrongKey),
                     Err(_) => return Err(Outcome::Silence),
                 },
             };
             match exchange(&connection, notification).await {
-                Outcome::Answered => Ok(Answered { connection, tickets }),
+                Outcome::Answered => Ok(Answered { connection, early, tickets }),
                 failed => Err(failed),
             }
         });

@@ -1,0 +1,465 @@
+//! Those who are not what they say, and those who say what they should not: at the session port, at a terminal's socket,
+//! at a cluster that lets nobody in unasked.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
+
+mod support;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::BytesMut;
+use rcgen::{CertificateParams, Issuer, KeyPair, PKCS_ED25519, PublicKeyData};
+use reveille_protocol::id::{Attempt, KeyFingerprint, Seq, Stream, TerminalId};
+use reveille_protocol::service_list::row::{Linger, Urgency};
+use reveille_protocol::wire::session::{
+    Bye, ByeReason, Frame, HEADER, Hello, NodeFrame, TerminalFrame, VERSION,
+};
+use reveille_terminal::{Builder, Event, Terminal};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
+use support::{Dev, REVEILLE, Running, http, http_try};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A terminal whose every byte is the test's.
+struct Raw {
+    id: TerminalId,
+    tls: TlsConnector,
+}
+
+impl Raw {
+    fn new(ca: &Path) -> Raw {
+        let pair = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let certificate = CertificateParams::new(Vec::new()).unwrap().self_signed(&pair).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+        let mut config = rustls::ClientConfig::builder_with_provider(reveille_terminal::identity::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(
+                vec![certificate.der().clone()],
+                PrivatePkcs8KeyDer::from(pair.serialize_der()).into(),
+            )
+            .unwrap();
+        config.alpn_protocols = vec![reveille_terminal::identity::SESSION_ALPN.to_vec()];
+        let id = KeyFingerprint::of_spki(&pair.subject_public_key_info()).terminal();
+        Raw { id, tls: TlsConnector::from(Arc::new(config)) }
+    }
+
+    async fn connect(&self, address: &str) -> Connection {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        Connection { stream: self.tls.connect(name, stream).await.unwrap(), buffer: BytesMut::new() }
+    }
+
+    fn hello(&self, attempt: u64) -> Hello {
+        Hello {
+            terminal: self.id,
+            attempt: Attempt(attempt),
+            stream: Stream(0),
+            last: Seq(0),
+            listening: None,
+            linger: Linger::Forever,
+            min_urgency: Urgency::VeryLow,
+            enrolment: None,
+        }
+    }
+}
+
+struct Connection {
+    stream: TlsStream<TcpStream>,
+    buffer: BytesMut,
+}
+
+impl Connection {
+    async fn say(&mut self, frame: TerminalFrame) {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        self.send(&bytes).await;
+    }
+
+    async fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+        self.stream.flush().await.unwrap();
+    }
+
+    /// The node's next frame; `None` once it has closed the connection.
+    async fn hear(&mut self, patience: Duration) -> Option<NodeFrame> {
+        loop {
+            if let Some(frame) = NodeFrame::take(&mut self.buffer).unwrap() {
+                return Some(frame);
+            }
+            let read = tokio::time::timeout(patience, self.stream.read_buf(&mut self.buffer));
+            if matches!(read.await.expect("a word in time"), Ok(0) | Err(_)) {
+                return None;
+            }
+        }
+    }
+}
+
+/// The value of a counter on a node; zero if it has not counted yet.
+fn counter(admin: &str, name: &str) -> u64 {
+    let metrics = http(admin, "GET", "/metrics", &[], b"");
+    let text = String::from_utf8_lossy(&metrics.body).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.map_or(0, |value| value.trim().parse().unwrap())
+}
+
+fn counted(dev: &Dev, name: &str) -> u64 {
+    (1..=3).map(|node| counter(dev.node(node)["admin"].as_str().unwrap(), name)).sum()
+}
+
+#[tokio::test]
+async fn a_session_must_say_what_its_key_says_and_only_frames() {
+    let dev = Dev::start();
+    let address = dev.node(1)["session"].as_str().unwrap().to_owned();
+    let raw = Raw::new(&dev.ca());
+
+    let mut hello = raw.hello(1);
+    hello.terminal = TerminalId([7; 16]);
+    let mut session = raw.connect(&address).await;
+    session.say(TerminalFrame::Hello(hello)).await;
+    let said = session.hear(PATIENCE).await;
+    assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::Protocol, retry_after: 0 })));
+    assert_eq!(session.hear(PATIENCE).await, None);
+    assert_eq!(
+        dev.request(1, "GET", &format!("/v1/terminals/{}", TerminalId([7; 16])), &[], b"").status,
+        404,
+        "nothing was registered under the claimed id"
+    );
+
+    let mut good = Vec::new();
+    TerminalFrame::Hello(raw.hello(2)).encode(&mut good);
+    let changed = |at: usize, to: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = to;
+        bytes
+    };
+    let mut oversized = changed(0, VERSION);
+    oversized[2..HEADER].copy_from_slice(&(1u32 << 30).to_le_bytes());
+    let mut trailing = good.clone();
+    trailing.push(0);
+    trailing[2..HEADER].copy_from_slice(&((good.len() - HEADER + 1) as u32).to_le_bytes());
+    let bad = [
+        ("an unknown version", changed(0, VERSION + 1)),
+        ("an unknown kind", changed(1, 200)),
+        ("a length over the limit", oversized),
+        ("bytes behind the body", trailing),
+        ("noise", vec![0xa5; 4000]),
+    ];
+    let before = counted(&dev, "reveille_malformed_frames_total{kind=\"session\"}");
+    for (what, bytes) in &bad {
+        let mut session = raw.connect(&address).await;
+        session.send(bytes).await;
+        let said = session.hear(PATIENCE).await;
+        let refused = Some(NodeFrame::Bye(Bye { reason: ByeReason::Protocol, retry_after: 0 }));
+        assert_eq!(said, refused, "{what}");
+        assert_eq!(session.hear(PATIENCE).await, None, "{what}");
+    }
+    let after = counted(&dev, "reveille_malformed_frames_total{kind=\"session\"}");
+    assert_eq!(after - before, bad.len() as u64);
+    // Cut short: no answer is owed, and none is waited for.
+    let mut session = raw.connect(&address).await;
+    session.send(&good[..good.len() - 1]).await;
+    session.stream.shutdown().await.unwrap();
+    assert_eq!(session.hear(PATIENCE).await, None);
+
+    let mut session = raw.connect(&address).await;
+    session.send(&good).await;
+    assert!(matches!(session.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))), "the good one is let in");
+    // An ack of what was never sent.
+    session.say(TerminalFrame::Ack(reveille_protocol::wire::session::Ack { seq: Seq(9) })).await;
+    let said = session.hear(PATIENCE).await;
+    assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::Protocol, retry_after: 0 })));
+}
+
+#[tokio::test]
+async fn a_terminal_that_never_acks_is_closed_and_its_push_stays() {
+    let dev = Dev::start();
+    let raw = Raw::new(&dev.ca());
+    let mut session = raw.connect(dev.node(2)["session"].as_str().unwrap()).await;
+    session.say(TerminalFrame::Hello(raw.hello(1))).await;
+    assert!(matches!(session.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
+    let id = raw.id.to_string();
+    let published = dev.publish(1, &id, &[], b"unconfirmed").json();
+    let began = Instant::now();
+    let Some(NodeFrame::Push(push)) = session.hear(PATIENCE).await else { panic!("no push") };
+    assert_eq!((push.seq, push.maybe_seen), (Seq(1), false));
+    let deadline = reveille_protocol::limits::ACK_DEADLINE;
+    let said = session.hear(deadline * 2).await;
+    assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::TooSlow, retry_after: 0 })));
+    assert_eq!(session.hear(PATIENCE).await, None);
+    assert!(began.elapsed() >= deadline, "not before its time: {:?}", began.elapsed());
+    let path = format!("/v1/messages/{}", published["message"].as_str().unwrap());
+    assert_eq!(dev.request(3, "GET", &path, &[], b"").json()["state"], "pending");
+    // Its next session, at another node, gets it again, marked.
+    let mut session = raw.connect(dev.node(3)["session"].as_str().unwrap()).await;
+    session.say(TerminalFrame::Hello(raw.hello(2))).await;
+    assert!(matches!(session.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
+    let Some(NodeFrame::Push(push)) = session.hear(PATIENCE).await else { panic!("no push") };
+    assert_eq!((push.seq, push.maybe_seen), (Seq(1), true));
+}
+
+async fn next_disconnected(terminal: &mut Terminal) {
+    let listening = async {
+        while let Some(event) = terminal.next().await {
+            match event {
+                Event::Received(push) => push.confirm(),
+                Event::Disconnected { .. } => return,
+                _ => {}
+            }
+        }
+        panic!("the terminal has ended");
+    };
+    tokio::time::timeout(PATIENCE, listening).await.expect("asleep in time");
+}
+
+/// A scanner that speaks real QUIC, but does not know the terminal's secret.
+async fn quic_scanner(address: SocketAddr) -> Result<(), quinn::ConnectionError> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(
+            CertificateParams::new(Vec::new())
+                .unwrap()
+                .self_signed(&KeyPair::generate().unwrap())
+                .unwrap()
+                .der()
+                .clone(),
+        )
+        .unwrap();
+    let mut tls = rustls::ClientConfig::builder_with_provider(reveille_terminal::identity::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![reveille_protocol::wire::notification::ALPN.to_vec()];
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    let mut transport = quinn::TransportConfig::default();
+    transport.max_idle_timeout(Some(Duration::from_secs(2).try_into().unwrap()));
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport));
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    endpoint.connect_with(config, address, "localhost").unwrap().await.map(|_| ())
+}
+
+/// A terminal is silent to strangers, and awake to its cluster all the same; the second notification goes out with the
+/// first packet.
+#[tokio::test]
+async fn scanners_hear_nothing_and_notifications_get_through() {
+    let dev = Dev::start();
+    let servers: Vec<String> = dev.servers().split(',').map(str::to_owned).collect();
+    let mut terminal = Builder::new(servers, dev.ca(), dev.folder.path().join("t1"))
+        .listen("127.0.0.1:0".parse().unwrap())
+        .start()
+        .await
+        .unwrap();
+    let Some(Event::Listening { address }) = terminal.next().await else { panic!("not listening") };
+    next_disconnected(&mut terminal).await;
+
+    let scanner = UdpSocket::bind("127.0.0.1:0").unwrap();
+    scanner.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let long = |first: u8, version: [u8; 4], cid: &[u8]| {
+        let mut packet = vec![first];
+        packet.extend_from_slice(&version);
+        packet.push(cid.len() as u8);
+        packet.extend_from_slice(cid);
+        packet.resize(1200, 0);
+        packet
+    };
+    let probes = [
+        vec![],
+        vec![0; 1],
+        vec![0x40; 64],
+        vec![0xff; 1500],
+        long(0xc3, [0, 0, 0, 1], &[7; 20]),
+        // QUIC owes these a Version Negotiation; a terminal does not.
+        long(0xc3, [0x0a, 0x0a, 0x0a, 0x0a], &[7; 20]),
+        long(0xc3, [0, 0, 0, 0], &[7; 8]),
+        // A Handshake packet, to which an endpoint may answer with a stateless reset.
+        long(0xe3, [0, 0, 0, 1], &[7; 20]),
+        // A STUN request.
+        [&[0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42][..], &[9; 12]].concat(),
+    ];
+    let before = terminal.listen_stats();
+    for probe in &probes {
+        scanner.send_to(probe, address).unwrap();
+    }
+    let (heard, buffer) = tokio::task::spawn_blocking(move || {
+        let mut buffer = [0; 2048];
+        (scanner.recv_from(&mut buffer), buffer)
+    })
+    .await
+    .unwrap();
+    assert!(heard.is_err(), "a stranger was answered: {:02x?}", &buffer[..heard.unwrap().0.min(64)]);
+    assert_eq!(quic_scanner(address).await, Err(quinn::ConnectionError::TimedOut));
+    let after = terminal.listen_stats();
+    // The empty datagram may be dropped by the socket before anyone can count it.
+    assert!(after.strangers - before.strangers >= probes.len() as u64, "{after:?}");
+    assert_eq!((after.passed, after.replays), (before.passed, before.replays));
+
+    let id = terminal.id().to_string();
+    for number in 0..2 {
+        assert_eq!(dev.publish(1 + number, &id, &[], b"wake up").status, 201);
+        next_disconnected(&mut terminal).await;
+    }
+    let handshakes =
+        |kind| counted(&dev, &format!("reveille_notification_handshakes_total{{kind=\"{kind}\"}}"));
+    let until = Instant::now() + PATIENCE;
+    while handshakes("full") + handshakes("early") < 2 && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!((handshakes("full"), handshakes("early")), (1, 1), "the second had a ticket");
+    terminal.shutdown().await;
+}
+
+/// A cluster of one node as its operator makes it: nobody gets in without a token.
+struct ByHand {
+    folder: tempfile::TempDir,
+    admin: String,
+    session: String,
+    http: String,
+    enrolment_token: String,
+}
+
+fn command(arguments: &[&str]) -> String {
+    let output = Command::new(REVEILLE).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+impl ByHand {
+    fn new() -> ByHand {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let cluster = "00c0ffee00c0ffee";
+        command(&["certs", "ca", "--out", &at("ca")]);
+        let names = "localhost,127.0.0.1";
+        command(&[
+            "certs",
+            "node",
+            "--ca",
+            &at("ca"),
+            "--id",
+            "1",
+            "--cluster",
+            cluster,
+            "--names",
+            names,
+            "--out",
+            &at(""),
+        ]);
+        let enrolment_key = command(&["certs", "enrolment-key", "--out", &at("")]);
+        let enrolment_token = command(&["certs", "enrolment-token", "--key", &at("enrolment.key")]);
+        let ports: Vec<_> = (0..4).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<String> = ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect();
+        let [peer, session, http, admin] = &ports[..] else { panic!("four ports") };
+        let text = format!(
+            "node = 1\ndata = {:?}\n\
+             [cluster]\nid = {cluster:?}\ngroups = 2\nnodes = {{ 1 = {peer:?} }}\n\
+             [cluster.tenant]\nname = \"acme\"\n{enrolment_key}\n\
+             [tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
+             [peer]\nlisten = {peer:?}\n[session]\nlisten = {session:?}\n\
+             [http]\nlisten = {http:?}\ntls = false\n[admin]\nlisten = {admin:?}\n\
+             [notify]\nbind = \"127.0.0.1:0\"\n[storage]\nsegment_bytes = 16777216\n",
+            at("data"),
+            at("ca/ca.pem"),
+            at("node-1.pem"),
+            at("node-1.key"),
+        );
+        std::fs::write(at("node.toml"), text).unwrap();
+        ByHand {
+            admin: format!("http://{admin}"),
+            session: session.clone(),
+            http: format!("http://{http}"),
+            enrolment_token,
+            folder,
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn start(&self) -> Running {
+        let child = Command::new(REVEILLE)
+            .args(["node", "--create", "--log-level", "warn", "--config", &self.path("node.toml")])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let child = Running(child);
+        let until = Instant::now() + PATIENCE;
+        while http_try(&self.admin, "GET", "/readyz", &[], b"").is_none_or(|answer| answer.status != 200) {
+            assert!(Instant::now() < until, "the node is not ready");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        child
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_key_needs_its_tenants_token() {
+    let cluster = ByHand::new();
+    let _node = cluster.start();
+    let raw = Raw::new(Path::new(&cluster.path("ca/ca.pem")));
+    let forged = {
+        let mut forged = cluster.enrolment_token.clone().into_bytes();
+        let last = forged.len() - 5;
+        forged[last] = if forged[last] == b'A' { b'B' } else { b'A' };
+        forged
+    };
+    for enrolment in [None, Some(b"nonsense".to_vec()), Some(forged)] {
+        let mut session = raw.connect(&cluster.session).await;
+        let hello = Hello { enrolment: enrolment.clone().map(Into::into), ..raw.hello(1) };
+        session.say(TerminalFrame::Hello(hello)).await;
+        let said = session.hear(PATIENCE).await;
+        let refused = NodeFrame::Bye(Bye { reason: ByeReason::NotEnrolled, retry_after: 0 });
+        assert_eq!(said, Some(refused), "{enrolment:?}");
+    }
+    assert_eq!(counter(&cluster.admin, "reveille_sessions_refused_total{kind=\"not_enrolled\"}"), 3);
+    let mut session = raw.connect(&cluster.session).await;
+    let hello = Hello { enrolment: Some(cluster.enrolment_token.clone().into()), ..raw.hello(1) };
+    session.say(TerminalFrame::Hello(hello)).await;
+    assert!(matches!(session.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
+    // Known from now on: no token is needed any more.
+    let mut session = raw.connect(&cluster.session).await;
+    session.say(TerminalFrame::Hello(raw.hello(2))).await;
+    assert!(matches!(session.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
+    // And no publisher gets in unasked either.
+    assert_eq!(http(&cluster.http, "GET", "/v1/terminals", &[], b"").status, 401);
+}
+
+#[test]
+fn an_expired_certificate_is_refused_in_one_line() {
+    let cluster = ByHand::new();
+    let read = |name: &str| std::fs::read_to_string(cluster.path(name)).unwrap();
+    let issuer =
+        Issuer::from_ca_cert_pem(&read("ca/ca.pem"), KeyPair::from_pem(&read("ca/ca.key")).unwrap()).unwrap();
+    let name = "node-1.00c0ffee00c0ffee.reveille.internal";
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.not_before = (SystemTime::now() - Duration::from_secs(7200)).into();
+    params.not_after = (SystemTime::now() - Duration::from_secs(3600)).into();
+    let key = KeyPair::from_pem(&read("node-1.key")).unwrap();
+    std::fs::write(cluster.path("node-1.pem"), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+    let output = Command::new(REVEILLE)
+        .args(["node", "--create", "--config", &cluster.path("node.toml")])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    let last = said.lines().last().unwrap_or_default();
+    assert!(last.starts_with("reveille: tls.certificate") && last.contains("valid"), "{said}");
+}
