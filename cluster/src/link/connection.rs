@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use super::limits::{QUEUE_BYTES, QUEUE_FRAMES, READ_BYTES, WRITE_BYTES, WRITE_STALL, max_frame};
-use super::metrics::{Refusal, written};
+use super::metrics::{Refusal, Written};
 use super::{Inbound, Lane, SendError};
 
 /// Bytes before a frame: its length, u32 little endian.
@@ -115,6 +115,7 @@ async fn read<R: AsyncRead + Unpin>(mut reader: R, peer: NodeId, lane: Lane, inb
 async fn write<W: AsyncWrite + Unpin>(mut writer: W, outgoing: &Outgoing) -> Ended {
     let mut frames = Vec::new();
     let mut buffer = BytesMut::with_capacity(WRITE_BYTES);
+    let written = Written::new();
     loop {
         outgoing.work.notified().await;
         outgoing.take(&mut frames);
@@ -128,7 +129,7 @@ async fn write<W: AsyncWrite + Unpin>(mut writer: W, outgoing: &Outgoing) -> End
                 buffer.extend_from_slice(&frame);
                 count += 1;
             }
-            written(count, buffer.len());
+            written.count(count, buffer.len());
             if !flush(&mut writer, &mut buffer).await? {
                 return Ok(());
             }

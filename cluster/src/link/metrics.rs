@@ -1,6 +1,6 @@
 //! What links count, by name.
 
-use metrics::counter;
+use metrics::{Counter, counter};
 
 /// Why a connection was refused or ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -53,9 +53,26 @@ impl Refusal {
     }
 }
 
-/// Writes and the frames in them: their ratio is how well the writer coalesces.
-pub(super) fn written(frames: usize, bytes: usize) {
-    counter!("reveille_link_writes_total").increment(1);
-    counter!("reveille_link_frames_sent_total").increment(frames as u64);
-    counter!("reveille_link_bytes_sent_total").increment(bytes as u64);
+/// Writes and the frames in them: their ratio is how well the writer coalesces. Looked up once per connection, not once
+/// per write.
+pub(super) struct Written {
+    writes: Counter,
+    frames: Counter,
+    bytes: Counter,
+}
+
+impl Written {
+    pub(super) fn new() -> Written {
+        Written {
+            writes: counter!("reveille_link_writes_total"),
+            frames: counter!("reveille_link_frames_sent_total"),
+            bytes: counter!("reveille_link_bytes_sent_total"),
+        }
+    }
+
+    pub(super) fn count(&self, frames: usize, bytes: usize) {
+        self.writes.increment(1);
+        self.frames.increment(frames as u64);
+        self.bytes.increment(bytes as u64);
+    }
 }
