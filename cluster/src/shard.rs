@@ -214,6 +214,7 @@ impl<E: Env> Shard<E> {
             Effect::Ended { message, end } => {
                 touched.entry(message.terminal).or_default();
                 state.traces.add(message, self.traced(end.stage(), self.shared.me));
+                metrics::counter!("reveille_pushes_ended_total", "end" => end.stage().name()).increment(1);
                 if let Some(waiters) = state.waiters.remove(message) {
                     state.waiting -= waiters.len();
                     for waiter in waiters {

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actix_web::{App, HttpServer, web};
 use anyhow::{Context, anyhow};
-use metrics_exporter_prometheus::PrometheusBuilder;
 use reveille_cluster::link::Identity;
 use reveille_cluster::member::{Beginning, MemberConfig};
 use reveille_cluster::{ClusterConfig, ClusterHandle};
@@ -32,6 +31,7 @@ use crate::session::actor::Context as SessionContext;
 use crate::session::listener;
 use crate::session::registry::Registry;
 use crate::session::tls::{Tickets, server_config};
+use crate::telemetry;
 
 /// The first tenant of a cluster.
 const FIRST_TENANT: TenantId = TenantId(1);
@@ -83,7 +83,7 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
         &certificates.key,
     )
     .with_context(|| format!("tls.certificate {}", config.tls.certificate.display()))?;
-    let metrics = PrometheusBuilder::new().install_recorder().context("metrics cannot be set up")?;
+    let metrics = telemetry::init_metrics()?;
     let peer_listener = bind("peer", config.peer.listen).await?;
     let session_listener = bind("session", config.session.listen).await?;
     let addresses = addresses(&config);

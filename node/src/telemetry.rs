@@ -1,6 +1,10 @@
 //! Logs and metrics: how they are set up, and the name of every metric that this crate counts.
 
+use std::time::Duration;
+
+use anyhow::Context;
 use metrics::{counter, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
 /// Things that are counted.
@@ -43,6 +47,8 @@ impl Count {
 pub enum Gauge {
     /// Sessions that are online here.
     Sessions,
+    /// Groups that this node leads.
+    GroupsLed,
     /// Terminals that something waits for, at the leaders on this node.
     Waiting,
     /// Those of them that no notification reaches.
@@ -53,6 +59,7 @@ impl Gauge {
     fn name(self) -> &'static str {
         match self {
             Gauge::Sessions => "reveille_sessions",
+            Gauge::GroupsLed => "reveille_groups_led",
             Gauge::Waiting => "reveille_terminals_waiting",
             Gauge::Unreachable => "reveille_terminals_unreachable",
         }
@@ -67,6 +74,28 @@ impl Gauge {
     pub fn set(self, to: f64) {
         gauge!(self.name()).set(to);
     }
+}
+
+/// Upper bounds of the buckets of durations, in seconds: from a sync of a good disk to the longest that anyone waits.
+const SECONDS: [f64; 14] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+/// How often what was recorded is put into its buckets: it takes memory until then, whether or not anyone asks.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Sets metrics up for the process. Must be called on a runtime, which then keeps them up.
+pub fn init_metrics() -> anyhow::Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+        .and_then(PrometheusBuilder::install_recorder)
+        .context("metrics cannot be set up")?;
+    let kept = handle.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            kept.run_upkeep();
+        }
+    });
+    Ok(handle)
 }
 
 /// How long a publish took, from the request to the answer.

@@ -127,6 +127,9 @@ fn garbage_on_every_port_harms_nothing() {
     let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
     assert!(metrics.contains("reveille_sessions_refused_total{kind=\"tls\"}"), "{metrics}");
     assert!(metrics.contains("reveille_link_refused_total{reason=\"tls\"}"), "{metrics}");
+    for duration in ["reveille_publish_seconds", "reveille_log_sync_seconds"] {
+        assert!(metrics.contains(&format!("{duration}_bucket{{le=\"0.001\"}}")), "{duration} in {metrics}");
+    }
 }
 
 #[test]

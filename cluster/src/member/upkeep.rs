@@ -22,7 +22,8 @@ const CUT_AFTER: u64 = 50_000;
 const FLUSH: (u32, u32) = (5, 60);
 /// Bytes that are worth a flush of their own: each is a table on disk that compaction must merge later.
 const WORTH_A_FLUSH: usize = 1 << 20;
-/// A clock further than this from the median gives up leadership and raises an alarm.
+/// A clock further than this, in milliseconds, from the median raises an alarm. It need not give up leadership: within a
+/// term the monotonic clock counts, and a term begins at the median.
 const CLOCK_ALARM: i64 = 1000;
 
 /// Runs until the member is gone.

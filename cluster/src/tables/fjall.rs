@@ -387,9 +387,11 @@ impl FjallTables {
             (state.overlay.freeze(), state.generation)
         };
         if let Some(frozen) = frozen {
+            let began = Instant::now();
             let prefix = prefix(self.0.group, generation);
             let rows = frozen.iter().map(|(key, slot)| (stored(prefix, key), slot.value.clone()));
             self.0.store.0.ingest(rows)?;
+            metrics::histogram!("reveille_tables_flush_seconds").record(began.elapsed().as_secs_f64());
             let flushed = self.state().overlay.thaw();
             // Freeing ten thousands of rows takes a while: not under the lock.
             drop((frozen, flushed));

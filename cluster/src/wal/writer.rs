@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::channel::oneshot;
@@ -263,7 +263,10 @@ fn finish(inner: &Inner, ops: Vec<Op>, commit: impl FnOnce(&[Op]) -> io::Result<
     }
 }
 
+#[allow(clippy::disallowed_methods, reason = "a thread of production's own, and only to measure the disk")]
 fn run(inner: &Inner, mut engine: Engine) {
+    let sync_seconds = metrics::histogram!("reveille_log_sync_seconds");
+    let written = metrics::counter!("reveille_log_bytes_total");
     loop {
         let (ops, idle) = {
             let mut queue = inner.queue();
@@ -287,7 +290,11 @@ fn run(inner: &Inner, mut engine: Engine) {
         };
         inner.room.notify_waiters();
         if !ops.is_empty() {
+            let began = Instant::now();
+            let bytes: usize = ops.iter().map(|op| op.action.bytes()).sum();
             finish(inner, ops, |ops| engine.commit(ops));
+            sync_seconds.record(began.elapsed().as_secs_f64());
+            written.increment(bytes as u64);
         }
         // Committed log ids that were waiting are a later batch themselves, but not one whose loss would be noticed.
         if idle || inner.queue().closed {

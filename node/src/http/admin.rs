@@ -42,7 +42,10 @@ pub(super) async fn metrics(
     admin: web::Data<Admin>,
 ) -> Result<HttpResponse, ApiError> {
     may(&request, &api, &admin)?;
-    let groups = api.cluster.status().groups;
+    let status = api.cluster.status();
+    let groups = &status.groups;
+    let led = groups.iter().filter(|group| group.leader == Some(status.node)).count();
+    Gauge::GroupsLed.set(led as f64);
     Gauge::Waiting.set(groups.iter().map(|group| group.waiting).sum::<usize>() as f64);
     Gauge::Unreachable.set(groups.iter().map(|group| group.unreachable).sum::<usize>() as f64);
     Ok(HttpResponse::Ok().content_type("text/plain; version=0.0.4").body(api.metrics.render()))
