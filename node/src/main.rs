@@ -1,6 +1,7 @@
 //! `reveille`: the server and command line of Reveille. A map; each command is a file in `cli`.
 
 mod assemble;
+mod bare_key;
 mod cli;
 mod config;
 mod enrolment;

@@ -42,7 +42,7 @@ impl Listener {
         let socket = gate::Gated::new(runtime.wrap_udp_socket(socket)?, gate.clone());
         let crypto = QuicServerConfig::try_from(identity.server.clone()).map_err(io::Error::other)?;
         let mut server = ServerConfig::with_crypto(Arc::new(crypto));
-        server.transport_config(Arc::new(transport())).max_incoming(CONNECTIONS);
+        server.transport_config(Arc::new(one_datagram_each_way(DEADLINE))).max_incoming(CONNECTIONS);
         let mut config = EndpointConfig::default();
         config.grease_quic_bit(false);
         let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), Arc::new(socket), runtime)?;
@@ -67,8 +67,9 @@ impl Drop for Listener {
     }
 }
 
-/// Small: one datagram each way, no streams.
-fn transport() -> TransportConfig {
+/// QUIC for a notification, at both ends: one datagram each way, no streams, little memory. `idle` ends a connection on
+/// which nothing comes in.
+pub fn one_datagram_each_way(idle: Duration) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(0u32.into())
@@ -77,7 +78,7 @@ fn transport() -> TransportConfig {
         .datagram_send_buffer_size(8 * 1024)
         .initial_rtt(Duration::from_millis(100))
         .mtu_discovery_config(None)
-        .max_idle_timeout(IdleTimeout::try_from(DEADLINE).ok());
+        .max_idle_timeout(IdleTimeout::try_from(idle).ok());
     transport
 }
 

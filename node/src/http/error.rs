@@ -42,6 +42,13 @@ impl ApiError {
     }
 }
 
+/// A command or query was answered with another one's answer: a fault of ours.
+pub(super) fn unexpected(answer: &impl std::fmt::Debug) -> ApiError {
+    tracing::error!(?answer, "a request was answered with another one's answer");
+    let message = "the service list gave an answer of another kind; this is a defect, please report it";
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+}
+
 /// Of an id in a path.
 impl From<ParseIdError> for ApiError {
     fn from(error: ParseIdError) -> ApiError {

@@ -17,7 +17,7 @@ use reveille_protocol::time::GroupTime;
 use serde::{Deserialize, Serialize};
 
 use super::auth::tenant;
-use super::error::ApiError;
+use super::error::{ApiError, unexpected};
 use super::{Api, MAX_BULK};
 use crate::telemetry::{Count, publish_took};
 
@@ -80,15 +80,6 @@ pub(super) async fn publish(
     };
     publish_took(began.elapsed().as_secs_f64());
     outcome
-}
-
-fn unexpected(reply: &Reply) -> ApiError {
-    tracing::error!(?reply, "a command was answered with another one's reply");
-    ApiError::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal",
-        "the service list gave an answer of another kind",
-    )
 }
 
 /// The request as a command; each header checked, and named if it is bad.
@@ -250,7 +241,7 @@ pub(super) async fn get(
     match api.cluster.query(group, query, DEADLINE).await? {
         Answer::Message(Some(view)) => Ok(HttpResponse::Ok().json(status(&message, &view))),
         Answer::Message(None) => Err(list::Refusal::UnknownMessage.into()),
-        _ => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an answer of another kind")),
+        other => Err(unexpected(&other)),
     }
 }
 

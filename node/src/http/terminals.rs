@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Api;
 use super::auth::tenant;
-use super::error::ApiError;
+use super::error::{ApiError, unexpected};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Registrations of one request on their way at once.
@@ -85,7 +85,7 @@ pub(super) async fn get(
             Ok(HttpResponse::Ok().json(entry(terminal, &row, |node, inc| directory.fenced(node, inc))))
         }
         Answer::Terminal(None) => Err(list::Refusal::UnknownTerminal.into()),
-        _ => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an answer of another kind")),
+        other => Err(unexpected(&other)),
     }
 }
 
@@ -102,7 +102,7 @@ pub(super) async fn unregister(
     match api.cluster.propose(group, unregister, DEADLINE).await? {
         Reply::Done => Ok(HttpResponse::NoContent().finish()),
         Reply::Refused(refusal) => Err(refusal.into()),
-        _ => Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "an answer of another kind")),
+        other => Err(unexpected(&other)),
     }
 }
 

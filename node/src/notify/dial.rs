@@ -8,21 +8,20 @@ use std::time::Duration;
 use moka::sync::Cache;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
-    ClientConfig, Connection, ConnectionId, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime,
-    TransportConfig, ZeroRttAccepted,
+    ClientConfig, Connection, ConnectionId, Endpoint, EndpointConfig, TokioRuntime, TransportConfig,
+    ZeroRttAccepted,
 };
 use reveille_protocol::id::{KeyFingerprint, TerminalId};
 use reveille_protocol::wire::notification::{ALPN, Notification, NotificationAck, SERVER_NAME, first_cid};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, Error, NamedGroup, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{Error, NamedGroup};
 use tokio::sync::Notify;
 
 use reveille_terminal::identity::provider;
+use reveille_terminal::listen::one_datagram_each_way;
 
-use crate::session::tls::fingerprint;
+use crate::bare_key::BareKey;
 use crate::telemetry::Count;
 
 /// A dial is given up after this: Initials at 0, 0.3 and 0.9 s.
@@ -124,17 +123,9 @@ impl Dialler {
         let mut config = EndpointConfig::default();
         config.grease_quic_bit(false);
         let endpoint = Endpoint::new(config, None, UdpSocket::bind(bind)?, Arc::new(TokioRuntime))?;
-        let mut transport = TransportConfig::default();
-        transport
-            .max_concurrent_bidi_streams(0u32.into())
-            .max_concurrent_uni_streams(0u32.into())
-            .datagram_receive_buffer_size(Some(8 * 1024))
-            .datagram_send_buffer_size(8 * 1024)
-            .initial_rtt(Duration::from_millis(100))
-            .mtu_discovery_config(None)
-            .max_idle_timeout(IdleTimeout::try_from(DEADLINE).ok());
+        let transport = Arc::new(one_datagram_each_way(DEADLINE));
         let remembered = Cache::new(REMEMBERED);
-        Ok(Dialler { endpoint, transport: Arc::new(transport), identity, remembered })
+        Ok(Dialler { endpoint, transport, identity, remembered })
     }
 
     /// Sends one notification. An answered connection is the caller's to close, after it has told of the answer.
@@ -183,11 +174,11 @@ impl Dialler {
             return Ok(remembered);
         }
         let provider = provider();
-        let pinned = Pinned { key, provider: provider.clone() };
+        let only = BareKey::exactly(key, provider.clone());
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(pinned))
+            .with_custom_certificate_verifier(only)
             .with_client_auth_cert(self.identity.chain.clone(), self.identity.key.clone_key())?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
         tls.enable_early_data = true;
@@ -269,50 +260,5 @@ async fn exchange(connection: &Connection, notification: &Notification) -> Outco
             Ok(Err(_)) => return Outcome::Silence,
             Err(_) => repeat *= 2,
         }
-    }
-}
-
-/// Accepts exactly one key, whatever certificate it comes in.
-#[derive(Debug)]
-struct Pinned {
-    key: KeyFingerprint,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        match fingerprint(end_entity) == Some(self.key) {
-            true => Ok(ServerCertVerified::assertion()),
-            false => Err(Error::General("not the key that the terminal registered".to_owned())),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("QUIC speaks TLS 1.3 only".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

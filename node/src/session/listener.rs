@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::actor::{Closed, Context, Incoming, SessionActor, Stalled};
-use super::tls::fingerprint;
+use crate::bare_key::fingerprint;
 use crate::telemetry::Count;
 
 /// TCP and TLS must be done within this; then Hello has its own deadline.

@@ -1,22 +1,18 @@
-//! TLS of sessions: terminals prove a key, not a name, so any self-signed certificate is let in and only its key is
-//! looked at. Resumption by tickets that every node of the cluster can open.
+//! TLS of sessions: terminals prove a key, not a name. Resumption by tickets that every node of the cluster can open.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use reveille_protocol::directory::{Directory, Secret};
 use reveille_protocol::hash::hmac_sha256;
-use reveille_protocol::id::KeyFingerprint;
 use reveille_terminal::identity::provider;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ProducesTickets;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use rustls::{Error, ServerConfig};
+
+use crate::bare_key::BareKey;
 
 /// How long a ticket is good, in seconds. TLS allows at most seven days (RFC 8446 section 4.6.1).
 const TICKET_LIFETIME: u32 = 24 * 3600;
@@ -30,65 +26,13 @@ pub fn server_config(
     let provider = provider();
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(AnyKey { provider }))
+        .with_client_cert_verifier(BareKey::any(provider))
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![reveille_terminal::identity::SESSION_ALPN.to_vec()];
     config.ticketer = tickets;
     // One is enough for the next connection; each costs a seal and 400 bytes.
     config.send_tls13_tickets = 1;
     Ok(config)
-}
-
-/// The fingerprint of a certificate's key; `None` if it is no certificate.
-pub fn fingerprint(certificate: &CertificateDer<'_>) -> Option<KeyFingerprint> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(KeyFingerprint::of_spki(parsed.public_key().raw))
-}
-
-/// Lets every key in that its holder proves. Whether it is enrolled is asked after Hello.
-#[derive(Debug)]
-struct AnyKey {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ClientCertVerifier for AnyKey {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        match fingerprint(end_entity) {
-            Some(_) => Ok(ClientCertVerified::assertion()),
-            None => Err(Error::InvalidCertificate(rustls::CertificateError::BadEncoding)),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("sessions speak TLS 1.3 only".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 /// Tickets under keys that derive from the cluster's secrets, so that any node opens what another one sealed and no
