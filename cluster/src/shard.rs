@@ -1,43 +1,35 @@
-//! The shell around one group's dispatcher at its leader: feeds it what apply established, carries out what it
-//! decides. The decisions are `reveille_protocol::dispatch`.
+//! The shell around one group's dispatcher at its leader: feeds it what apply established (here), carries out what it
+//! decides (`carry_out`), keeps its time (`tasks`). The decisions are `reveille_protocol::dispatch`.
 
-use std::collections::{BTreeMap, VecDeque};
+mod carry_out;
+mod tasks;
+mod waiters;
+
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
 
-use bytes::Bytes;
-use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
-use openraft::async_runtime::Select2;
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::directory::{self, Directory};
-use reveille_protocol::dispatch::{Command, Dispatch, Event, Facts};
+use reveille_protocol::dispatch::{Dispatch, Event, Facts};
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::row::{Row, Urgency};
 use reveille_protocol::service_list::{self, Applied, Effect, TableError, view};
 use reveille_protocol::stage::{End, Stage};
 use reveille_protocol::time::{GroupTime, Instant};
-use reveille_protocol::wire::peer::{HandOff, HandedPush, Report, Reported, SessionMessage};
+use reveille_protocol::wire::peer::{Report, Reported, SessionMessage};
 
+use self::waiters::Waiters;
 use crate::clock::{Clocks, GroupClock};
-use crate::env::{Env, Transport};
-use crate::host::{Host, NotifyOrder};
-use crate::link::Lane;
+use crate::env::Env;
+use crate::host::Host;
 use crate::propose::Proposer;
 use crate::query::{self, Answer, MessageView, Query};
 use crate::raft::machine::Observer;
-use crate::rpc::{Calls, Frame};
+use crate::rpc::Calls;
 use crate::tables::Tables;
 use crate::trace::{Traced, Traces};
-
-/// Terminals that a new leader takes up at once while it rebuilds its soft state; between two such steps other
-/// work has its turn.
-const REBUILD_STEP: usize = 128;
-/// How often a leader looks for what has ended by time. Bounds how late an expiry is seen.
-const EXPIRY_TICK: Duration = Duration::from_millis(250);
-/// Publishers that may wait for one group's messages at once.
-const MAX_WAITERS: usize = 65_536;
 
 type ReaderOf<'a, E> = <<E as Env>::Tables as Tables>::Reader<'a>;
 
@@ -82,8 +74,7 @@ struct State {
     applied_term: u64,
     dispatch: Dispatch,
     traces: Traces,
-    waiters: BTreeMap<MessageId, Vec<oneshot::Sender<End>>>,
-    waiting: usize,
+    waiters: Waiters,
 }
 
 impl<E: Env> Shard<E> {
@@ -99,7 +90,7 @@ impl<E: Env> Shard<E> {
             proposer: Mutex::new(None),
             broken: Mutex::new(None),
         });
-        let _detached = E::Cfg::spawn(timers(Arc::downgrade(&shard), woken));
+        let _detached = E::Cfg::spawn(tasks::timers(Arc::downgrade(&shard), woken));
         shard
     }
 
@@ -173,7 +164,7 @@ impl<E: Env> Shard<E> {
 
     fn lead(self: &Arc<Self>, state: &mut State, term: u64) {
         state.dispatch.handle(self.now(), Event::Lead { term });
-        let _detached = E::Cfg::spawn(rebuild(self.clone(), term));
+        let _detached = E::Cfg::spawn(tasks::rebuild(self.clone(), term));
     }
 
     fn after_apply(self: &Arc<Self>, term: u64, leader: u64, applied: Option<&Applied>) {
@@ -215,13 +206,7 @@ impl<E: Env> Shard<E> {
                 touched.entry(message.terminal).or_default();
                 state.traces.add(message, self.traced(end.stage(), self.shared.me));
                 metrics::counter!("reveille_pushes_ended_total", "end" => end.stage().name()).increment(1);
-                if let Some(waiters) = state.waiters.remove(message) {
-                    state.waiting -= waiters.len();
-                    for waiter in waiters {
-                        // The publisher may have stopped waiting.
-                        let _ = waiter.send(*end);
-                    }
-                }
+                state.waiters.ended(message, *end);
             }
             Effect::Acked { terminal, .. }
             | Effect::StatusChanged { terminal }
@@ -249,164 +234,6 @@ impl<E: Env> Shard<E> {
         let event = Event::Changed { terminal, facts, stored };
         let commands = state.dispatch.handle(self.now(), event);
         self.carry_out(state, commands, &table, row.map(|row| (terminal, row)));
-    }
-
-    fn execute(&self, state: &mut State, commands: Vec<Command>) {
-        if !commands.is_empty() {
-            self.carry_out(state, commands, &self.tables.read(), None);
-        }
-    }
-
-    /// `seen`: a terminal's row as it stands in the table, if that was read already.
-    fn carry_out(
-        &self,
-        state: &mut State,
-        commands: Vec<Command>,
-        table: &ReaderOf<'_, E>,
-        seen: Option<(TerminalId, Row)>,
-    ) {
-        let row_of = |terminal: &TerminalId| match &seen {
-            Some((whose, row)) if whose == terminal => Some(row.clone()),
-            _ => self.row(table, terminal),
-        };
-        let mut commands = VecDeque::from(commands);
-        while let Some(command) = commands.pop_front() {
-            let event = match command {
-                Command::HandOff { terminal, node, stream, epoch, attempt, after, maybe_seen, limit } => {
-                    let hand_off = HandOff {
-                        group: self.group,
-                        term: state.dispatch.term().unwrap_or_default(),
-                        terminal,
-                        stream,
-                        epoch,
-                        attempt,
-                        pushes: Vec::new(),
-                        covers: Seq(0),
-                    };
-                    let upto = row_of(&terminal).and_then(|row| {
-                        self.hand_off(state, table, &row, node, hand_off, after, maybe_seen, limit)
-                    });
-                    Event::HandedOff { terminal, epoch, upto }
-                }
-                Command::Notify { terminal, urgency, attempt } => {
-                    if row_of(&terminal)
-                        .is_some_and(|row| self.notify(state, terminal, &row, urgency, attempt))
-                    {
-                        continue;
-                    }
-                    Event::Notified { terminal, answered: false }
-                }
-                Command::Detach { terminal, stream, epoch } => {
-                    if let Some(proposer) = self.proposer() {
-                        let detach = service_list::Detach { terminal, stream, epoch, ack: None };
-                        let detach = service_list::Command::Detach(detach);
-                        // Whatever becomes of it, the row tells: its next look comes with the silence timer.
-                        let _detached = E::Cfg::spawn(async move { proposer.propose(detach).await });
-                    }
-                    continue;
-                }
-            };
-            commands.extend(state.dispatch.handle(self.now(), event));
-        }
-    }
-
-    /// Reads what waits after `after` and sends it to the session's node; the last seq sent.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "one caller; the command's fields, and what to read them from"
-    )]
-    fn hand_off(
-        &self,
-        state: &mut State,
-        table: &ReaderOf<'_, E>,
-        row: &Row,
-        node: NodeId,
-        mut hand_off: HandOff,
-        after: Seq,
-        maybe_seen: Seq,
-        limit: usize,
-    ) -> Option<Seq> {
-        let terminal = hand_off.terminal;
-        let now = self.group_time();
-        // From the ack on, to know what is on its way already: it names `prev` and counts for `remaining`.
-        let most = limits::SESSION_WINDOW * 2;
-        let waiting = self.checked(view::pending(table, &terminal, row.acked.next(), row.next_seq, most))?;
-        let check = hand_off.stream.check();
-        let (mut prev, mut bytes) = (Seq(0), 0);
-        for (index, (seq, message)) in waiting.into_iter().enumerate() {
-            // What has expired by now will not be delivered, whoever leads next: group time never goes back.
-            if message.deadline <= now {
-                continue;
-            }
-            if seq > after {
-                bytes += message.body.len();
-                let full = hand_off.pushes.len() >= limit || bytes > limits::SESSION_WINDOW_BYTES;
-                if full && !hand_off.pushes.is_empty() {
-                    break;
-                }
-                hand_off.pushes.push(HandedPush {
-                    seq,
-                    prev,
-                    maybe_seen: seq <= maybe_seen,
-                    remaining: row.pending.saturating_sub(index as u32 + 1),
-                    lives_for: message.deadline.since(now).as_millis() as u64,
-                    channel: message.channel,
-                    headers: message.headers,
-                    body: message.body,
-                });
-            }
-            prev = seq;
-        }
-        let upto = hand_off.pushes.last().map(|push| push.seq);
-        hand_off.covers = upto.unwrap_or(Seq(row.next_seq.0 - 1));
-        let seqs: Vec<Seq> = hand_off.pushes.iter().map(|push| push.seq).collect();
-        let sent = self.tell(node, SessionMessage::HandOff(hand_off));
-        for seq in seqs.into_iter().filter(|_| sent) {
-            let id = MessageId { terminal, check, seq };
-            state.traces.add(&id, self.traced(Stage::Attached, node));
-            state.traces.add(&id, self.traced(Stage::HandedOff, node));
-        }
-        upto.filter(|_| sent)
-    }
-
-    /// Sends to a session's node, which may be this one; `false` if it certainly did not arrive.
-    fn tell(&self, node: NodeId, message: SessionMessage) -> bool {
-        if node == self.shared.me {
-            return self.shared.host.session(message);
-        }
-        let frame = Frame::Session(Bytes::from(message.encode())).encode();
-        self.shared.calls.transport().send(node, Lane::Data, frame).is_ok()
-    }
-
-    fn notify(
-        &self,
-        state: &mut State,
-        terminal: TerminalId,
-        row: &Row,
-        urgency: Urgency,
-        attempt: u32,
-    ) -> bool {
-        let taken = self.shared.host.notify(NotifyOrder {
-            group: self.group,
-            terminal,
-            stream: row.stream,
-            epoch: row.epoch,
-            reachability: row.reachability,
-            secret: row.secret,
-            pending: row.pending,
-            urgency,
-            attempt,
-        });
-        if taken {
-            let check = row.stream.check();
-            let (from, to) = (row.acked.next().0, row.next_seq.0);
-            // A trace per push, but not for the thousandth that joins an old queue.
-            for seq in (from..to).rev().take(limits::SESSION_WINDOW) {
-                let id = MessageId { terminal, check, seq: Seq(seq) };
-                state.traces.add(&id, self.traced(Stage::Notified, self.shared.me));
-            }
-        }
-        taken
     }
 
     /// A notification that this shard ordered is over.
@@ -448,29 +275,12 @@ impl<E: Env> Shard<E> {
 
     /// Tells the caller when a message ends; `None` if too many wait already.
     pub(crate) fn wait_for(&self, message: MessageId) -> Option<oneshot::Receiver<End>> {
-        let mut state = self.state();
-        if state.waiting >= MAX_WAITERS {
-            return None;
-        }
-        let (waiter, end) = oneshot::channel();
-        state.waiting += 1;
-        state.waiters.entry(message).or_default().push(waiter);
-        Some(end)
+        self.state().waiters.add(message)
     }
 
     /// The caller does not wait any more.
     pub(crate) fn stop_waiting(&self, message: &MessageId) {
-        let mut state = self.state();
-        if let Some(waiters) = state.waiters.get_mut(message) {
-            let before = waiters.len();
-            waiters.retain(|waiter| !waiter.is_canceled());
-            let gone = before - waiters.len();
-            let empty = waiters.is_empty();
-            state.waiting -= gone;
-            if empty {
-                state.waiters.remove(message);
-            }
-        }
+        self.state().waiters.forget_gone(message);
     }
 
     /// Answers a query from the tables as they stand.
@@ -508,7 +318,7 @@ impl<E: Env> Shard<E> {
         after: Option<TerminalId>,
     ) -> Result<Vec<(TerminalId, Option<Urgency>)>, TableError> {
         let table = self.tables.read();
-        let waiting = view::waiting(&table, after, REBUILD_STEP)?;
+        let waiting = view::waiting(&table, after, tasks::REBUILD_STEP)?;
         waiting
             .into_iter()
             .map(|terminal| {
@@ -543,73 +353,5 @@ impl<E: Env> Observer for Arc<Shard<E>> {
         if self.group == GroupId(0) {
             self.publish_directory();
         }
-    }
-}
-
-/// A new leader takes up everything that waits, step by step.
-async fn rebuild<E: Env>(shard: Arc<Shard<E>>, term: u64) {
-    let mut after = None;
-    loop {
-        let found = shard.checked(shard.next_waiting(after)).unwrap_or_default();
-        {
-            let mut state = shard.state();
-            if found.is_empty() || state.dispatch.term() != Some(term) {
-                return;
-            }
-            for (terminal, urgency) in found {
-                shard.look_at(&mut state, terminal, urgency);
-                after = Some(terminal);
-            }
-        }
-        shard.rearm();
-        E::Cfg::yield_now().await;
-    }
-}
-
-/// Runs the dispatcher's timers and looks for what has ended by time, until the shard is gone.
-async fn timers<E: Env>(shard: std::sync::Weak<Shard<E>>, mut woken: mpsc::Receiver<()>) {
-    let mut looked = Instant(0);
-    loop {
-        let wait = {
-            let Some(shard) = shard.upgrade() else { return };
-            let state = shard.state();
-            match (state.dispatch.term(), state.dispatch.poll_timeout()) {
-                (None, _) => None,
-                (Some(_), None) => Some(EXPIRY_TICK),
-                (Some(_), Some(at)) => Some(at.since(shard.now()).min(EXPIRY_TICK)),
-            }
-        };
-        match wait {
-            // A follower sleeps until it leads.
-            None if woken.next().await.is_none() => return,
-            None => {}
-            Some(wait) => {
-                if let Select2::First(None) = E::Cfg::select2(woken.next(), E::Cfg::sleep(wait)).await {
-                    return;
-                }
-            }
-        }
-        let Some(shard) = shard.upgrade() else { return };
-        let leads = {
-            let mut state = shard.state();
-            let commands = state.dispatch.handle(shard.now(), Event::Timeout);
-            shard.execute(&mut state, commands);
-            state.dispatch.term().is_some()
-        };
-        if leads && shard.now().since(looked) >= EXPIRY_TICK {
-            looked = shard.now();
-            expire(&shard).await;
-        }
-    }
-}
-
-/// Proposes an Expire if something is due.
-async fn expire<E: Env>(shard: &Arc<Shard<E>>) {
-    let next = shard.checked(service_list::next_deadline(&shard.tables.read())).flatten();
-    if next.is_some_and(|at| at <= shard.group_time())
-        && let Some(proposer) = shard.proposer()
-    {
-        // What it did not get to is due at the next look.
-        proposer.propose(service_list::Command::Expire).await;
     }
 }

@@ -1,0 +1,91 @@
+//! What a shard's leader does by itself: take up what waits after an election, run the dispatcher's timers, end what is due.
+//! Decides nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::channel::mpsc;
+use openraft::async_runtime::Select2;
+use openraft::type_config::TypeConfigExt;
+use reveille_protocol::dispatch::Event;
+use reveille_protocol::service_list;
+use reveille_protocol::time::Instant;
+
+use super::Shard;
+use crate::env::Env;
+use crate::tables::Tables;
+
+/// Terminals that a new leader takes up at once while it rebuilds its soft state; between two such steps other
+/// work has its turn.
+pub(super) const REBUILD_STEP: usize = 128;
+/// How often a leader looks for what has ended by time. Bounds how late an expiry is seen.
+const EXPIRY_TICK: Duration = Duration::from_millis(250);
+
+/// A new leader takes up everything that waits, step by step.
+pub(super) async fn rebuild<E: Env>(shard: Arc<Shard<E>>, term: u64) {
+    let mut after = None;
+    loop {
+        let found = shard.checked(shard.next_waiting(after)).unwrap_or_default();
+        {
+            let mut state = shard.state();
+            if found.is_empty() || state.dispatch.term() != Some(term) {
+                return;
+            }
+            for (terminal, urgency) in found {
+                shard.look_at(&mut state, terminal, urgency);
+                after = Some(terminal);
+            }
+        }
+        shard.rearm();
+        E::Cfg::yield_now().await;
+    }
+}
+
+/// Runs the dispatcher's timers and looks for what has ended by time, until the shard is gone.
+pub(super) async fn timers<E: Env>(shard: std::sync::Weak<Shard<E>>, mut woken: mpsc::Receiver<()>) {
+    let mut looked = Instant(0);
+    loop {
+        let wait = {
+            let Some(shard) = shard.upgrade() else { return };
+            let state = shard.state();
+            match (state.dispatch.term(), state.dispatch.poll_timeout()) {
+                (None, _) => None,
+                (Some(_), None) => Some(EXPIRY_TICK),
+                (Some(_), Some(at)) => Some(at.since(shard.now()).min(EXPIRY_TICK)),
+            }
+        };
+        match wait {
+            // A follower sleeps until it leads.
+            None if woken.next().await.is_none() => return,
+            None => {}
+            Some(wait) => {
+                if let Select2::First(None) = E::Cfg::select2(woken.next(), E::Cfg::sleep(wait)).await {
+                    return;
+                }
+            }
+        }
+        let Some(shard) = shard.upgrade() else { return };
+        let leads = {
+            let mut state = shard.state();
+            let commands = state.dispatch.handle(shard.now(), Event::Timeout);
+            shard.execute(&mut state, commands);
+            state.dispatch.term().is_some()
+        };
+        if leads && shard.now().since(looked) >= EXPIRY_TICK {
+            looked = shard.now();
+            expire(&shard).await;
+        }
+    }
+}
+
+/// Proposes an Expire if something is due.
+async fn expire<E: Env>(shard: &Arc<Shard<E>>) {
+    let next = shard.checked(service_list::next_deadline(&shard.tables.read())).flatten();
+    if next.is_some_and(|at| at <= shard.group_time())
+        && let Some(proposer) = shard.proposer()
+    {
+        // What it did not get to is due at the next look.
+        proposer.propose(service_list::Command::Expire).await;
+    }
+}

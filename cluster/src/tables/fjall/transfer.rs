@@ -1,0 +1,140 @@
+//! Tables as a whole: a view that is read out for a peer, and a peer's that take the place of ours.
+
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+use fjall::Readable;
+use reveille_protocol::service_list::{Table, TableError};
+use reveille_protocol::wire::codec;
+
+use super::{FjallTables, Store, generation_key, prefix, stored};
+use crate::tables::{Installer, Snapshot};
+
+/// A view of [`FjallTables`] at one moment.
+pub struct FjallSnapshot {
+    view: Arc<fjall::Snapshot>,
+    store: Store,
+    prefix: [u8; 6],
+    after: Vec<u8>,
+}
+
+impl FjallSnapshot {
+    /// What is on disk now under a group's prefix.
+    pub(super) fn new(store: Store, prefix: [u8; 6]) -> FjallSnapshot {
+        FjallSnapshot { view: Arc::new(store.0.db.snapshot()), store, prefix, after: Vec::new() }
+    }
+}
+
+impl Table for FjallSnapshot {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
+        let store = &self.store.0;
+        let found = self.view.get(&store.rows, stored(self.prefix, key));
+        Ok(store.checked(found)?.map(Bytes::from))
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), TableError> {
+        if from >= to {
+            return Ok(());
+        }
+        let store = &self.store.0;
+        for pair in self.view.range(&store.rows, stored(self.prefix, from)..stored(self.prefix, to)) {
+            let (key, value) = store.checked(pair.into_inner())?;
+            if !visit(&key[self.prefix.len()..], &value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Snapshot for FjallSnapshot {
+    async fn next_chunk(&mut self, max_bytes: usize) -> Result<Option<Vec<(Bytes, Bytes)>>, TableError> {
+        let (view, store, prefix, after) =
+            (self.view.clone(), self.store.clone(), self.prefix, self.after.clone());
+        let read = move || {
+            let mut end = prefix;
+            // The next generation begins where this one ends; generations do not reach the last number.
+            end[2..].copy_from_slice(
+                &(u32::from_be_bytes([prefix[2], prefix[3], prefix[4], prefix[5]]) + 1).to_be_bytes(),
+            );
+            let (mut bytes, mut chunk) = (0, Vec::new());
+            for pair in view.range(&store.0.rows, stored(prefix, &after)..end.to_vec()) {
+                let (key, value) = store.0.checked(pair.into_inner())?;
+                let (key, value) = (Bytes::from(key).slice(prefix.len()..), Bytes::from(value));
+                bytes += key.len() + value.len();
+                chunk.push((key, value));
+                if bytes >= max_bytes {
+                    break;
+                }
+            }
+            Ok(chunk)
+        };
+        let chunk: Vec<(Bytes, Bytes)> = match tokio::task::spawn_blocking(read).await {
+            Ok(chunk) => chunk?,
+            Err(error) => return Err(TableError(format!("reading a snapshot ended: {error}"))),
+        };
+        let Some((last, _)) = chunk.last() else { return Ok(None) };
+        self.after = [&last[..], &[0]].concat();
+        Ok(Some(chunk))
+    }
+}
+
+/// Tables on the way to take the place of [`FjallTables`].
+pub struct FjallInstaller {
+    tables: FjallTables,
+    generation: u32,
+    begun: bool,
+}
+
+impl FjallInstaller {
+    /// Writes under this generation until it is finished.
+    pub(super) fn new(tables: FjallTables, generation: u32) -> FjallInstaller {
+        FjallInstaller { tables, generation, begun: false }
+    }
+}
+
+impl Installer for FjallInstaller {
+    async fn push(&mut self, pairs: Vec<(Bytes, Bytes)>) -> Result<(), TableError> {
+        let (generation, begun) = (self.generation, std::mem::replace(&mut self.begun, true));
+        self.tables
+            .blocking(move |tables| {
+                if !begun {
+                    tables.remove_other_generations(generation - 1)?;
+                }
+                if !pairs.is_sorted_by(|(one, _), (other, _)| one < other) {
+                    return Err(TableError(
+                        "the rows of a snapshot are not in the order of their keys".to_owned(),
+                    ));
+                }
+                let prefix = prefix(tables.0.group, generation);
+                let rows = pairs.into_iter().map(|(key, value)| (stored(prefix, &key), Some(value)));
+                tables.0.store.0.ingest(rows)
+            })
+            .await
+    }
+
+    async fn finish(self) -> Result<(), TableError> {
+        let generation = self.generation;
+        self.tables
+            .blocking(move |tables| {
+                let _one = tables.0.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+                // Writers wait until the new tables are in place: they must not write to the old ones any more.
+                let mut state = tables.state();
+                let record =
+                    (generation_key(tables.0.group).to_vec(), Some(codec::encode(&generation).into()));
+                tables.0.store.0.ingest(std::iter::once(record))?;
+                let old = std::mem::replace(&mut state.generation, generation);
+                state.overlay.clear();
+                tables.0.cache().clear();
+                drop(state);
+                debug_assert!(old < generation, "generations only rise");
+                tables.remove_other_generations(generation)
+            })
+            .await
+    }
+}
