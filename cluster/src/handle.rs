@@ -98,6 +98,9 @@ impl Inbound for ToMember {
 
     fn up(&self, peer: NodeId, lane: Lane) {
         tracing::debug!(node = peer.0, ?lane, "link is up");
+        if let Some(member) = self.member() {
+            member.link_up(peer, lane);
+        }
     }
 
     fn down(&self, peer: NodeId, lane: Lane) {
@@ -115,12 +118,32 @@ impl ClusterHandle {
         let ClusterConfig { member, data, create, .. } = config;
         let groups = member.groups + 1;
         let owner = Owner { cluster: member.cluster, node: member.node.0 };
-        let disk = RealDisk::open(&data.join("log"))?;
-        let wal = WalConfig { create, segment_bytes: config.segment_bytes, ..WalConfig::new(owner, groups) };
-        let wal = Arc::new(Wal::open(Arc::new(disk), wal)?);
-        let store =
-            StoreConfig { owner, cache_bytes: config.cache_bytes, overlay_bytes: config.overlay_bytes };
-        let store = Store::open(&data.join("tables"), &store)?;
+        let log = || -> Result<Wal, StartError> {
+            let disk = RealDisk::open(&data.join("log"))?;
+            let wal =
+                WalConfig { create, segment_bytes: config.segment_bytes, ..WalConfig::new(owner, groups) };
+            Ok(Wal::open(Arc::new(disk), wal)?)
+        };
+        let tables = || {
+            let (cache_bytes, overlay_bytes) = (config.cache_bytes, config.overlay_bytes);
+            Store::open(
+                &data.join("tables"),
+                &StoreConfig { owner, groups, create, cache_bytes, overlay_bytes },
+            )
+        };
+        // The log says that the folder was made, so it is made last; and where it should be, it is looked for first.
+        let (wal, store) = if create {
+            let store = tables()?;
+            (log()?, store)
+        } else {
+            (log()?, tables()?)
+        };
+        let wal = Arc::new(wal);
+        let log = Arc::downgrade(&wal);
+        store.keep_behind(move || match log.upgrade() {
+            Some(log) => log.barrier(),
+            None => Err(io::Error::other("the log is closed")),
+        });
         let mut storage = BTreeMap::new();
         for group in 0..groups {
             if let Some(log) = wal.group(group) {
@@ -137,9 +160,7 @@ impl ClusterHandle {
         let links = Links::start(links, config.listener, inbound.clone());
         let member = Member::<Production>::start(member, storage, links.clone(), host).await?;
         inbound.0.get_or_init(|| Arc::downgrade(&member));
-        if create {
-            member.initialise().await?;
-        }
+        member.initialise().await?;
         member.join().await.map_err(StartError::Join)?;
         Ok(ClusterHandle { member, links, wal })
     }

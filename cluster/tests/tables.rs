@@ -9,6 +9,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -20,12 +22,14 @@ use reveille_protocol::service_list::{Table, TableMut};
 
 type Map = BTreeMap<Vec<u8>, Bytes>;
 
-fn config(node: u64) -> StoreConfig {
-    StoreConfig { owner: Owner { cluster: 7, node }, cache_bytes: 1 << 20, overlay_bytes: 1 << 20 }
+fn config(node: u64, create: bool) -> StoreConfig {
+    let owner = Owner { cluster: 7, node };
+    StoreConfig { owner, groups: 4, create, cache_bytes: 1 << 20, overlay_bytes: 1 << 20 }
 }
 
 fn open(folder: &Path) -> (Store, FjallTables) {
-    let store = Store::open(folder, &config(1)).unwrap();
+    let create = std::fs::read_dir(folder).unwrap().next().is_none();
+    let store = Store::open(folder, &config(1, create)).unwrap();
     let group = store.group(3).unwrap();
     (store, group)
 }
@@ -183,12 +187,76 @@ async fn a_flush_lets_writers_go_on_and_frees_the_overlay() {
     assert_eq!(tables.unflushed(), 0);
 }
 
-#[test]
-fn a_folder_of_another_node_and_one_in_use_are_refused() {
+/// What the log has not made durable is not flushed, and nothing is lost by that.
+#[tokio::test]
+async fn tables_on_disk_stay_behind_the_log_on_disk() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path(), &config(1)).unwrap();
-    assert!(matches!(Store::open(folder.path(), &config(1)), Err(StoreError::Locked(_))));
+    let (store, tables) = open(folder.path());
+    let synced = Arc::new(AtomicBool::new(false));
+    let log = synced.clone();
+    store.keep_behind(move || match log.load(Ordering::Relaxed) {
+        true => Ok(()),
+        false => Err(std::io::Error::other("the log has stopped")),
+    });
+    put(&tables, &Map::new(), b"row", value(1));
+    assert!(tables.flush().await.unwrap_err().to_string().contains("the log has stopped"));
+    assert_eq!(tables.read().get(b"row").unwrap(), Some(value(1)));
+    synced.store(true, Ordering::Relaxed);
+    tables.flush().await.unwrap();
+    drop((tables, store));
+    let (_store, tables) = open(folder.path());
+    assert_eq!(tables.read().get(b"row").unwrap(), Some(value(1)));
+}
+
+/// Two peers send their snapshots at once, or one sends a second while the first is on its way: the latest counts, and
+/// nothing of the others is left.
+#[tokio::test]
+async fn of_several_installs_the_latest_counts_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, tables) = open(folder.path());
+    put(&tables, &Map::new(), b"old", value(1));
+    tables.flush().await.unwrap();
+    let rows = |keys: &[&'static [u8]]| {
+        keys.iter().map(|key| (Bytes::from_static(key), value(2))).collect::<Vec<_>>()
+    };
+    let mut first = tables.installer().unwrap();
+    first.push(rows(&[b"a", b"b"])).await.unwrap();
+    let mut second = tables.installer().unwrap();
+    second.push(rows(&[b"b", b"c"])).await.unwrap();
+    assert!(first.push(rows(&[b"d"])).await.is_err(), "its rows must not mix with the later one's");
+    assert!(first.finish().await.is_err());
+    assert_eq!(contents(&tables.read()).into_keys().collect::<Vec<_>>(), [b"old"]);
+    second.finish().await.unwrap();
+    let keys = || contents(&tables.read()).into_keys().collect::<Vec<_>>();
+    assert_eq!(keys(), [b"b", b"c"]);
+    // One that was begun before and goes on after it must not touch what is live now.
+    let mut third = tables.installer().unwrap();
+    third.push(rows(&[b"x"])).await.unwrap();
+    assert_eq!(keys(), [b"b", b"c"]);
+    drop((third, tables, store));
+    let (_store, tables) = open(folder.path());
+    assert_eq!(contents(&tables.read()).into_keys().collect::<Vec<_>>(), [b"b", b"c"]);
+    let mut unordered = tables.installer().unwrap();
+    assert!(unordered.push(rows(&[b"b", b"a"])).await.is_err());
+}
+
+#[test]
+fn a_folder_that_is_not_this_nodes_or_not_as_it_should_be_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(matches!(Store::open(folder.path(), &config(1, false)), Err(StoreError::Missing(_))));
+    let store = Store::open(folder.path(), &config(1, true)).unwrap();
+    assert!(matches!(Store::open(folder.path(), &config(1, false)), Err(StoreError::Locked(_))));
     drop(store);
-    assert!(matches!(Store::open(folder.path(), &config(2)), Err(StoreError::Owner { .. })));
-    Store::open(folder.path(), &config(1)).unwrap();
+    assert!(matches!(Store::open(folder.path(), &config(2, false)), Err(StoreError::Owner { .. })));
+    let more = StoreConfig { groups: 5, ..config(1, false) };
+    let refused = Store::open(folder.path(), &more).err().unwrap();
+    assert!(refused.to_string().contains("made for 3 shard groups, not 4"), "{refused}");
+    // A first start that ended in the middle may be repeated, as long as nothing was stored.
+    let store = Store::open(folder.path(), &config(1, true)).unwrap();
+    let tables = store.group(3).unwrap();
+    put(&tables, &Map::new(), b"row", value(1));
+    tables.flush_blocking().unwrap();
+    drop((tables, store));
+    assert!(matches!(Store::open(folder.path(), &config(1, true)), Err(StoreError::NotEmpty(_))));
+    Store::open(folder.path(), &config(1, false)).unwrap();
 }

@@ -43,13 +43,15 @@ impl Cache {
 
     /// Remembers what was read. A value that came from the disk holds on to the block that it came in: copy it before.
     pub(super) fn insert(&mut self, key: &[u8], value: Option<Bytes>) {
-        let cost = cost(key, value.as_ref());
+        let cost = self::cost(key, value.as_ref());
         if self.young_bytes + cost > self.bound {
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;
         }
         self.young_bytes += cost;
-        self.young.insert(key.into(), value);
+        if let Some(old) = self.young.insert(key.into(), value) {
+            self.young_bytes -= self::cost(key, old.as_ref());
+        }
     }
 
     /// The key changes: if it is known here, to this from now on.

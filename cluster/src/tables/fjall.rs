@@ -16,7 +16,7 @@
 mod store;
 mod transfer;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
@@ -48,10 +48,11 @@ impl Store {
             state: RwLock::new(State { overlay: Overlay::default(), generation }),
             cache: Mutex::new(Cache::new(self.0.overlay_bytes / 4)),
             flushing: Mutex::new(()),
+            newest: AtomicU32::new(generation),
             ahead: AtomicBool::new(false),
         };
         let tables = FjallTables(Arc::new(tables));
-        tables.remove_other_generations(generation)?;
+        tables.remove_generations_but([generation; 2])?;
         Ok(tables)
     }
 }
@@ -66,8 +67,10 @@ struct GroupInner {
     state: RwLock<State>,
     /// Taken only while `state` is held, so that it changes with the overlay.
     cache: Mutex<Cache>,
-    /// One flush or install at a time.
+    /// One flush, or one step of an install, at a time.
     flushing: Mutex<()>,
+    /// The generation that the latest installer writes to: only that one may go on.
+    newest: AtomicU32,
     /// A flush ahead of need is on its way.
     ahead: AtomicBool,
 }
@@ -85,15 +88,15 @@ pub struct FjallWriter<'a>(&'a GroupInner, RwLockWriteGuard<'a, State>);
 
 impl GroupInner {
     fn get(&self, state: &State, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-        let mut cache = self.cache();
-        if let Some(known) = cache.get(key) {
+        if let Some(known) = self.cache().get(key) {
             return Ok(known);
         }
         let found = match state.overlay.get(key) {
             Found::Here(value) => value,
+            // Others may look into the cache meanwhile; nobody changes the tables while `state` is held.
             Found::Below => self.below(state.generation, key)?,
         };
-        cache.insert(key, found.clone());
+        self.cache().insert(key, found.clone());
         Ok(found)
     }
 
@@ -216,6 +219,8 @@ impl FjallTables {
             let began = Instant::now();
             let prefix = prefix(self.0.group, generation);
             let rows = frozen.iter().map(|(key, slot)| (stored(prefix, key), slot.value.clone()));
+            self.0.store.0.wait_for_log()?;
+            self.0.store.0.wait_for_compaction();
             self.0.store.0.ingest(rows)?;
             metrics::histogram!("reveille_tables_flush_seconds").record(began.elapsed().as_secs_f64());
             let flushed = self.state().overlay.thaw();
@@ -225,13 +230,15 @@ impl FjallTables {
         Ok(())
     }
 
-    /// Removes the rows of generations other than this one, some at a time.
-    fn remove_other_generations(&self, generation: u32) -> Result<(), TableError> {
+    /// Removes the rows of every generation but these two, which ascend; some at a time.
+    fn remove_generations_but(&self, [one, other]: [u32; 2]) -> Result<(), TableError> {
         let store = &self.0.store.0;
         let group = self.0.group;
+        let after = |generation: u32| prefix(group, generation.saturating_add(1)).to_vec();
         let ranges = [
-            (prefix(group, 0).to_vec(), prefix(group, generation).to_vec()),
-            (prefix(group, generation.saturating_add(1)).to_vec(), (group + 1).to_be_bytes().to_vec()),
+            (prefix(group, 0).to_vec(), prefix(group, one).to_vec()),
+            (after(one), prefix(group, other).to_vec()),
+            (after(other), (group + 1).to_be_bytes().to_vec()),
         ];
         for (mut from, to) in ranges {
             while from < to {
@@ -331,9 +338,8 @@ impl Tables for FjallTables {
     }
 
     fn installer(&self) -> Result<FjallInstaller, TableError> {
-        let now = self.0.state.read().unwrap_or_else(PoisonError::into_inner).generation;
-        // A generation that no unfinished install has written to: those count on from here as well, and what
-        // they left goes at the first push.
-        Ok(FjallInstaller::new(self.clone(), now + 1))
+        // One that no other installer writes to. What unfinished ones left goes at the first push.
+        let generation = self.0.newest.fetch_add(1, Ordering::AcqRel) + 1;
+        Ok(FjallInstaller::new(self.clone(), generation))
     }
 }

@@ -70,6 +70,7 @@ impl Engine {
     /// Writes what the operations say and makes it durable. An error means that nothing more may be written.
     pub(super) fn commit(&mut self, ops: &[Op]) -> io::Result<()> {
         self.batch_start = self.seq;
+        let before = self.seq;
         for Op { group, action, .. } in ops {
             match action {
                 Action::Entries(entries) => {
@@ -89,6 +90,7 @@ impl Engine {
                 Action::Truncate(keep) => {
                     self.put(*group, Kind::Truncate, &[&keep.to_le_bytes()])?;
                 }
+                Action::Barrier => {}
                 Action::Purge(index, id) => {
                     self.put(*group, Kind::Purge, &[&index.to_le_bytes(), id])?;
                     lock(&self.groups[usize::from(*group)]).purge(*index, id.clone());
@@ -96,7 +98,7 @@ impl Engine {
             }
         }
         self.write()?;
-        self.sealed = false;
+        self.sealed &= self.seq == before;
         for index in self.groups.iter() {
             lock(index).evict(self.config.cache_bytes / self.groups.len().max(1));
         }

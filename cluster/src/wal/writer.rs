@@ -67,6 +67,8 @@ pub(super) enum Action {
     Truncate(u64),
     Purge(u64, Bytes),
     Committed(Bytes),
+    /// Nothing to write: done when everything before it is.
+    Barrier,
 }
 
 impl Action {
@@ -75,7 +77,7 @@ impl Action {
         match self {
             Action::Entries(entries) => entries.iter().map(|(_, _, payload)| payload.len() + small).sum(),
             Action::Vote(bytes) | Action::Committed(bytes) | Action::Purge(_, bytes) => bytes.len() + small,
-            Action::Truncate(_) => small,
+            Action::Truncate(_) | Action::Barrier => small,
         }
     }
 }
@@ -130,6 +132,17 @@ impl Wal {
     pub fn group(&self, group: u16) -> Option<WalGroup> {
         let known = usize::from(group) < self.inner.groups.len();
         known.then(|| WalGroup { wal: self.inner.clone(), group })
+    }
+
+    /// Blocks the thread until everything that was submitted before is durable.
+    pub fn barrier(&self) -> io::Result<()> {
+        let (done, outcome) = std::sync::mpsc::sync_channel(1);
+        let done: Done = Box::new(move |result| {
+            // Whoever waited has ended: nothing depends on it any more.
+            let _ = done.send(result);
+        });
+        self.inner.submit_now(Op { group: 0, action: Action::Barrier, done: Some(done) })?;
+        outcome.recv().unwrap_or_else(|_| Err(stopped("the log is closed")))
     }
 
     /// Why the log stopped, if it did. The node must stop, too.
@@ -206,6 +219,22 @@ impl Inner {
             }
             room.await;
         }
+    }
+
+    /// Queues an operation that takes no room, however much is queued.
+    fn submit_now(&self, op: Op) -> io::Result<()> {
+        self.check_alive()?;
+        if let Some(engine) = &self.inline {
+            let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+            finish(self, vec![op], |ops| engine.commit(ops));
+            return Ok(());
+        }
+        let mut queue = self.queue();
+        queue.ops.push(op);
+        if !std::mem::replace(&mut queue.urgent, true) {
+            self.work.notify_one();
+        }
+        Ok(())
     }
 
     /// Queues an operation and waits until it is durable.

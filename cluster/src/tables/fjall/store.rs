@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,8 +17,8 @@ use reveille_protocol::wire::codec;
 
 use crate::wal::Owner;
 
-/// Format of the folder.
-const FORMAT: u32 = 1;
+/// Format of the folder. 2: names the number of groups.
+const FORMAT: u32 = 2;
 /// New tables that wait before they are compacted, and beyond which a flush waits for that. Each is one more place to
 /// look for a key of its group; the more are merged at once, the less often a row is written again.
 const UNCOMPACTED: (u8, usize) = (12, 32);
@@ -30,6 +30,10 @@ const COMPACTION_WAIT: Duration = Duration::from_secs(10);
 pub struct StoreConfig {
     /// The cluster and node that the folder belongs to.
     pub owner: Owner,
+    /// Groups on this node, meta included; fixed when the folder is made.
+    pub groups: u16,
+    /// Make the folder's contents; refused where there are rows. Without it, missing ones are refused.
+    pub create: bool,
     /// Bytes of the block cache, shared by all groups.
     pub cache_bytes: u64,
     /// Bytes of one group's overlay; writers wait for a flush when it is full.
@@ -60,6 +64,28 @@ pub enum StoreError {
         /// Whose they are.
         found: Owner,
     },
+    /// Made for another number of groups.
+    #[error(
+        "tables in {folder} were made for {found} shard groups, not {configured}: cluster.groups is fixed when a cluster is created; set it back"
+    )]
+    Groups {
+        /// The folder.
+        folder: PathBuf,
+        /// Shard groups that they were made for.
+        found: u16,
+        /// Shard groups that the configuration names.
+        configured: u16,
+    },
+    /// To be made, but there are some.
+    #[error(
+        "tables in {0} hold rows, but there is no log beside them: this node had data before, and one whose log was lost must not come back under its old id; remove it from the cluster and add it under a new id"
+    )]
+    NotEmpty(PathBuf),
+    /// They should be there.
+    #[error(
+        "no tables in {0}, although there is a log; if they were lost, remove this node and let it rejoin under a new id"
+    )]
+    Missing(PathBuf),
     /// Made by another version.
     #[error(
         "tables in {folder} have format {found}, this build reads {FORMAT}; use the version that wrote them"
@@ -85,9 +111,20 @@ pub(super) struct Inner {
     pub(super) rows: Keyspace,
     pub(super) overlay_bytes: usize,
     poisoned: AtomicBool,
+    behind: OnceLock<Barrier>,
 }
 
+/// Blocks until the log is durable up to everything that was applied.
+type Barrier = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
+
 impl Store {
+    /// Keeps the tables on disk behind the log on disk from now on: raft may apply an entry that only other nodes have
+    /// synced, and after a power cut tables that know more than their log are no state that raft can start from.
+    pub fn keep_behind(&self, barrier: impl Fn() -> io::Result<()> + Send + Sync + 'static) {
+        // Given once, where the store is assembled with its log.
+        let _ = self.0.behind.set(Box::new(barrier));
+    }
+
     /// Opens the tables in `folder`, or makes them.
     pub fn open(folder: &Path, config: &StoreConfig) -> Result<Store, StoreError> {
         let failed = |error| match error {
@@ -114,20 +151,31 @@ impl Store {
         };
         let about = db.keyspace("about", options).map_err(failed)?;
         let rows = db.keyspace("rows", options).map_err(failed)?;
+        let groups = config.groups;
         match about.get("owner").map_err(failed)? {
+            None if !config.create => return Err(StoreError::Missing(folder.to_owned())),
             None => {
                 let mut owner = about.start_ingestion().map_err(failed)?;
-                owner.write("owner", codec::encode(&(FORMAT, config.owner))).map_err(failed)?;
+                owner.write("owner", codec::encode(&(FORMAT, config.owner, groups))).map_err(failed)?;
                 owner.finish().map_err(failed)?;
             }
             Some(bytes) => {
-                let (found, owner) = codec::decode::<(u32, Owner), 64>(&bytes)
-                    .map_err(|error| TableError(format!("owner of {}: {error}", folder.display())))?;
+                let damaged = |error| TableError(format!("owner of {}: {error}", folder.display()));
+                // Behind the codec's own version byte; what follows it differs between formats.
+                let found = bytes.get(1).map_or(0, |format| u32::from(*format));
                 if found != FORMAT {
                     return Err(StoreError::Format { folder: folder.to_owned(), found });
                 }
+                let (_, owner, found) = codec::decode::<(u32, Owner, u16), 64>(&bytes).map_err(damaged)?;
                 if owner != config.owner {
                     return Err(StoreError::Owner { folder: folder.to_owned(), found: owner });
+                }
+                if found != groups {
+                    let (found, configured) = (found - 1, groups - 1);
+                    return Err(StoreError::Groups { folder: folder.to_owned(), found, configured });
+                }
+                if config.create && !rows.is_empty().map_err(failed)? {
+                    return Err(StoreError::NotEmpty(folder.to_owned()));
                 }
             }
         }
@@ -137,6 +185,7 @@ impl Store {
             rows,
             overlay_bytes: config.overlay_bytes,
             poisoned: AtomicBool::new(false),
+            behind: OnceLock::new(),
         };
         Ok(Store(Arc::new(inner)))
     }
@@ -160,7 +209,6 @@ impl Inner {
         &self,
         rows: impl Iterator<Item = (Vec<u8>, Option<Bytes>)>,
     ) -> Result<(), TableError> {
-        self.wait_for_compaction();
         let mut table = self.checked(self.rows.start_ingestion())?;
         for (key, value) in rows {
             self.checked(match value {
@@ -171,7 +219,14 @@ impl Inner {
         self.checked(table.finish())
     }
 
-    fn wait_for_compaction(&self) {
+    /// Waits until what is to be flushed is durable in the log.
+    pub(super) fn wait_for_log(&self) -> Result<(), TableError> {
+        let Some(barrier) = self.behind.get() else { return Ok(()) };
+        barrier().map_err(|error| TableError(format!("{}: not flushed: {error}", self.folder.display())))
+    }
+
+    /// Waits while too many tables are uncompacted; call it before an ingestion, without locks that others need.
+    pub(super) fn wait_for_compaction(&self) {
         let began = Instant::now();
         while self.rows.l0_table_count() > UNCOMPACTED.1 && began.elapsed() < COMPACTION_WAIT {
             std::thread::sleep(Duration::from_millis(5));

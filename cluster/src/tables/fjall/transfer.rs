@@ -1,5 +1,6 @@
 //! Tables as a whole: a view that is read out for a peer, and a peer's that take the place of ours.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
@@ -98,43 +99,60 @@ impl FjallInstaller {
     }
 }
 
+impl FjallInstaller {
+    /// Runs a step of the install, one at a time, unless a later install has begun: that one counts.
+    async fn step<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&FjallTables, u32) -> Result<T, TableError> + Send + 'static,
+    ) -> Result<T, TableError> {
+        let generation = self.generation;
+        let work = move |tables: &FjallTables| {
+            // Before the locks: whoever needs them must not wait for compaction.
+            tables.0.store.0.wait_for_compaction();
+            let _one = tables.0.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+            if tables.0.newest.load(Ordering::Acquire) != generation {
+                return Err(TableError("a later snapshot is being installed".to_owned()));
+            }
+            step(tables, generation)
+        };
+        self.tables.blocking(work).await
+    }
+}
+
 impl Installer for FjallInstaller {
     async fn push(&mut self, pairs: Vec<(Bytes, Bytes)>) -> Result<(), TableError> {
-        let (generation, begun) = (self.generation, std::mem::replace(&mut self.begun, true));
-        self.tables
-            .blocking(move |tables| {
-                if !begun {
-                    tables.remove_other_generations(generation - 1)?;
-                }
-                if !pairs.is_sorted_by(|(one, _), (other, _)| one < other) {
-                    return Err(TableError(
-                        "the rows of a snapshot are not in the order of their keys".to_owned(),
-                    ));
-                }
-                let prefix = prefix(tables.0.group, generation);
-                let rows = pairs.into_iter().map(|(key, value)| (stored(prefix, &key), Some(value)));
-                tables.0.store.0.ingest(rows)
-            })
-            .await
+        let begun = std::mem::replace(&mut self.begun, true);
+        self.step(move |tables, generation| {
+            if !begun {
+                let live = tables.0.state.read().unwrap_or_else(PoisonError::into_inner).generation;
+                tables.remove_generations_but([live, generation])?;
+            }
+            if !pairs.is_sorted_by(|(one, _), (other, _)| one < other) {
+                return Err(TableError(
+                    "the rows of a snapshot are not in the order of their keys".to_owned(),
+                ));
+            }
+            let prefix = prefix(tables.0.group, generation);
+            let rows = pairs.into_iter().map(|(key, value)| (stored(prefix, &key), Some(value)));
+            tables.0.store.0.ingest(rows)
+        })
+        .await
     }
 
     async fn finish(self) -> Result<(), TableError> {
-        let generation = self.generation;
-        self.tables
-            .blocking(move |tables| {
-                let _one = tables.0.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.step(|tables, generation| {
+            {
                 // Writers wait until the new tables are in place: they must not write to the old ones any more.
                 let mut state = tables.state();
                 let record =
                     (generation_key(tables.0.group).to_vec(), Some(codec::encode(&generation).into()));
                 tables.0.store.0.ingest(std::iter::once(record))?;
-                let old = std::mem::replace(&mut state.generation, generation);
+                state.generation = generation;
                 state.overlay.clear();
                 tables.0.cache().clear();
-                drop(state);
-                debug_assert!(old < generation, "generations only rise");
-                tables.remove_other_generations(generation)
-            })
-            .await
+            }
+            tables.remove_generations_but([generation; 2])
+        })
+        .await
     }
 }

@@ -86,7 +86,7 @@ impl DevCluster {
             .arg(&path)
             .arg("--exit-with-stdin")
             .args(["--log-level", log_level]);
-        if !config.data.join("log").exists() {
+        if !holds_log(&config.data.join("log")) {
             command.arg("--create");
         }
         // The child ends when the other end of its input does, also if this process is killed.
@@ -155,6 +155,13 @@ impl Drop for DevCluster {
             let _ = child.wait();
         }
     }
+}
+
+/// Was the node's folder made to its end? The first segment is what is made last.
+fn holds_log(folder: &Path) -> bool {
+    let segment =
+        |name: std::ffi::OsString| Path::new(&name).extension().is_some_and(|ending| ending == "wal");
+    fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| segment(entry.file_name())))
 }
 
 fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
