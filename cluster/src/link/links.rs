@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reveille_protocol::id::NodeId;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -16,7 +17,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::connection::{self, Outgoing};
 use super::hello::{self, Hello};
 use super::identity::{Identity, node_of, server_name};
-use super::limits::{HANDSHAKE, HANDSHAKES, REDIAL};
+use super::limits::{HANDSHAKE, HANDSHAKES, REDIAL, SILENCE};
 use super::metrics::Refusal;
 use super::{Inbound, Lane, SendError};
 use crate::env::Transport;
@@ -132,13 +133,22 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
+/// Sets a socket up: frames go at once, and a peer that is gone or cut off is noticed.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    // Without it a small frame waits for the acknowledgement of the one before.
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(SILENCE))?;
+    let probe = SILENCE / 3;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(probe).with_interval(probe).with_retries(2))
+}
+
 type Server = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// The acceptor's half of the handshake: who is it, and may it?
 async fn greet(shared: &Shared, stream: TcpStream) -> Result<(Server, NodeId, Lane), Refusal> {
     let config = shared.identity.read().unwrap_or_else(PoisonError::into_inner).server.clone();
-    // Without it a small frame waits for the acknowledgement of the one before.
-    stream.set_nodelay(true).map_err(|_| Refusal::Tls)?;
+    prepare(&stream).map_err(|_| Refusal::Tls)?;
     let mut stream = TlsAcceptor::from(config).accept(stream).await.map_err(|_| Refusal::Tls)?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = certificate.and_then(|certificate| node_of(certificate, shared.config.cluster));
@@ -198,7 +208,7 @@ async fn connect(shared: &Shared, peer: NodeId, lane: Lane) -> Result<Client, Di
     let address = shared.config.peers.get(&peer).cloned().unwrap_or_default();
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
     let stream = TcpStream::connect(&addresses[..]).await?;
-    stream.set_nodelay(true)?;
+    prepare(&stream)?;
     let cluster = shared.config.cluster;
     let name = server_name(peer, cluster).ok_or(DialError::Refused(Refusal::Identity))?;
     let config = shared.identity.read().unwrap_or_else(PoisonError::into_inner).client.clone();
