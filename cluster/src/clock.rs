@@ -2,8 +2,8 @@
 //! monotonic one; never asks an operating system itself.
 //!
 //! Within a term a leader's group time advances with its monotonic clock. At an election it starts at the median
-//! of a quorum's wall clocks, and never before what the group has already seen. So one clock that jumps, even the
-//! leader's own, expires nothing.
+//! of a quorum's wall clocks, and never before what the group has already seen; until a quorum's are known it stands.
+//! So one clock that jumps, even the leader's own, expires nothing.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,36 +70,61 @@ impl<C: Cfg> Clocks<C> {
         (offsets.len() > peers.div_ceil(2)).then(|| -offsets[(offsets.len() - 1) / 2])
     }
 
-    /// The median wall clock, or this node's own while too few others were heard of.
-    pub(crate) fn median(&self, peers: usize) -> GroupTime {
-        let offset = self.offset_from_median(peers).unwrap_or(0);
-        GroupTime((self.wall() as i64 - offset).max(0) as u64)
+    /// The median wall clock; `None` while too few others were heard of.
+    pub(crate) fn median(&self, peers: usize) -> Option<GroupTime> {
+        let offset = self.offset_from_median(peers)?;
+        Some(GroupTime((self.wall() as i64 - offset).max(0) as u64))
+    }
+
+    /// This node's own wall clock, as group time.
+    pub(crate) fn wall_time(&self) -> GroupTime {
+        GroupTime(self.wall())
     }
 }
 
 /// One group's time at its leader.
-pub(crate) struct GroupClock<C: Cfg> {
-    base: Mutex<Option<(GroupTime, InstantOf<C>)>>,
+pub(crate) struct GroupClock<C: Cfg>(Mutex<Base<C>>);
+
+enum Base<C: Cfg> {
+    /// No term began yet.
+    Idle,
+    /// A term began, but no quorum's clocks are known: time stands at what the group has seen.
+    Standing(GroupTime),
+    /// Time was this at that instant.
+    Running(GroupTime, InstantOf<C>),
 }
 
 impl<C: Cfg> Default for GroupClock<C> {
     fn default() -> Self {
-        GroupClock { base: Mutex::new(None) }
+        GroupClock(Mutex::new(Base::Idle))
     }
 }
 
 impl<C: Cfg> GroupClock<C> {
-    /// A term begins: time starts at the median, but not before what the group has seen.
-    pub(crate) fn begin(&self, median: GroupTime, seen: GroupTime) {
-        let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
-        *base = Some((median.max(seen), C::now()));
+    /// A term begins. The group has seen this time.
+    pub(crate) fn begin(&self, seen: GroupTime) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Base::Standing(seen);
     }
 
-    /// Group time now; `otherwise` where no term began yet.
-    pub(crate) fn now(&self, otherwise: impl FnOnce() -> GroupTime) -> GroupTime {
-        match *self.base.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some((base, at)) => base + (C::now() - at),
-            None => otherwise(),
+    /// Group time now, by the median of a quorum's clocks if that is known; `own` is this node's clock.
+    pub(crate) fn now(
+        &self,
+        median: impl FnOnce() -> Option<GroupTime>,
+        own: impl FnOnce() -> GroupTime,
+    ) -> GroupTime {
+        let mut base = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match *base {
+            Base::Running(then, at) => then + (C::now() - at),
+            Base::Idle => median().unwrap_or_else(own),
+            Base::Standing(seen) => match median() {
+                Some(median) => {
+                    *base = Base::Running(median.max(seen), C::now());
+                    median.max(seen)
+                }
+                // A new group has seen no time: what it stored at zero would expire with the first real one.
+                None if seen == GroupTime::default() => own(),
+                None => seen,
+            },
         }
     }
 }
@@ -115,23 +140,33 @@ mod tests {
         let wall = Arc::new(AtomicU64::new(1_000_000));
         let read = wall.clone();
         let clocks = Clocks::<Tokio>::new(Arc::new(move || read.load(Ordering::Relaxed) * 1000));
-        assert_eq!(clocks.offset_from_median(2), None, "alone it is no majority");
+        assert_eq!(clocks.median(2), None, "alone it is no majority");
         clocks.heard(NodeId(2), 1_000_010);
         clocks.heard(NodeId(3), 1_000_020);
-        assert_eq!(clocks.median(2), GroupTime(1_000_010));
+        assert_eq!(clocks.median(2), Some(GroupTime(1_000_010)));
         // Our own clock jumps a day ahead; the peers' next words tell.
         wall.store(1_000_000 + 86_400_000, Ordering::Relaxed);
         clocks.heard(NodeId(2), 1_000_010);
         clocks.heard(NodeId(3), 1_000_020);
-        assert_eq!(clocks.median(2), GroupTime(1_000_020));
+        assert_eq!(clocks.median(2), Some(GroupTime(1_000_020)));
         assert!(clocks.offset_from_median(2).is_some_and(|offset| offset > 86_000_000));
     }
 
     #[test]
     fn group_time_goes_on_from_what_the_group_has_seen() {
         let clock = GroupClock::<Tokio>::default();
-        assert_eq!(clock.now(|| GroupTime(5)), GroupTime(5));
-        clock.begin(GroupTime(10), GroupTime(500));
-        assert!(clock.now(|| GroupTime(5)) >= GroupTime(500));
+        let (median, unknown, own) = (|| Some(GroupTime(5)), || None, || GroupTime(86_400_000));
+        assert_eq!(clock.now(median, own), GroupTime(5));
+        clock.begin(GroupTime(500));
+        assert_eq!(clock.now(unknown, own), GroupTime(500), "a clock alone expires nothing: time stands");
+        assert!(clock.now(median, own) >= GroupTime(500), "never back");
+        clock.begin(GroupTime(500));
+        assert_eq!(clock.now(|| Some(GroupTime(800)), own), GroupTime(800));
+        assert!(
+            clock.now(|| Some(GroupTime(9_000_000)), own) < GroupTime(9_000),
+            "within a term it runs by itself"
+        );
+        clock.begin(GroupTime(0));
+        assert_eq!(clock.now(unknown, own), own(), "a new group begins with some time");
     }
 }

@@ -13,14 +13,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::channel::mpsc;
 use openraft::async_runtime::WatchReceiver;
 use openraft::impls::BasicNode;
 use openraft::type_config::TypeConfigExt;
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use reveille_protocol::directory::{Directory, Node};
 use reveille_protocol::id::*;
+use tokio::sync::mpsc;
 
 use crate::clock::{Clocks, WallClock};
 use crate::env::Env;
@@ -190,7 +189,8 @@ impl<E: Env> Member<E> {
     }
 
     /// Makes the groups of a new cluster that this node is to initialise: the one who does becomes the first
-    /// leader, so they are spread over the nodes. Does nothing to a group that has members.
+    /// leader, so they are spread over the nodes. Does nothing to a group that has members, so it is called at each
+    /// start: the first one may have ended before it was through.
     pub async fn initialise(&self) -> io::Result<()> {
         let nodes: Vec<NodeId> = self.config.voters.keys().copied().collect();
         let members: BTreeMap<u64, BasicNode> =
@@ -206,6 +206,11 @@ impl<E: Env> Member<E> {
             }
         }
         Ok(())
+    }
+
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.config.node
     }
 
     /// This node's incarnation; zero until the meta group has granted one.
@@ -299,10 +304,10 @@ async fn follow_leadership<E: Env>(raft: GroupRaft<E>, shard: std::sync::Weak<Sh
 
 /// After each change of the directory: fences may be different, also this node's own.
 async fn follow_directory<E: Env>(member: std::sync::Weak<Member<E>>, mut changes: mpsc::Receiver<()>) {
-    while changes.next().await.is_some() {
+    while changes.recv().await.is_some() {
         let Some(member) = member.upgrade() else { return };
         for Group { shard, .. } in member.groups.values() {
-            shard.look_again();
+            shard.look_again().await;
         }
         member.check_own_fence();
     }

@@ -4,9 +4,10 @@
 //! It batches by itself: while a few entries are on their way, what comes in waits and goes as one. So a lonely
 //! command is not delayed, and a crowd shares its entries, its syncs and its messages.
 
+use std::pin::pin;
 use std::sync::Arc;
 
-use futures::channel::{mpsc, oneshot};
+use futures::channel::oneshot;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use openraft::Raft;
@@ -19,6 +20,8 @@ use reveille_protocol::time::GroupTime;
 use reveille_protocol::wire::entry::Entry;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::env::Env;
 use crate::raft::machine::Machine;
@@ -69,13 +72,20 @@ impl Proposer {
         Proposer { queue }
     }
 
-    /// Proposes one command and waits for what it comes to.
-    pub(crate) async fn propose(&self, command: Command) -> Outcome {
+    /// Proposes one command, at once and behind those of earlier calls; what is returned waits for what it comes to.
+    pub(crate) fn propose(&self, command: Command) -> impl Future<Output = Outcome> + Send + use<> {
         let (answer, outcome) = oneshot::channel();
-        if let Err(error) = self.queue.clone().try_send(Proposal { command, answer }) {
-            return if error.is_full() { Outcome::Busy } else { Outcome::NotLeader(None) };
+        let refused = match self.queue.try_send(Proposal { command, answer }) {
+            Ok(()) => None,
+            Err(TrySendError::Full(_)) => Some(Outcome::Busy),
+            Err(TrySendError::Closed(_)) => Some(Outcome::NotLeader(None)),
+        };
+        async move {
+            match refused {
+                Some(refused) => refused,
+                None => outcome.await.unwrap_or(Outcome::Unknown),
+            }
         }
-        outcome.await.unwrap_or(Outcome::Unknown)
     }
 }
 
@@ -95,12 +105,13 @@ async fn run<E: Env>(
             Some(first) => first,
             None => {
                 let arrived = if in_flight.is_empty() {
-                    waiting.next().await
+                    waiting.recv().await
                 } else {
+                    let mut arrival = pin!(waiting.recv().fuse());
                     // Biased to answers, which free the way for what waits.
                     futures::select_biased! {
                         _ = in_flight.next() => continue,
-                        arrived = waiting.next() => arrived,
+                        arrived = arrival => arrived,
                     }
                 };
                 match arrived {

@@ -6,9 +6,10 @@ mod tasks;
 mod waiters;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use futures::channel::{mpsc, oneshot};
+use futures::channel::oneshot;
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::directory::{self, Directory};
 use reveille_protocol::dispatch::{Dispatch, Event, Facts};
@@ -19,6 +20,7 @@ use reveille_protocol::service_list::{self, Applied, Effect, TableError, view};
 use reveille_protocol::stage::{End, Stage};
 use reveille_protocol::time::{GroupTime, Instant};
 use reveille_protocol::wire::peer::{Report, Reported, SessionMessage};
+use tokio::sync::mpsc;
 
 use self::waiters::Waiters;
 use crate::clock::{Clocks, GroupClock};
@@ -62,6 +64,8 @@ pub(crate) struct Shard<E: Env> {
     /// Wakes the timer task after the dispatcher's next deadline may have changed.
     wake: mpsc::Sender<()>,
     proposer: Mutex<Option<Proposer>>,
+    /// An Expire is on its way.
+    expiring: AtomicBool,
     /// Set once the tables cannot be read: the group has stopped here.
     broken: Mutex<Option<TableError>>,
 }
@@ -88,6 +92,7 @@ impl<E: Env> Shard<E> {
             state: Mutex::default(),
             wake,
             proposer: Mutex::new(None),
+            expiring: AtomicBool::new(false),
             broken: Mutex::new(None),
         });
         let _detached = E::Cfg::spawn(tasks::timers(Arc::downgrade(&shard), woken));
@@ -117,7 +122,7 @@ impl<E: Env> Shard<E> {
 
     /// Group time, as this node would stamp it.
     pub(crate) fn group_time(&self) -> GroupTime {
-        self.clock.now(|| self.shared.clocks.median(self.shared.peers))
+        self.clock.now(|| self.shared.clocks.median(self.shared.peers), || self.shared.clocks.wall_time())
     }
 
     fn traced(&self, stage: Stage, node: NodeId) -> Traced {
@@ -153,7 +158,7 @@ impl<E: Env> Shard<E> {
             }
             Some(term) => {
                 let seen = self.checked(service_list::time(&self.tables.read())).unwrap_or_default();
-                self.clock.begin(self.shared.clocks.median(self.shared.peers), seen);
+                self.clock.begin(seen);
                 // A leader whose first entry is not applied yet does not know what its predecessor committed.
                 if state.applied_term == term {
                     self.lead(&mut state, term);
@@ -263,24 +268,10 @@ impl<E: Env> Shard<E> {
         self.rearm();
     }
 
-    /// Fences may have changed: looks at everything that waits.
-    pub(crate) fn look_again(&self) {
-        let mut state = self.state();
-        let waiting: Vec<_> = state.dispatch.waiting().collect();
-        for terminal in waiting {
-            self.look_at(&mut state, terminal, None);
-        }
-        self.rearm();
-    }
-
-    /// Tells the caller when a message ends; `None` if too many wait already.
-    pub(crate) fn wait_for(&self, message: MessageId) -> Option<oneshot::Receiver<End>> {
-        self.state().waiters.add(message)
-    }
-
-    /// The caller does not wait any more.
-    pub(crate) fn stop_waiting(&self, message: &MessageId) {
-        self.state().waiters.forget_gone(message);
+    /// Waits for a message's end; `None` if too many wait already.
+    pub(crate) fn wait_for(self: &Arc<Self>, message: MessageId) -> Option<Waiting<E>> {
+        let end = self.state().waiters.add(message)?;
+        Some(Waiting { shard: self.clone(), message, end: Some(end) })
     }
 
     /// Answers a query from the tables as they stand.
@@ -331,7 +322,7 @@ impl<E: Env> Shard<E> {
 
     fn rearm(&self) {
         // Full means that the timer task is about to look anyway.
-        let _ = self.wake.clone().try_send(());
+        let _ = self.wake.try_send(());
     }
 
     fn publish_directory(&self) {
@@ -340,7 +331,31 @@ impl<E: Env> Shard<E> {
         *self.shared.directory.write().unwrap_or_else(PoisonError::into_inner) = directory.clone();
         self.shared.host.directory(directory);
         // Full means that a look at the new directory is due anyway.
-        let _ = self.shared.changed.clone().try_send(());
+        let _ = self.shared.changed.try_send(());
+    }
+}
+
+/// A publisher that waits; dropped, it is forgotten.
+pub(crate) struct Waiting<E: Env> {
+    shard: Arc<Shard<E>>,
+    message: MessageId,
+    end: Option<oneshot::Receiver<End>>,
+}
+
+impl<E: Env> Waiting<E> {
+    /// Comes with the message's end, or when this node stops to lead.
+    pub(crate) async fn end(&mut self) {
+        if let Some(end) = &mut self.end {
+            // Cancelled says that nobody will tell any more.
+            let _ = end.await;
+        }
+    }
+}
+
+impl<E: Env> Drop for Waiting<E> {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        self.shard.state().waiters.forget_gone(&self.message);
     }
 }
 

@@ -77,10 +77,20 @@ async fn publish(member: Arc<Member<Sim>>, number: u64, terminal: u8) -> Option<
     }
 }
 
+async fn start(nodes: &mut [SimNode], at: usize, network: &Network) {
+    nodes[at].start(network).await;
+    let others = nodes.iter().enumerate().filter(|(other, _)| *other != at);
+    let others: Vec<_> = others.filter_map(|(_, node)| node.member().cloned()).collect();
+    nodes[at].link_up(&others);
+}
+
 async fn scenario(network: Network) {
-    let mut nodes: Vec<SimNode> = (1..=NODES).map(SimNode::new).collect();
-    for node in &mut nodes {
-        node.start(&network).await;
+    // One clock is two days ahead: by it every push would have expired.
+    let wrong = 1 + network.roll(NODES);
+    let ahead = |id| if id == wrong { Duration::from_secs(2 * 24 * 3600) } else { Duration::ZERO };
+    let mut nodes: Vec<SimNode> = (1..=NODES).map(|id| SimNode::new(id, ahead(id))).collect();
+    for at in 0..nodes.len() {
+        start(&mut nodes, at, &network).await;
     }
     settle(&nodes).await;
     for node in &nodes {
@@ -130,10 +140,10 @@ async fn scenario(network: Network) {
             acknowledged.extend(published.await.expect("no panic"));
         }
         network.heal();
-        for node in &mut nodes {
-            if node.member().is_none() {
-                node.start(&network).await;
-                let member = node.member().unwrap().clone();
+        for at in 0..nodes.len() {
+            if nodes[at].member().is_none() {
+                start(&mut nodes, at, &network).await;
+                let member = nodes[at].member().unwrap().clone();
                 member.join().await.expect("an incarnation after a restart");
             }
         }

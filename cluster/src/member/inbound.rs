@@ -19,6 +19,7 @@ use serde::Serialize;
 use super::Member;
 use crate::env::{Env, Transport};
 use crate::link::Lane;
+use crate::propose::Outcome;
 use crate::query::{Answer, MessageView, Query};
 use crate::raft::machine::SnapshotData;
 use crate::raft::network::{Chunk, ChunkAnswer, MAX_MESSAGE, envelope, open};
@@ -60,17 +61,49 @@ impl<E: Env> Member<E> {
             Some(Frame::Appended { stream, body, .. }) => self.streams.answered(from, stream, body),
             Some(Frame::Session(body)) => self.session_message(from, &body),
             Some(Frame::Clock(wall)) => self.shared.clocks.heard(from, wall),
+            // Queued here, in the order of the link: a command that is tried again must not overtake its first copy.
+            Some(Frame::Request { id, method: Method::Propose, body }) => {
+                let Some(outcome) = self.proposed(&body) else { return };
+                let body = async move { Some(codec::encode(&outcome.await).into()) };
+                self.respond(from, lane, id, body);
+            }
             Some(Frame::Request { id, method, body }) => {
                 let member = self.clone();
-                let _detached = E::Cfg::spawn(async move {
-                    if let Some(body) = member.answer(from, method, body).await {
-                        // Lost with the link: the caller learns of the break by itself.
-                        let response = Frame::Response { id, body }.encode();
-                        let _ = member.shared.calls.transport().send(from, lane, response);
-                    }
-                });
+                self.respond(from, lane, id, async move { member.answer(from, method, body).await });
             }
             None => tracing::warn!(node = from.0, "a peer sent a frame that this version does not know"),
+        }
+    }
+
+    /// Sends what `body` comes to, unless that is nothing.
+    fn respond(
+        self: &Arc<Self>,
+        to: NodeId,
+        lane: Lane,
+        id: u64,
+        body: impl Future<Output = Option<Bytes>> + Send + 'static,
+    ) {
+        let member = self.clone();
+        let _detached = E::Cfg::spawn(async move {
+            if let Some(body) = body.await {
+                // Lost with the link: the caller learns of the break by itself.
+                let response = Frame::Response { id, body }.encode();
+                let _ = member.shared.calls.transport().send(to, lane, response);
+            }
+        });
+    }
+
+    fn proposed(&self, body: &[u8]) -> Option<impl Future<Output = Outcome> + Send + use<E>> {
+        let (group, command) = open::<Command>(body)?;
+        Some(self.groups.get(&group)?.proposer.propose(command))
+    }
+
+    /// A link is there: what the peer's wall clock says must be known before its vote counts.
+    pub fn link_up(&self, peer: NodeId, lane: Lane) {
+        if lane == Lane::Control {
+            let frame = Frame::Clock(self.shared.clocks.wall()).encode();
+            // The link broke again: the next one begins with it.
+            let _ = self.shared.calls.transport().send(peer, Lane::Control, frame);
         }
     }
 
@@ -177,11 +210,8 @@ impl<E: Env> Member<E> {
                 let answer = self.snapshot_chunk(from, &body).await;
                 Some(codec::encode(&answer.unwrap_or_else(ChunkAnswer::Broken)).into())
             }
-            Method::Propose => {
-                let (group, command) = open::<Command>(&body)?;
-                let outcome = self.groups.get(&group)?.proposer.propose(command).await;
-                Some(codec::encode(&outcome).into())
-            }
+            // Taken out before, where the order counts.
+            Method::Propose => Some(codec::encode(&self.proposed(&body)?.await).into()),
             Method::Query => {
                 let (group, query) = open::<Query>(&body)?;
                 Some(codec::encode(&self.answer_here(group, query).await).into())
@@ -233,16 +263,13 @@ impl<E: Env> Member<E> {
         if let Query::Message { message, wait, .. } = &query
             && *wait > 0
         {
-            let Some(end) = shard.wait_for(*message) else { return Answer::Unavailable };
+            let Some(mut waiting) = shard.wait_for(*message) else { return Answer::Unavailable };
             // Only after the waiter stands: an end between the look and the wait would be missed.
             if let Ok(Answer::Message(Some(MessageView { end: None, .. }))) = shard.read(&query) {
                 let wait = Duration::from_millis(*wait).min(MAX_QUERY_WAIT);
                 // Ended, too late, or the leader changed: what the tables say now is the answer in each case.
-                let _ = E::Cfg::timeout(wait, end).await;
-            } else {
-                drop(end);
+                let _ = E::Cfg::timeout(wait, waiting.end()).await;
             }
-            shard.stop_waiting(message);
         }
         shard.read(&query).unwrap_or(Answer::Unavailable)
     }

@@ -54,7 +54,9 @@ impl<E: Env> Member<E> {
         let mut failed = Unavailable::NoLeader;
         let (mut hint, mut pause) = (None, PAUSE.0);
         if let Command::Enqueue(enqueue) = &mut command {
-            enqueue.not_after = self.shared.clocks.median(self.shared.peers) + NOT_AFTER;
+            let clocks = &self.shared.clocks;
+            let now = clocks.median(self.shared.peers).unwrap_or_else(|| clocks.wall_time());
+            enqueue.not_after = now + NOT_AFTER;
         }
         loop {
             let left = until - E::Cfg::now().min(until);

@@ -2,18 +2,19 @@
 //! Decides nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::channel::mpsc;
 use openraft::async_runtime::Select2;
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::dispatch::Event;
-use reveille_protocol::service_list;
+use reveille_protocol::service_list::{self, Reply};
 use reveille_protocol::time::Instant;
+use tokio::sync::mpsc;
 
 use super::Shard;
 use crate::env::Env;
+use crate::propose::Outcome;
 use crate::tables::Tables;
 
 /// Terminals that a new leader takes up at once while it rebuilds its soft state; between two such steps other
@@ -42,6 +43,23 @@ pub(super) async fn rebuild<E: Env>(shard: Arc<Shard<E>>, term: u64) {
     }
 }
 
+impl<E: Env> Shard<E> {
+    /// Fences may have changed: looks at everything that waits, step by step.
+    pub(crate) async fn look_again(&self) {
+        let waiting: Vec<_> = self.state().dispatch.waiting().collect();
+        for some in waiting.chunks(REBUILD_STEP) {
+            {
+                let mut state = self.state();
+                for terminal in some {
+                    self.look_at(&mut state, *terminal, None);
+                }
+            }
+            self.rearm();
+            E::Cfg::yield_now().await;
+        }
+    }
+}
+
 /// Runs the dispatcher's timers and looks for what has ended by time, until the shard is gone.
 pub(super) async fn timers<E: Env>(shard: std::sync::Weak<Shard<E>>, mut woken: mpsc::Receiver<()>) {
     let mut looked = Instant(0);
@@ -57,10 +75,10 @@ pub(super) async fn timers<E: Env>(shard: std::sync::Weak<Shard<E>>, mut woken: 
         };
         match wait {
             // A follower sleeps until it leads.
-            None if woken.next().await.is_none() => return,
+            None if woken.recv().await.is_none() => return,
             None => {}
             Some(wait) => {
-                if let Select2::First(None) = E::Cfg::select2(woken.next(), E::Cfg::sleep(wait)).await {
+                if let Select2::First(None) = E::Cfg::select2(woken.recv(), E::Cfg::sleep(wait)).await {
                     return;
                 }
             }
@@ -74,18 +92,29 @@ pub(super) async fn timers<E: Env>(shard: std::sync::Weak<Shard<E>>, mut woken: 
         };
         if leads && shard.now().since(looked) >= EXPIRY_TICK {
             looked = shard.now();
-            expire(&shard).await;
+            // Beside this: an entry takes its time, and the dispatcher's timers must not wait for it.
+            if !shard.expiring.swap(true, Ordering::Relaxed) {
+                let _detached = E::Cfg::spawn(async move {
+                    expire(&shard).await;
+                    shard.expiring.store(false, Ordering::Relaxed);
+                });
+            }
         }
     }
 }
 
-/// Proposes an Expire if something is due.
+/// Proposes Expires until nothing is due; an entry takes up a bounded number of matters.
 async fn expire<E: Env>(shard: &Arc<Shard<E>>) {
-    let next = shard.checked(service_list::next_deadline(&shard.tables.read())).flatten();
-    if next.is_some_and(|at| at <= shard.group_time())
-        && let Some(proposer) = shard.proposer()
-    {
-        // What it did not get to is due at the next look.
-        proposer.propose(service_list::Command::Expire).await;
+    loop {
+        let next = shard.checked(service_list::next_deadline(&shard.tables.read())).flatten();
+        let (Some(proposer), true) = (shard.proposer(), next.is_some_and(|at| at <= shard.group_time()))
+        else {
+            return;
+        };
+        // Refused or unknown: what is due then is due at the next look as well.
+        match proposer.propose(service_list::Command::Expire).await {
+            Outcome::Applied(Reply::Expired { count }) if count > 0 => {}
+            _ => return,
+        }
     }
 }

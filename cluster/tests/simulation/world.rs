@@ -182,12 +182,14 @@ pub struct SimNode {
     tables: BTreeMap<GroupId, MemoryTables>,
     running: Option<(Arc<Member<Sim>>, Wal)>,
     boots: u64,
+    /// How far its wall clock is ahead.
+    ahead: Duration,
 }
 
 impl SimNode {
-    pub fn new(id: u64) -> SimNode {
+    pub fn new(id: u64, ahead: Duration) -> SimNode {
         let tables = (0..=GROUPS).map(|group| (GroupId(group), MemoryTables::default())).collect();
-        SimNode { id: NodeId(id), disk: SimDisk::default(), tables, running: None, boots: 0 }
+        SimNode { id: NodeId(id), disk: SimDisk::default(), tables, running: None, boots: 0, ahead }
     }
 
     pub fn member(&self) -> Option<&Arc<Member<Sim>>> {
@@ -228,7 +230,10 @@ impl SimNode {
                 tokens: BTreeMap::new(),
                 secret: [7; 32],
             }),
-            wall: Arc::new(|| 1_700_000_000_000_000 + now().as_micros() as u64),
+            wall: {
+                let ahead = self.ahead;
+                Arc::new(move || 1_700_000_000_000_000 + (now() + ahead).as_micros() as u64)
+            },
         };
         let host = Arc::new(NoSessions { network: network.clone(), node: self.id, member: OnceLock::new() });
         let wire = Wire { network: network.clone(), from: self.id };
@@ -247,6 +252,15 @@ impl SimNode {
         }
         self.running = Some((member, wal));
         network.note(format!("{} starts", self.id));
+    }
+
+    /// The links to the others are there.
+    pub fn link_up(&self, others: &[Arc<Member<Sim>>]) {
+        let Some(member) = self.member() else { return };
+        for other in others {
+            other.link_up(self.id, Lane::Control);
+            member.link_up(other.node(), Lane::Control);
+        }
     }
 
     /// The power goes: everything stops, and what was not synced is lost or torn as the dice say.
