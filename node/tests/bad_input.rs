@@ -80,6 +80,50 @@ fn the_publishers_api_refuses_and_says_why() {
 }
 
 #[test]
+fn tokens_allow_what_they_say_until_they_are_revoked() {
+    let dev = Dev::start();
+    let id = terminal_of(&dev, "t1");
+    let json = [("Content-Type", "application/json")];
+    let make = |body: &str| dev.request(1, "POST", "/v1/tokens", &json, body.as_bytes());
+    for (body, error) in [
+        ("not json", "bad_json"),
+        ("{\"name\":\"x\",\"rights\":[\"fly\"]}", "bad_json"),
+        ("{\"name\":\"x\",\"rights\":[],\"surprise\":1}", "bad_json"),
+        ("{\"name\":\"x\",\"rights\":[]}", "bad_rights"),
+        ("{\"name\":\"\",\"rights\":[\"read\"]}", "bad_name"),
+    ] {
+        let answer = make(body);
+        assert_eq!((answer.status, answer.json()["error"].as_str()), (400, Some(error)), "{body}");
+    }
+    let made = make("{\"name\":\"sender\",\"rights\":[\"publish\"]}");
+    assert_eq!(made.status, 201);
+    let (token, name) = (made.json()["token"].clone(), made.json()["id"].clone());
+    let bearer = format!("Bearer {}", token.as_str().unwrap());
+    let with = |node: usize, method: &str, path: &str| {
+        http(dev.url(node), method, path, &[("Authorization", bearer.as_str())], b"x")
+    };
+    let publish = format!("/v1/terminals/{id}/messages");
+    let until = std::time::Instant::now() + Duration::from_secs(5);
+    while with(3, "POST", &publish).status == 401 && std::time::Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(with(3, "POST", &publish).status, 201);
+    let refused = with(3, "GET", "/v1/terminals");
+    assert_eq!((refused.status, refused.json()["error"].as_str()), (403, Some("no_right")));
+    assert_eq!(with(3, "GET", "/v1/tokens").status, 403);
+    let listed = dev.request(1, "GET", "/v1/tokens", &[], b"");
+    let text = String::from_utf8_lossy(&listed.body).into_owned();
+    assert!(text.contains("sender") && !text.contains(token.as_str().unwrap()), "{text}");
+    let path = format!("/v1/tokens/{}", name.as_str().unwrap());
+    assert_eq!(dev.request(1, "DELETE", &path, &[], b"").status, 204);
+    while with(3, "POST", &publish).status != 401 && std::time::Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(with(3, "POST", &publish).status, 401);
+    assert_eq!(dev.request(1, "DELETE", &path, &[], b"").status, 404);
+}
+
+#[test]
 fn a_full_queue_refuses_and_drops_nothing() {
     let dev = Dev::start();
     let key = "ab".repeat(32);

@@ -13,8 +13,11 @@ use crate::wire::codec;
 
 /// Bytes of a whole directory: some ten thousand tokens.
 const MAX_DIRECTORY: usize = 4 * 1024 * 1024;
-/// Tokens and tenants together: keeps the directory within its size.
+/// Tokens and tenants together: with names of [`MAX_TEXT`] about a megabyte, within the directory's size and within one
+/// chunk of a snapshot.
 const MAX_RECORDS: usize = 10_000;
+/// Bytes of a tenant's or token's name.
+const MAX_TEXT: usize = 64;
 /// Secrets that are valid at once: the current one and those that outlive a rotation.
 const MAX_SECRETS: usize = 3;
 
@@ -189,7 +192,9 @@ pub enum Refused {
     #[error("tenant {0} already has this name")]
     NameTaken(TenantId),
     /// The directory is full.
-    #[error("the directory already has {0} tenants and tokens; revoke some")]
+    #[error(
+        "the directory has {0} tenants and tokens already, or the name is too long; revoke some, or shorten it"
+    )]
     Full(usize),
 }
 
@@ -261,14 +266,14 @@ impl Directory {
                 {
                     return Err(Refused::NameTaken(*taken));
                 }
-                self.room_for(self.tenants.contains_key(tenant))?;
+                self.room_for(self.tenants.contains_key(tenant), value.name.len())?;
                 self.tenants.insert(*tenant, value.clone());
             }
             Change::PutToken { hash, value } => {
                 if !self.tenants.contains_key(&value.tenant) {
                     return Err(Refused::UnknownTenant(value.tenant));
                 }
-                self.room_for(self.tokens.contains_key(hash))?;
+                self.room_for(self.tokens.contains_key(hash), value.name.len())?;
                 self.tokens.insert(*hash, value.clone());
             }
             Change::RevokeToken { hash } => {
@@ -284,9 +289,11 @@ impl Directory {
         Ok(Outcome::Done)
     }
 
-    fn room_for(&self, known: bool) -> Result<(), Refused> {
+    /// May one more record be put, of which so many bytes are text?
+    fn room_for(&self, known: bool, text: usize) -> Result<(), Refused> {
         let records = self.tenants.len() + self.tokens.len();
-        if known || records < MAX_RECORDS { Ok(()) } else { Err(Refused::Full(records)) }
+        let fits = text <= MAX_TEXT && (known || records < MAX_RECORDS);
+        if fits { Ok(()) } else { Err(Refused::Full(records)) }
     }
 }
 

@@ -11,6 +11,11 @@ use reveille_protocol::id::{KeyFingerprint, TenantId};
 
 use super::error::ApiError;
 
+/// Unix time in milliseconds, by this node's clock.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
 /// The hash under which a token is in the directory.
 pub(super) fn token_hash(token: &str) -> KeyFingerprint {
     KeyFingerprint(sha256(token.as_bytes()))
@@ -31,8 +36,7 @@ pub(super) fn tenant(
     let token = token.ok_or_else(|| ApiError::new(StatusCode::UNAUTHORIZED, "no_token", missing))?;
     // Looked up by its hash, so that the time of the look-up tells nothing of the token.
     let known = directory.tokens.get(&token_hash(token));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    let known = known.filter(|known| known.expires.is_none_or(|expires| expires.0 > now));
+    let known = known.filter(|known| known.expires.is_none_or(|expires| expires.0 > now()));
     let known = known.ok_or_else(|| {
         ApiError::new(StatusCode::UNAUTHORIZED, "unknown_token", "unknown or expired token")
     })?;

@@ -6,6 +6,7 @@ mod auth;
 mod error;
 mod messages;
 mod terminals;
+mod tokens;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +41,9 @@ impl Api {
 /// Bytes of one bulk registration: ten thousand keys.
 const MAX_BULK: usize = 1024 * 1024;
 
+/// Bytes of a request for a token: a name and a few words.
+const MAX_TOKEN_REQUEST: usize = 4 * 1024;
+
 /// The publisher's routes.
 pub fn publisher(config: &mut web::ServiceConfig) {
     config
@@ -60,6 +64,13 @@ pub fn publisher(config: &mut web::ServiceConfig) {
                 .route(web::get().to(terminals::list))
                 .route(web::post().to(terminals::register)),
         )
+        .service(
+            web::resource("/v1/tokens")
+                .app_data(web::JsonConfig::default().limit(MAX_TOKEN_REQUEST).error_handler(error::bad_json))
+                .route(web::get().to(tokens::list))
+                .route(web::post().to(tokens::make)),
+        )
+        .service(web::resource("/v1/tokens/{id}").route(web::delete().to(tokens::revoke)))
         .default_service(web::to(error::no_such_page));
 }
 

@@ -1,0 +1,122 @@
+//! Tokens of a tenant: made, listed and revoked by its admin. The text of one is shown once and stored nowhere.
+
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, web};
+use reveille_protocol::directory::{Change, Outcome, Rights, Token};
+use reveille_protocol::id::{GroupId, KeyFingerprint};
+use reveille_protocol::service_list::{Command, Reply};
+use reveille_protocol::time::GroupTime;
+use serde::{Deserialize, Serialize};
+
+use super::Api;
+use super::auth::{now, tenant, token_hash};
+use super::error::{ApiError, unexpected};
+
+const DEADLINE: Duration = Duration::from_secs(5);
+const META: GroupId = GroupId(0);
+/// Characters of a token's name: enough to say who uses it.
+const MAX_NAME: usize = 64;
+
+/// A token to be made.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewToken {
+    name: String,
+    rights: Vec<Right>,
+    /// Seconds until it ends; missing: never.
+    ttl: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Right {
+    Publish,
+    Read,
+    Admin,
+}
+
+/// A token as the API shows it.
+#[derive(Debug, Serialize)]
+struct Shown {
+    /// SHA-256 of its text: names it for revoking.
+    id: String,
+    name: String,
+    rights: Vec<Right>,
+    /// Unix time in milliseconds.
+    expires: Option<u64>,
+    /// Only in the answer that made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+}
+
+impl Shown {
+    fn new(hash: &KeyFingerprint, token: &Token, text: Option<String>) -> Shown {
+        let Rights { publish, read, admin } = token.rights;
+        let rights = [(publish, Right::Publish), (read, Right::Read), (admin, Right::Admin)];
+        Shown {
+            id: hash.to_string(),
+            name: token.name.clone(),
+            rights: rights.into_iter().filter(|(has, _)| *has).map(|(_, right)| right).collect(),
+            expires: token.expires.map(|expires| expires.0),
+            token: text,
+        }
+    }
+}
+
+async fn change(api: &Api, change: Change) -> Result<(), ApiError> {
+    match api.cluster.propose(META, Command::Directory(Box::new(change)), DEADLINE).await? {
+        Reply::Directory(Outcome::Done) => Ok(()),
+        Reply::Refused(refusal) => Err(refusal.into()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `POST /v1/tokens`
+pub(super) async fn make(
+    request: HttpRequest,
+    new: web::Json<NewToken>,
+    api: web::Data<Api>,
+) -> Result<HttpResponse, ApiError> {
+    let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.admin)?;
+    if new.name.is_empty() || new.name.len() > MAX_NAME {
+        return Err(ApiError::bad("bad_name", format!("name must be 1 to {MAX_NAME} bytes")));
+    }
+    if new.rights.is_empty() {
+        return Err(ApiError::bad("bad_rights", "rights must name some of publish, read, admin"));
+    }
+    let has = |right| new.rights.contains(&right);
+    let rights = Rights { publish: has(Right::Publish), read: has(Right::Read), admin: has(Right::Admin) };
+    let expires = new.ttl.map(|ttl| GroupTime(now().saturating_add(ttl.saturating_mul(1000))));
+    let text: String = crate::enrolment::random::<24>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = token_hash(&text);
+    let value = Token { name: new.name.clone(), tenant, rights, expires };
+    change(&api, Change::PutToken { hash, value: value.clone() }).await?;
+    Ok(HttpResponse::build(StatusCode::CREATED).json(Shown::new(&hash, &value, Some(text))))
+}
+
+/// `GET /v1/tokens`
+pub(super) async fn list(request: HttpRequest, api: web::Data<Api>) -> Result<HttpResponse, ApiError> {
+    let directory = api.cluster.directory();
+    let tenant = tenant(&request, &directory, |rights| rights.admin)?;
+    let own = directory.tokens.iter().filter(|(_, token)| token.tenant == tenant);
+    let tokens: Vec<_> = own.map(|(hash, token)| Shown::new(hash, token, None)).collect();
+    Ok(HttpResponse::Ok().json(serde_json::json!({ "tokens": tokens })))
+}
+
+/// `DELETE /v1/tokens/{id}`: a node that was cut off learns of it when it is back.
+pub(super) async fn revoke(
+    request: HttpRequest,
+    path: web::Path<String>,
+    api: web::Data<Api>,
+) -> Result<HttpResponse, ApiError> {
+    let directory = api.cluster.directory();
+    let tenant = tenant(&request, &directory, |rights| rights.admin)?;
+    let hash: KeyFingerprint = path.parse()?;
+    if directory.tokens.get(&hash).is_none_or(|token| token.tenant != tenant) {
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_token_id", "no token with this id"));
+    }
+    change(&api, Change::RevokeToken { hash }).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
