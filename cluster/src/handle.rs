@@ -226,8 +226,9 @@ impl ClusterHandle {
         led == all && self.member.incarnation() != Incarnation(0) && self.wal.failed().is_none()
     }
 
-    /// Stops the groups and the links. What was acknowledged is on disk already.
+    /// Lets others lead, then stops the groups and the links. What was acknowledged is on disk already.
     pub async fn shutdown(&self) {
+        self.member.hand_over().await;
         self.member.shutdown().await;
         self.links.shutdown();
     }

@@ -4,6 +4,7 @@
 mod inbound;
 mod incarnation;
 mod route;
+mod tether;
 mod upkeep;
 
 use std::collections::BTreeMap;

@@ -17,6 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
+use reveille_cluster::link::Lane;
 use reveille_cluster::member::Member;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::Urgency;
@@ -162,6 +163,53 @@ async fn scenario(network: Network) {
     check(&network, &nodes, &acknowledged);
     for node in &nodes {
         node.member().unwrap().shutdown().await;
+    }
+}
+
+/// The leader's process dies: its peers' links break, and a majority elects without waiting for timers.
+async fn failover(network: Network) {
+    let mut nodes: Vec<SimNode> = (1..=NODES).map(|id| SimNode::new(id, Duration::ZERO)).collect();
+    for at in 0..nodes.len() {
+        start(&mut nodes, at, &network).await;
+    }
+    settle(&nodes).await;
+    for node in &nodes {
+        node.member().unwrap().join().await.expect("an incarnation");
+    }
+    SimRuntime::sleep(Duration::from_secs(1)).await;
+    for group in (0..=GROUPS).map(GroupId) {
+        let leader = nodes[0].member().unwrap().leader(group).expect("a leader");
+        let survivors = || nodes.iter().filter(|node| node.id != leader).filter_map(|node| node.member());
+        // One node's false alarm moves nothing: the others still hear the leader.
+        let alarmed = survivors().next().unwrap().clone();
+        alarmed.link_down(leader, Lane::Control);
+        SimRuntime::sleep(Duration::from_millis(700)).await;
+        assert!(survivors().all(|member| member.leader(group) == Some(leader)), "moved by one false alarm");
+
+        let at = nodes.iter().position(|node| node.id == leader).unwrap();
+        let others: Vec<_> = survivors().cloned().collect();
+        let died = world::now();
+        nodes[at].crash(&network, &others).await;
+        let moved = || others.iter().all(|member| member.leader(group).is_some_and(|now| now != leader));
+        while !moved() {
+            assert!(world::now() - died < Duration::from_millis(200), "timers alone take 340 ms and more");
+            SimRuntime::sleep(Duration::from_millis(1)).await;
+        }
+        start(&mut nodes, at, &network).await;
+        nodes[at].member().unwrap().join().await.expect("an incarnation after a restart");
+        settle(&nodes).await;
+        SimRuntime::sleep(Duration::from_secs(1)).await;
+    }
+    for node in &nodes {
+        node.member().unwrap().shutdown().await;
+    }
+}
+
+#[test]
+fn a_dead_leader_is_followed_at_once_and_one_false_alarm_by_nobody() {
+    for seed in 1..=3 {
+        println!("seed {seed}");
+        SimRuntime::with_seed(seed).block_on(failover(Network::new(seed)));
     }
 }
 

@@ -110,6 +110,9 @@ impl<E: Env> Member<E> {
     /// A link broke.
     pub fn link_down(&self, peer: NodeId, lane: Lane) {
         self.shared.calls.broken(peer, lane);
+        if lane == Lane::Control {
+            self.peer_lost(peer);
+        }
         if lane == Lane::Data {
             self.streams.broken(peer);
             let mut streams = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);

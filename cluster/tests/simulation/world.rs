@@ -73,7 +73,7 @@ pub struct Wire {
     from: NodeId,
 }
 
-fn now() -> Duration {
+pub fn now() -> Duration {
     openraft_rt_sim::SimInstant::try_now().map(|now| now.elapsed_since_start()).unwrap_or_default()
 }
 
