@@ -65,12 +65,12 @@ impl<E: Env> Member<E> {
 }
 
 async fn elect<E: Env>(raft: GroupRaft<E>, dead: NodeId, rank: u32, spread: u64) {
-    let vote = raft.server_metrics().borrow_watched().vote.clone();
+    let vote = raft.server_metrics().borrow_watched().vote;
     if vote.leader_id.node_id != dead.0 {
         return;
     }
     // To another node than this one it does no more than drop our lease under this vote.
-    let lease = TransferLeaderRequest::new(vote.clone(), dead.0, None);
+    let lease = TransferLeaderRequest::new(vote, dead.0, None);
     if raft.handle_transfer_leader(lease).await.is_err() {
         return;
     }

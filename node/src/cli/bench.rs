@@ -2,6 +2,7 @@
 //! prints is for docs/performance.md; nothing in the tests depends on it.
 
 mod deliver;
+mod failover;
 mod idle;
 mod publish;
 mod usage;
@@ -49,6 +50,8 @@ enum What {
     Deliver(deliver::Deliver),
     /// Registered terminals that do nothing: memory and descriptors.
     Idle(idle::Idle),
+    /// kill -9 of leaders under load: how long nobody could publish to their shards.
+    Failover(failover::Failover),
 }
 
 impl Bench {
@@ -66,6 +69,7 @@ impl Bench {
                     What::Wake(wake) => wake.run(&cluster, &report).await,
                     What::Deliver(deliver) => deliver.run(&cluster, &report).await,
                     What::Idle(idle) => idle.run(&cluster, &report).await,
+                    What::Failover(failover) => failover.run(&mut cluster, &report).await,
                 }
             };
             let outcome = outcome.await;

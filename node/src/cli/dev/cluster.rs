@@ -77,20 +77,7 @@ impl DevCluster {
 
     fn start_node(&mut self, id: u64, path: PathBuf, log_level: &str) -> anyhow::Result<()> {
         let config = Config::load(&path)?;
-        let log =
-            File::options().create(true).append(true).open(self.folder.join(format!("node-{id}.log")))?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command
-            .arg("node")
-            .arg("--config")
-            .arg(&path)
-            .arg("--exit-with-stdin")
-            .args(["--log-level", log_level]);
-        if !holds_log(&config.data.join("log")) {
-            command.arg("--create");
-        }
-        // The child ends when the other end of its input does, also if this process is killed.
-        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn()?;
+        let child = self.spawn(id, &path, &config, log_level)?;
         self.nodes.push(DevNode {
             id,
             pid: child.id(),
@@ -103,6 +90,41 @@ impl DevCluster {
         });
         self.children.push(child);
         Ok(())
+    }
+
+    /// Kills a node as `kill -9` does.
+    pub(in crate::cli) fn kill(&mut self, id: u64) -> anyhow::Result<()> {
+        let at = self.nodes.iter().position(|node| node.id == id).context("no such node")?;
+        self.children[at].kill()?;
+        self.children[at].wait()?;
+        Ok(())
+    }
+
+    /// Starts a killed node again.
+    pub(in crate::cli) fn start_again(&mut self, id: u64) -> anyhow::Result<()> {
+        let at = self.nodes.iter().position(|node| node.id == id).context("no such node")?;
+        let path = self.nodes[at].config.clone();
+        let child = self.spawn(id, &path, &Config::load(&path)?, "warn")?;
+        self.nodes[at].pid = child.id();
+        self.children[at] = child;
+        Ok(())
+    }
+
+    fn spawn(&self, id: u64, path: &Path, config: &Config, log_level: &str) -> anyhow::Result<Child> {
+        let log =
+            File::options().create(true).append(true).open(self.folder.join(format!("node-{id}.log")))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .arg("node")
+            .arg("--config")
+            .arg(path)
+            .arg("--exit-with-stdin")
+            .args(["--log-level", log_level]);
+        if !holds_log(&config.data.join("log")) {
+            command.arg("--create");
+        }
+        // The child ends when the other end of its input does, also if this process is killed.
+        Ok(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn()?)
     }
 
     /// Waits until every node is ready.
