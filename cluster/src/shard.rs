@@ -152,6 +152,12 @@ impl<E: Env> Shard<E> {
             return;
         }
         state.leads = term;
+        tracing::info!(
+            group = self.group.0,
+            ?term,
+            "{}",
+            if term.is_some() { "leading" } else { "following" }
+        );
         match term {
             None => {
                 state.dispatch.handle(self.now(), Event::Follow);

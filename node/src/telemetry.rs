@@ -1,5 +1,6 @@
 //! Logs and metrics: how they are set up, and the name of every metric that this crate counts.
 
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -105,8 +106,13 @@ pub fn publish_took(seconds: f64) {
 
 /// Sets logging up: `level` as in `RUST_LOG`, lines of text or of JSON, to standard error.
 pub fn init_logs(level: &str, json: bool) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A bare level is ours; the consensus library says at `info` what only its authors need.
+    let all = matches!(level, "trace" | "debug" | "warn" | "error" | "off") || level.contains(['=', ',']);
+    let filter = EnvFilter::try_new(if all { level.to_owned() } else { format!("{level},openraft=error") })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     let result = if json { builder.json().try_init() } else { builder.try_init() };
     result.map_err(|error| anyhow::anyhow!("logging cannot be set up: {error}"))
 }

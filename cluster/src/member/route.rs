@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::async_runtime::WatchReceiver;
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
@@ -24,7 +25,7 @@ use crate::rpc::{CallError, Method};
 /// One try at one node: longer than a failover by timers takes, so that a stopped leader costs one try.
 const TRY: Duration = Duration::from_millis(700);
 /// First and longest pause between tries.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(80));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(80));
 /// How long after being sent a command may still be applied; within the lifetime that retries may count on.
 const NOT_AFTER: Duration = Duration::from_secs(60);
 
@@ -86,11 +87,31 @@ impl<E: Env> Member<E> {
                     }
                 }
             }
+            tracing::debug!(group = group.0, ?target, ?hint, ?failed, ?pause, "a command is tried again");
             if E::Cfg::now() + pause >= until {
                 return Err(failed);
             }
-            E::Cfg::sleep(pause).await;
+            self.pause(group, target, pause).await;
             pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// Waits before the next try, but not longer than until this node knows of another leader than the one tried.
+    async fn pause(&self, group: GroupId, tried: Option<NodeId>, longest: Duration) {
+        let until = E::Cfg::now() + longest;
+        let Some(known) = self.groups.get(&group) else { return E::Cfg::sleep(longest).await };
+        let mut changes = known.raft.server_metrics();
+        loop {
+            // At least a moment: two nodes that name each other must not make a storm.
+            E::Cfg::sleep(PAUSE.0).await;
+            let left = until - E::Cfg::now().min(until);
+            let other = self.leader(group).is_some_and(|leader| Some(leader) != tried);
+            if other
+                || left.is_zero()
+                || !matches!(E::Cfg::timeout(left, changes.changed()).await, Ok(Ok(())))
+            {
+                return;
+            }
         }
     }
 
@@ -149,7 +170,7 @@ impl<E: Env> Member<E> {
             if E::Cfg::now() + pause >= until {
                 return Err(Unavailable::NoLeader);
             }
-            E::Cfg::sleep(pause).await;
+            self.pause(group, target, pause).await;
             pause = (pause * 2).min(PAUSE.1);
         }
     }

@@ -34,6 +34,7 @@ impl<E: Env> Member<E> {
         let rank = survivors.take_while(|voter| **voter != self.config.node).count() as u32;
         for (group, Group { raft, .. }) in &self.groups {
             if raft.server_metrics().borrow_watched().current_leader == Some(peer.0) {
+                tracing::info!(group = group.0, leader = peer.0, "the link to the leader broke; electing");
                 let spread = u64::from(group.0) * 7 + self.config.node.0 * 13;
                 let _detached = E::Cfg::spawn(elect::<E>(raft.clone(), peer, rank, spread));
             }
