@@ -118,6 +118,7 @@ impl<T: TableMut> Context<'_, T> {
                 }
             }
         }
+                Some((_, Due::Settled(command))) => self.table.delete(&key::settled(&command)),
         Ok(Reply::Expired { count })
     }
 
