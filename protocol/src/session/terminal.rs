@@ -263,11 +263,8 @@ impl Terminal {
     fn gap(&mut self, now: Instant, gap: Gap, out: &mut Vec<Command>) {
         self.asked_again = None;
         if gap.from <= self.given.next() && gap.to > self.given {
-            if self.memory.last == self.given {
-                self.memory.last = gap.to;
-                out.push(Command::Save(self.memory));
-            }
-            self.given = gap.to;
+    /// Nothing more is to come for now. Later pushes name what they follow, so nothing needs to be jumped over, and a
+    /// Gap that something overtook costs a wait instead of a push.
             self.remaining = 0;
         }
         self.settle(now, out);
@@ -344,5 +341,68 @@ impl Terminal {
         self.phase = Phase::Closed;
         self.deadline = None;
         out.push(Command::Close(why));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(seq: u64, prev: u64) -> Event {
+        Event::Frame(NodeFrame::Push(Push {
+            seq: Seq(seq),
+            prev: Seq(prev),
+            maybe_seen: false,
+            remaining: 0,
+            lives_for: 1000,
+            channel: Channel(0),
+            headers: Vec::new(),
+            body: Bytes::new(),
+        }))
+    }
+
+    fn open(pending: u32) -> Terminal {
+        let config = Config {
+            terminal: TerminalId([1; 16]),
+            memory: Memory::default(),
+            listening: None,
+            linger: Linger::Forever,
+            min_urgency: Urgency::VeryLow,
+            enrolment: None,
+            given: Seq(0),
+        };
+        let mut terminal = Terminal::new(config, Instant(0));
+        terminal.handle(Instant(0), Event::Connected);
+        let welcome = Welcome {
+            node: NodeId(1),
+            stream: Stream(7),
+            epoch: Epoch(1),
+            acked: Seq(0),
+            pending,
+            linger: Linger::AtOnce,
+            notify_secret: [0; 32],
+            check_in: 1,
+        };
+        terminal.handle(Instant(0), Event::Frame(NodeFrame::Welcome(welcome)));
+        terminal
+    }
+
+    #[test]
+    fn a_gap_is_not_jumped_over_and_does_not_hold_the_session_open() {
+        let mut terminal = open(3);
+        terminal.handle(Instant(1), push(1, 0));
+        terminal.handle(Instant(1), push(3, 2));
+        let gap = NodeFrame::Gap(Gap { from: Seq(2), to: Seq(4) });
+        assert_eq!(terminal.handle(Instant(2), Event::Frame(gap)), []);
+        assert_eq!(terminal.given(), Seq(1));
+        // The gap was true, and all that was given is confirmed: it leaves.
+        let said = terminal.handle(Instant(3), Event::Confirmed(Seq(1)));
+        assert!(said.contains(&Command::Send(TerminalFrame::Goodbye(Ack { seq: Seq(1) }))), "{said:?}");
+        // It was not: what comes is taken.
+        let mut terminal = open(3);
+        terminal.handle(Instant(1), push(2, 1));
+        let gap = NodeFrame::Gap(Gap { from: Seq(1), to: Seq(3) });
+        terminal.handle(Instant(2), Event::Frame(gap));
+        assert_eq!(terminal.memory().last, Seq(0));
     }
 }
