@@ -348,6 +348,10 @@ impl Server {
             return;
         }
         self.term = hand_off.term;
+        // The leader does not know of an ack whose proposal came to nothing; others wait for their answer.
+        if self.ack_in_flight.is_none() && hand_off.pushes.iter().any(|push| push.seq <= self.confirmed) {
+            self.propose_ack(out);
+        }
         // A hand-off may be a repeated one. What was written is on its way, unless the terminal misses it.
         let after = self.answered(&hand_off, out).unwrap_or(self.sent);
         let had_unacked = self.sent > self.confirmed;
@@ -378,10 +382,6 @@ impl Server {
         }
     }
 
-    /// Notes a confirmation; `false` if it was of something never sent, which ends the session.
-    fn confirm(&mut self, seq: Seq, out: &mut Vec<Command>) -> bool {
-        if seq > self.sent {
-            self.leave(Some(ByeReason::Protocol), out);
     /// Does this hand-off bring what the terminal asked for again? Then everything above the result goes out.
     fn answered(&mut self, hand_off: &HandOff, out: &mut Vec<Command>) -> Option<Seq> {
         let from = self.missing.filter(|from| hand_off.covers >= *from)?;
@@ -400,6 +400,10 @@ impl Server {
         }
     }
 
+    /// Notes a confirmation; `false` if it was of something never sent, which ends the session.
+    fn confirm(&mut self, seq: Seq, out: &mut Vec<Command>) -> bool {
+        if seq > self.sent {
+            self.leave(Some(ByeReason::Protocol), out);
             return false;
         }
         self.confirmed = self.confirmed.max(seq);

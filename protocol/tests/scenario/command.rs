@@ -129,6 +129,9 @@ pub fn run(world: &mut World, line: &str) {
             }
         }
         ["settings", ..] => settings(world, &words[1..]),
+        // What sessions propose comes to nothing, until the leader is back.
+        ["leader", "away"] => world.leader_away = true,
+        ["leader", "back"] => world.leader_away = false,
         ["row", name] => {
             let terminal = world.device(name).id;
             let text = match view::terminal(&world.table, &terminal).unwrap() {

@@ -58,6 +58,8 @@ pub struct World {
     pub connections: BTreeMap<u64, Connection>,
     pub incarnations: BTreeMap<u64, u64>,
     pub queue: VecDeque<Message>,
+    /// What sessions propose comes to nothing.
+    pub leader_away: bool,
     next_connection: u64,
     trace: Vec<String>,
 }
@@ -73,6 +75,7 @@ impl World {
             connections: BTreeMap::new(),
             incarnations: (1..=3).map(|node| (node, 1)).collect(),
             queue: VecDeque::new(),
+            leader_away: false,
             next_connection: 1,
             trace: Vec::new(),
         };
@@ -315,17 +318,24 @@ impl World {
                 server::Command::Attach(attach) => {
                     let answer = match self.propose(Command::Attach(attach)) {
                         Reply::Attached(attached) => Ok(attached),
+                server::Command::Attach(_) if self.leader_away => {
+                    self.server(connection, server::Event::Attached(None));
+                }
                         Reply::Refused(refusal) => Err(refusal),
                         other => panic!("{other:?}"),
                     };
                     self.server(connection, server::Event::Attached(Some(answer)));
                 }
                 server::Command::Ack(ack) => {
-                    self.propose(Command::Ack(ack));
+                    if !self.leader_away {
+                        self.propose(Command::Ack(ack));
+                    }
                     self.server(connection, server::Event::AckDone);
                 }
                 server::Command::Detach(detach) => {
-                    self.propose(Command::Detach(detach));
+                    if !self.leader_away {
+                        self.propose(Command::Detach(detach));
+                    }
                     self.server(connection, server::Event::DetachDone);
                 }
                 server::Command::Report(report) => self.queue.push_back(Message::Report { node, report }),
