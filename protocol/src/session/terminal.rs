@@ -111,6 +111,8 @@ pub struct Terminal {
     phase: Phase,
     /// Highest seq given to the application.
     given: Seq,
+    /// Highest seq that the node has named in this session: it takes no confirmation above.
+    named: Seq,
     linger: Linger,
     /// Pushes that the node says are still to come.
     remaining: u32,
@@ -126,6 +128,7 @@ impl Terminal {
         Terminal {
             memory: config.memory,
             given: config.given.max(config.memory.last),
+            named: Seq(0),
             phase: Phase::Connecting,
             linger: Linger::AtOnce,
             remaining: 0,
@@ -219,6 +222,7 @@ impl Terminal {
         self.phase = Phase::Open;
         self.linger = welcome.linger;
         self.remaining = welcome.pending;
+        self.named = welcome.acked;
         self.last_push = now;
         let reset = welcome.stream != self.memory.stream;
         if reset {
@@ -244,8 +248,12 @@ impl Terminal {
 
     fn push(&mut self, now: Instant, push: Push, out: &mut Vec<Command>) {
         self.last_push = now;
+        self.named = self.named.max(push.seq);
         if push.seq <= self.memory.last {
-            out.push(Command::Send(TerminalFrame::Ack(Ack { seq: self.memory.last })));
+            self.remaining = push.remaining;
+            if !self.leaves_now() {
+                out.push(Command::Send(TerminalFrame::Ack(self.ack())));
+            }
         } else if push.seq <= self.given {
             self.remaining = push.remaining;
         } else if push.prev <= self.given {
@@ -260,11 +268,11 @@ impl Terminal {
         self.settle(now, out);
     }
 
+    /// Nothing more is to come for now. Later pushes name what they follow, so nothing needs to be jumped over, and a
+    /// Gap that something overtook costs a wait instead of a push.
     fn gap(&mut self, now: Instant, gap: Gap, out: &mut Vec<Command>) {
         self.asked_again = None;
         if gap.from <= self.given.next() && gap.to > self.given {
-    /// Nothing more is to come for now. Later pushes name what they follow, so nothing needs to be jumped over, and a
-    /// Gap that something overtook costs a wait instead of a push.
             self.remaining = 0;
         }
         self.settle(now, out);
@@ -275,12 +283,19 @@ impl Terminal {
         if seq <= self.memory.last || seq > self.given {
             return;
         }
+        let told = self.ack();
         self.memory.last = seq;
         out.push(Command::Save(self.memory));
-        if self.phase == Phase::Open && !self.leaves_now() {
-            out.push(Command::Send(TerminalFrame::Ack(Ack { seq })));
+        if self.phase == Phase::Open && !self.leaves_now() && self.ack() != told {
+            out.push(Command::Send(TerminalFrame::Ack(self.ack())));
         }
         self.settle(now, out);
+    }
+
+    /// What the node may be told. What an earlier session gave may be confirmed before this one sends it again; then
+    /// the push that comes is answered.
+    fn ack(&self) -> Ack {
+        Ack { seq: self.memory.last.min(self.named) }
     }
 
     fn leaves_now(&self) -> bool {
@@ -311,7 +326,7 @@ impl Terminal {
     fn goodbye(&mut self, now: Instant, out: &mut Vec<Command>) {
         self.phase = Phase::Leaving;
         self.deadline = Some(now + limits::BYE_WAIT);
-        out.push(Command::Send(TerminalFrame::Goodbye(Ack { seq: self.memory.last })));
+        out.push(Command::Send(TerminalFrame::Goodbye(self.ack())));
     }
 
     fn ping(&mut self, now: Instant, out: &mut Vec<Command>) {
