@@ -76,8 +76,18 @@ pub enum Event {
         terminal: TerminalId,
         /// What it says now.
         facts: Option<Facts>,
-        /// The urgency of a push that was stored just now, or at a new leader of what it found waiting.
+        /// The urgency of a push that was stored just now.
         stored: Option<Urgency>,
+    },
+    /// A new leader found that something waits, with this highest urgency. Unlike a push that is stored now, the
+    /// leader before may have handed it off.
+    Found {
+        /// For whom.
+        terminal: TerminalId,
+        /// What its row says now.
+        facts: Option<Facts>,
+        /// The urgency.
+        urgency: Option<Urgency>,
     },
     /// A hand-off went out with pushes up to here; `None`: there was nothing to send.
     HandedOff {
@@ -217,7 +227,11 @@ impl Dispatch {
             Event::Follow => *self = Dispatch::default(),
             _ if self.term.is_none() => {}
             Event::Changed { terminal, facts, stored } => {
-                self.changed(now, terminal, facts, stored, &mut out);
+                let new = stored.is_some() && facts.is_some_and(|facts| facts.pending == 1);
+                self.changed(now, terminal, facts, stored, new, &mut out);
+            }
+            Event::Found { terminal, facts, urgency } => {
+                self.changed(now, terminal, facts, urgency, false, &mut out);
             }
             Event::HandedOff { terminal, epoch, upto } => {
                 if let (Some(waiting), Some(upto)) = (self.of_epoch(&terminal, epoch), upto) {
@@ -239,7 +253,8 @@ impl Dispatch {
         now: Instant,
         terminal: TerminalId,
         facts: Option<Facts>,
-        stored: Option<Urgency>,
+        urgency: Option<Urgency>,
+        new: bool,
         out: &mut Vec<Command>,
     ) {
         let Some(facts) = facts.filter(|facts| facts.pending > 0) else {
@@ -252,17 +267,13 @@ impl Dispatch {
             handed: facts.acked,
             // A terminal first met while something waits: with a push stored just now nothing but that push is
             // new; otherwise, at a new leader, all of it may have been handed off by the one before.
-            exposed: if stored.is_some() && facts.pending == 1 {
-                facts.acked
-            } else {
-                Seq(facts.next_seq.0 - 1)
-            },
+            exposed: if new { facts.acked } else { Seq(facts.next_seq.0 - 1) },
             urgency: Urgency::VeryLow,
             step: 0,
             notifying: false,
             next: None,
         });
-        waiting.urgency = waiting.urgency.max(stored.unwrap_or(Urgency::VeryLow));
+        waiting.urgency = waiting.urgency.max(urgency.unwrap_or(Urgency::VeryLow));
         let before = std::mem::replace(&mut waiting.facts, facts);
         let new_session = (before.stream, before.epoch) != (facts.stream, facts.epoch);
         if new_session {

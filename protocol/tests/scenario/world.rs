@@ -157,10 +157,13 @@ impl World {
     }
 
     pub fn look_at(&mut self, terminal: TerminalId, stored: Option<Urgency>) {
-        let row = view::terminal(&self.table, &terminal).unwrap();
-        let facts =
-            row.as_ref().map(|row| Facts::of(row, |node, incarnation| self.fenced(node, incarnation)));
+        let facts = self.facts(&terminal);
         self.dispatch(dispatch::Event::Changed { terminal, facts, stored });
+    }
+
+    pub fn facts(&self, terminal: &TerminalId) -> Option<Facts> {
+        let row = view::terminal(&self.table, terminal).unwrap();
+        row.as_ref().map(|row| Facts::of(row, |node, incarnation| self.fenced(node, incarnation)))
     }
 
     pub fn dispatch(&mut self, event: dispatch::Event) {
@@ -315,12 +318,12 @@ impl World {
             match command {
                 server::Command::Send(frame) => self.queue.push_back(Message::FromNode { connection, frame }),
                 server::Command::Enrol(_) => self.server(connection, server::Event::Enrolled(Some(false))),
-                server::Command::Attach(attach) => {
-                    let answer = match self.propose(Command::Attach(attach)) {
-                        Reply::Attached(attached) => Ok(attached),
                 server::Command::Attach(_) if self.leader_away => {
                     self.server(connection, server::Event::Attached(None));
                 }
+                server::Command::Attach(attach) => {
+                    let answer = match self.propose(Command::Attach(attach)) {
+                        Reply::Attached(attached) => Ok(attached),
                         Reply::Refused(refusal) => Err(refusal),
                         other => panic!("{other:?}"),
                     };
