@@ -55,7 +55,7 @@ pub enum Event {
     PeerClosed,
     /// The application has confirmed every push up to this one.
     Confirmed(Seq),
-    /// A notification came although the session is open: is it still alive?
+    /// A notification came although there is a session: is it still alive?
     Notified,
     /// The application wants the session to end.
     Leave,
@@ -90,7 +90,8 @@ pub enum Closed {
     Done,
     /// The node said Bye.
     Bye(Bye),
-    /// The connection broke, or the node fell silent or broke the protocol: connect elsewhere.
+    /// The connection broke, the node fell silent or broke the protocol, or more came while the terminal was leaving:
+    /// connect again.
     Lost(&'static str),
 }
 
@@ -118,6 +119,8 @@ pub struct Terminal {
     remaining: u32,
     asked_again: Option<Seq>,
     pinged: bool,
+    /// A notification came while it was leaving.
+    woken: bool,
     last_push: Instant,
     deadline: Option<Instant>,
 }
@@ -134,6 +137,7 @@ impl Terminal {
             remaining: 0,
             asked_again: None,
             pinged: false,
+            woken: false,
             last_push: now,
             deadline: None,
             config,
@@ -162,11 +166,12 @@ impl Terminal {
             (_, Event::Confirmed(seq)) => self.confirmed(now, seq, &mut out),
             (Phase::Closed, _) => {}
             (Phase::Connecting, Event::Connected) => self.connected(now, &mut out),
-            (_, Event::PeerClosed) if self.phase == Phase::Leaving => self.close(Closed::Done, &mut out),
+            (Phase::Leaving, Event::PeerClosed) => self.left(&mut out),
             (_, Event::PeerClosed) => self.close(Closed::Lost("the connection broke"), &mut out),
             (_, Event::Malformed) => self.close(Closed::Lost("the node sent no frame"), &mut out),
             (_, Event::Frame(frame)) => self.frame(now, frame, &mut out),
             (Phase::Open, Event::Notified) => self.ping(now, &mut out),
+            (Phase::Leaving, Event::Notified) => self.woken = true,
             (Phase::Open, Event::Leave) => self.goodbye(now, &mut out),
             (_, Event::Leave) => self.close(Closed::Done, &mut out),
             (_, Event::Timeout) => self.timeout(now, &mut out),
@@ -210,7 +215,7 @@ impl Terminal {
                 self.close(Closed::Bye(bye), out);
             }
             (Phase::Leaving, NodeFrame::Bye(Bye { reason: ByeReason::Done, .. })) => {
-                self.close(Closed::Done, out);
+                self.left(out);
             }
             (_, NodeFrame::Bye(bye)) => self.close(Closed::Bye(bye), out),
             (Phase::Leaving, _) => {}
@@ -343,13 +348,19 @@ impl Terminal {
             return;
         }
         match self.phase {
-            Phase::Leaving => self.close(Closed::Done, out),
+            Phase::Leaving => self.left(out),
             Phase::AwaitWelcome => self.close(Closed::Lost("no Welcome came"), out),
             Phase::Open if self.pinged => self.close(Closed::Lost("no answer to a ping"), out),
             Phase::Open if self.linger == Linger::Forever => self.ping(now, out),
             Phase::Open => self.goodbye(now, out),
             Phase::Connecting | Phase::Closed => self.deadline = None,
         }
+    }
+
+    /// It has left as it wished; but what it was notified of meanwhile came too late for this session.
+    fn left(&mut self, out: &mut Vec<Command>) {
+        let why = if self.woken { Closed::Lost("notified while it was leaving") } else { Closed::Done };
+        self.close(why, out);
     }
 
     fn close(&mut self, why: Closed, out: &mut Vec<Command>) {
