@@ -76,8 +76,18 @@ pub enum Event {
         terminal: TerminalId,
         /// What it says now.
         facts: Option<Facts>,
-        /// The urgency of a push that was stored just now, or at a new leader of what it found waiting.
+        /// The urgency of a push that was stored just now.
         stored: Option<Urgency>,
+    },
+    /// A new leader found that something waits, with this highest urgency. Unlike a push that is stored now, the
+    /// leader before may have handed it off.
+    Found {
+        /// For whom.
+        terminal: TerminalId,
+        /// What its row says now.
+        facts: Option<Facts>,
+        /// The urgency.
+        urgency: Option<Urgency>,
     },
     /// A hand-off went out with pushes up to here; `None`: there was nothing to send.
     HandedOff {
@@ -156,8 +166,10 @@ pub enum Command {
 #[derive(Debug, Clone)]
 struct Waiting {
     facts: Facts,
-    /// Highest seq handed off under `facts.epoch`.
+    /// Highest seq handed off under `facts.epoch`; goes back when what was handed off must be sent again.
     handed: Seq,
+    /// The same, but never goes back within an epoch.
+    reached: Seq,
     /// Highest seq handed off under earlier epochs: may have been seen.
     exposed: Seq,
     /// Highest urgency since the queue was last empty.
@@ -217,11 +229,16 @@ impl Dispatch {
             Event::Follow => *self = Dispatch::default(),
             _ if self.term.is_none() => {}
             Event::Changed { terminal, facts, stored } => {
-                self.changed(now, terminal, facts, stored, &mut out);
+                let new = stored.is_some() && facts.is_some_and(|facts| facts.pending == 1);
+                self.changed(now, terminal, facts, stored, new, &mut out);
+            }
+            Event::Found { terminal, facts, urgency } => {
+                self.changed(now, terminal, facts, urgency, false, &mut out);
             }
             Event::HandedOff { terminal, epoch, upto } => {
                 if let (Some(waiting), Some(upto)) = (self.of_epoch(&terminal, epoch), upto) {
                     waiting.handed = waiting.handed.max(upto);
+                    waiting.reached = waiting.reached.max(upto);
                     self.set_timer(&terminal, Some(now + SILENCE));
                 }
             }
@@ -239,7 +256,8 @@ impl Dispatch {
         now: Instant,
         terminal: TerminalId,
         facts: Option<Facts>,
-        stored: Option<Urgency>,
+        urgency: Option<Urgency>,
+        new: bool,
         out: &mut Vec<Command>,
     ) {
         let Some(facts) = facts.filter(|facts| facts.pending > 0) else {
@@ -250,27 +268,25 @@ impl Dispatch {
         let waiting = self.waiting.entry(terminal).or_insert_with(|| Waiting {
             facts,
             handed: facts.acked,
+            reached: facts.acked,
             // A terminal first met while something waits: with a push stored just now nothing but that push is
             // new; otherwise, at a new leader, all of it may have been handed off by the one before.
-            exposed: if stored.is_some() && facts.pending == 1 {
-                facts.acked
-            } else {
-                Seq(facts.next_seq.0 - 1)
-            },
+            exposed: if new { facts.acked } else { Seq(facts.next_seq.0 - 1) },
             urgency: Urgency::VeryLow,
             step: 0,
             notifying: false,
             next: None,
         });
-        waiting.urgency = waiting.urgency.max(stored.unwrap_or(Urgency::VeryLow));
+        waiting.urgency = waiting.urgency.max(urgency.unwrap_or(Urgency::VeryLow));
         let before = std::mem::replace(&mut waiting.facts, facts);
         let new_session = (before.stream, before.epoch) != (facts.stream, facts.epoch);
         if new_session {
             waiting.exposed = match before.stream == facts.stream {
-                true => waiting.exposed.max(waiting.handed),
+                true => waiting.exposed.max(waiting.reached),
                 false => Seq(0),
             };
             waiting.handed = facts.acked;
+            waiting.reached = facts.acked;
             waiting.step = 0;
         }
         waiting.handed = waiting.handed.max(facts.acked);
@@ -404,5 +420,48 @@ impl Dispatch {
         if let Some(at) = at {
             self.timers.insert((at, *terminal));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(epoch: u64) -> Facts {
+        Facts {
+            stream: Stream(7),
+            epoch: Epoch(epoch),
+            attempt: Attempt(epoch),
+            session: Some(Current { node: NodeId(1), incarnation: Incarnation(1) }),
+            reachability: Reachability::None,
+            pending: 1,
+            next_seq: Seq(2),
+            acked: Seq(0),
+            min_urgency: Urgency::VeryLow,
+        }
+    }
+
+    fn marked_up_to(commands: &[Command]) -> Option<Seq> {
+        commands.iter().find_map(|command| match command {
+            Command::HandOff { maybe_seen, .. } => Some(*maybe_seen),
+            Command::Notify { .. } | Command::Detach { .. } => None,
+        })
+    }
+
+    #[test]
+    fn what_was_handed_off_stays_marked_when_a_later_hand_off_fails() {
+        let terminal = TerminalId([1; 16]);
+        let mut dispatch = Dispatch::default();
+        dispatch.handle(Instant(0), Event::Lead { term: 1 });
+        let stored = Some(Urgency::Normal);
+        let changed = |epoch, stored| Event::Changed { terminal, facts: Some(facts(epoch)), stored };
+        let handed = |upto| Event::HandedOff { terminal, epoch: Epoch(1), upto };
+        assert_eq!(marked_up_to(&dispatch.handle(Instant(0), changed(1, stored))), Some(Seq(0)));
+        dispatch.handle(Instant(0), handed(Some(Seq(1))));
+        // Silence: the leader hands off again, and the link is down.
+        let again = dispatch.handle(Instant(3000), Event::Timeout);
+        assert_eq!(marked_up_to(&again), Some(Seq(0)), "not marked for the session that has it");
+        dispatch.handle(Instant(3000), handed(None));
+        assert_eq!(marked_up_to(&dispatch.handle(Instant(3001), changed(2, None))), Some(Seq(1)));
     }
 }

@@ -20,11 +20,16 @@ impl<T: TableMut> Context<'_, T> {
         seq: Seq,
     ) -> Result<(), TableError> {
         let confirmed = self.pending(terminal, row.acked.next(), seq.next())?;
+        let mut acked = 0;
         for (seq, message) in &confirmed {
-            self.end(terminal, row, *seq, message, End::Acked)?;
+            // What is due is not handed off any more, so the terminal may have confirmed beyond it without having
+            // it: it ends as if the next Expire had come first.
+            let end = if message.deadline <= self.now { End::Expired } else { End::Acked };
+            acked += u64::from(end == End::Acked);
+            self.end(terminal, row, *seq, message, end)?;
         }
         let span = seq.0 - row.acked.0;
-        if span > confirmed.len() as u64 {
+        if span > acked {
             self.mark_seen(terminal, row, seq)?;
         }
         row.acked = seq;
@@ -113,6 +118,7 @@ impl<T: TableMut> Context<'_, T> {
                 Some((_, Due::Ended(message))) => self.table.delete(&key::ended(&message)),
                 Some((_, Due::Idempotency(hash))) => self.table.delete(&key::idempotency(&hash)),
                 Some((_, Due::Registration(terminal))) => self.expire_registration(&terminal)?,
+                Some((_, Due::Settled(command))) => self.table.delete(&key::settled(&command)),
                 None => {
                     return Err(TableError(format!("a key of the deadlines is damaged: {deadline:02x?}")));
                 }

@@ -11,9 +11,59 @@ use super::{TableError, TableMut};
 use crate::id::*;
 use crate::limits;
 use crate::stage::End;
+use crate::time::GroupTime;
 
 impl<T: TableMut> Context<'_, T> {
     pub(super) fn enqueue(&mut self, enqueue: &Enqueue) -> Outcome {
+        if let Some(known) = self.settled(enqueue)? {
+            return Ok(known);
+        }
+        let outcome = self.take_in(enqueue)?;
+        if enqueue.retry {
+            self.settle(enqueue, &outcome)?;
+        }
+        Ok(outcome)
+    }
+
+    /// Did another copy of this command come to something that this one must not change?
+    ///
+    /// A retry can overtake the copy that it repeats. That one does not look for others, so what the retry came to
+    /// is remembered for as long as copies may come. It is looked up only while the group remembers any.
+    fn settled(&self, enqueue: &Enqueue) -> Result<Option<Result<Reply, Refusal>>, TableError> {
+        let until: GroupTime = read(self.table, &key::settled_until())?.unwrap_or_default();
+        if self.now > until {
+            return Ok(None);
+        }
+        Ok(match read::<_, Option<Refusal>>(self.table, &key::settled(&enqueue.id))? {
+            Some(Some(refusal)) => Some(Err(refusal)),
+            // Nobody waits for the overtaken copy; the next retry looks the push up.
+            Some(None) if !enqueue.retry => Some(Err(Refusal::TooLate { now: self.now })),
+            Some(None) | None => None,
+        })
+    }
+
+    /// Remembers what a retry came to, unless every other copy would come to the same.
+    fn settle(&mut self, enqueue: &Enqueue, outcome: &Result<Reply, Refusal>) -> Result<(), TableError> {
+        let settled: Option<Refusal> = match outcome {
+            Ok(Reply::Enqueued { duplicate: false, .. }) => None,
+            Ok(_) | Err(Refusal::TooLate { .. } | Refusal::Unknown) => return Ok(()),
+            Err(refusal) => Some(refusal.clone()),
+        };
+        if self.table.get(&key::settled(&enqueue.id))?.is_some() {
+            return Ok(());
+        }
+        self.table.put_new(&key::settled(&enqueue.id), row::store(&settled));
+        // After `not_after` every copy is refused.
+        let until = enqueue.not_after + Duration::from_millis(1);
+        self.at(until, &Due::Settled(enqueue.id));
+        let known: GroupTime = read(self.table, &key::settled_until())?.unwrap_or_default();
+        if until > known {
+            self.table.put(&key::settled_until(), row::store(&until));
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self, enqueue: &Enqueue) -> Outcome {
         let terminal = &enqueue.terminal;
         let Some(mut row) = self.row(terminal)?.filter(|row| row.tenant == enqueue.tenant) else {
             return Ok(Err(Refusal::UnknownTerminal));

@@ -1,7 +1,7 @@
 //! The keys of the tables, pinned by hand: one tag byte, then big-endian parts, so that a scan follows the order
 //! of time and seq. No values here.
 
-use crate::id::{Channel, KeyFingerprint, MessageId, Seq, TenantId, TerminalId};
+use crate::id::{Channel, CommandId, KeyFingerprint, MessageId, Seq, TenantId, TerminalId};
 use crate::time::GroupTime;
 
 /// Keys below this tag belong to the host of the state machine (what it applied, its membership).
@@ -17,6 +17,7 @@ const IDEMPOTENCY: u8 = 0x16;
 const ENDED: u8 = 0x17;
 const TENANTS: u8 = 0x18;
 const QUOTAS: u8 = 0x19;
+const SETTLED: u8 = 0x1a;
 /// The key of the meta group's directory; see `crate::directory`.
 pub const DIRECTORY: [u8; 1] = [0x30];
 
@@ -96,6 +97,16 @@ pub(crate) fn quota(tenant: TenantId) -> Vec<u8> {
     [&[QUOTAS], &tenant.0.to_be_bytes()[..]].concat()
 }
 
+/// Until when there may be retried commands in the table below.
+pub(crate) fn settled_until() -> Vec<u8> {
+    vec![SETTLED]
+}
+
+/// What a retried command came to.
+pub(crate) fn settled(command: &CommandId) -> Vec<u8> {
+    [&[SETTLED], &command.0[..]].concat()
+}
+
 /// Something that ends by time. Stored: tags are pinned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Due {
@@ -107,6 +118,8 @@ pub(crate) enum Due {
     Idempotency([u8; 16]),
     /// A registration without a sign of life.
     Registration(TerminalId),
+    /// The memory of what a retried command came to.
+    Settled(CommandId),
 }
 
 /// The key that brings `due` up at `time`.
@@ -133,6 +146,10 @@ pub(crate) fn deadline(time: GroupTime, due: &Due) -> Vec<u8> {
         Due::Registration(terminal) => {
             key.push(3);
             key.extend_from_slice(&terminal.0);
+        }
+        Due::Settled(command) => {
+            key.push(4);
+            key.extend_from_slice(&command.0);
         }
     }
     key
@@ -164,6 +181,7 @@ pub(crate) fn parse_deadline(key: &[u8]) -> Option<(GroupTime, Due)> {
         }
         2 => Due::Idempotency(rest.try_into().ok()?),
         3 => Due::Registration(TerminalId(rest.try_into().ok()?)),
+        4 => Due::Settled(CommandId(rest.try_into().ok()?)),
         _ => return None,
     };
     Some((GroupTime(u64::from_be_bytes(*time)), due))
@@ -195,6 +213,7 @@ mod tests {
             Due::Ended(MessageId { terminal, check: 5, seq: Seq(9) }),
             Due::Idempotency([1; 16]),
             Due::Registration(terminal),
+            Due::Settled(CommandId([2; 16])),
         ];
         let keys: Vec<_> = dues.iter().map(|due| deadline(GroupTime(256), due)).collect();
         for (key, due) in keys.iter().zip(&dues) {

@@ -115,10 +115,12 @@ impl<T: TableMut> Context<'_, T> {
             Ok(row) => row,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        if row.current.is_none() {
+        let ack = detach.ack.filter(|seq| *seq > row.acked && *seq < row.next_seq);
+        // The leader may have ended the session before: what the terminal confirmed in it counts all the same.
+        if row.current.is_none() && ack.is_none() {
             return Ok(Ok(Reply::Done));
         }
-        if let Some(seq) = detach.ack.filter(|seq| *seq > row.acked && *seq < row.next_seq) {
+        if let Some(seq) = ack {
             self.confirm(&detach.terminal, &mut row, seq)?;
         }
         row.current = None;
@@ -178,5 +180,62 @@ impl<T: TableMut> Context<'_, T> {
             Some(row) if row.epoch != epoch => Err(Refusal::StaleEpoch { current: row.epoch }),
             Some(row) => Ok(row),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::service_list::{MemoryTable, apply, view};
+    use crate::time::GroupTime;
+    use crate::wire::entry::Entry;
+
+    #[test]
+    fn a_detach_that_comes_second_still_confirms() {
+        let session_key = KeyFingerprint([7; 32]);
+        let (terminal, tenant, stream) = (session_key.terminal(), TenantId(1), Stream(77));
+        let attach = Attach {
+            terminal,
+            attempt: Attempt(1),
+            node: NodeId(1),
+            incarnation: Incarnation(1),
+            stream,
+            last: Seq(0),
+            reachability: Reachability::None,
+            secret: 1,
+            linger: Default::default(),
+            min_urgency: row::Urgency::VeryLow,
+        };
+        let enqueue = Enqueue {
+            id: CommandId([1; 16]),
+            not_after: GroupTime(10),
+            retry: false,
+            terminal,
+            tenant,
+            ttl: None,
+            urgency: row::Urgency::Normal,
+            channel: Channel(0),
+            topic: None,
+            idempotency: None,
+            headers: Vec::new(),
+            body: Bytes::from_static(b"one"),
+        };
+        let detach = |ack| Command::Detach(Detach { terminal, stream, epoch: Epoch(1), ack });
+        let commands = vec![
+            Command::Register(Register { tenant, session_key, stream }),
+            Command::Attach(Box::new(attach)),
+            Command::Enqueue(Box::new(enqueue)),
+            detach(None),
+            detach(Some(Seq(1))),
+        ];
+        let mut table = MemoryTable::default();
+        let entry = Entry { time: GroupTime(1), commands };
+        let applied = apply(&mut table, GroupId(1), &entry).unwrap();
+        assert_eq!(applied.replies[3..], [Reply::Done, Reply::Done]);
+        let row = view::terminal(&table, &terminal).unwrap().unwrap();
+        assert_eq!((row.current, row.acked, row.pending), (None, Seq(1), 0));
     }
 }

@@ -348,17 +348,12 @@ impl Server {
             return;
         }
         self.term = hand_off.term;
+        // The leader does not know of an ack whose proposal came to nothing; others wait for their answer.
+        if self.ack_in_flight.is_none() && hand_off.pushes.iter().any(|push| push.seq <= self.confirmed) {
+            self.propose_ack(out);
+        }
         // A hand-off may be a repeated one. What was written is on its way, unless the terminal misses it.
-        let after = match self.missing.filter(|from| hand_off.covers >= *from) {
-            Some(from) => {
-                self.missing = None;
-                if hand_off.pushes.is_empty() {
-                    out.push(Command::Send(NodeFrame::Gap(Gap { from, to: hand_off.covers })));
-                }
-                Seq(from.0 - 1)
-            }
-            None => self.sent,
-        };
+        let after = self.answered(&hand_off, out).unwrap_or(self.sent);
         let had_unacked = self.sent > self.confirmed;
         let mut upto = None;
         for push in hand_off.pushes {
@@ -383,6 +378,24 @@ impl Server {
             self.last_traffic = now;
             if !had_unacked {
                 self.arm(now);
+            }
+        }
+    }
+
+    /// Does this hand-off bring what the terminal asked for again? Then everything above the result goes out.
+    fn answered(&mut self, hand_off: &HandOff, out: &mut Vec<Command>) -> Option<Seq> {
+        let from = self.missing.filter(|from| hand_off.covers >= *from)?;
+        match hand_off.pushes.first() {
+            // One that was on its way already begins later: what is missing waits before its first push.
+            Some(first) if first.prev >= from => None,
+            Some(_) => {
+                self.missing = None;
+                Some(Seq(from.0 - 1))
+            }
+            // It may have been on its way as well, so this is the answer only until pushes come.
+            None => {
+                out.push(Command::Send(NodeFrame::Gap(Gap { from, to: hand_off.covers })));
+                None
             }
         }
     }

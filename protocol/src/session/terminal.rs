@@ -55,7 +55,7 @@ pub enum Event {
     PeerClosed,
     /// The application has confirmed every push up to this one.
     Confirmed(Seq),
-    /// A notification came although the session is open: is it still alive?
+    /// A notification came although there is a session: is it still alive?
     Notified,
     /// The application wants the session to end.
     Leave,
@@ -90,7 +90,8 @@ pub enum Closed {
     Done,
     /// The node said Bye.
     Bye(Bye),
-    /// The connection broke, or the node fell silent or broke the protocol: connect elsewhere.
+    /// The connection broke, the node fell silent or broke the protocol, or more came while the terminal was leaving:
+    /// connect again.
     Lost(&'static str),
 }
 
@@ -111,11 +112,15 @@ pub struct Terminal {
     phase: Phase,
     /// Highest seq given to the application.
     given: Seq,
+    /// Highest seq that the node has named in this session: it takes no confirmation above.
+    named: Seq,
     linger: Linger,
     /// Pushes that the node says are still to come.
     remaining: u32,
     asked_again: Option<Seq>,
     pinged: bool,
+    /// A notification came while it was leaving.
+    woken: bool,
     last_push: Instant,
     deadline: Option<Instant>,
 }
@@ -126,11 +131,13 @@ impl Terminal {
         Terminal {
             memory: config.memory,
             given: config.given.max(config.memory.last),
+            named: Seq(0),
             phase: Phase::Connecting,
             linger: Linger::AtOnce,
             remaining: 0,
             asked_again: None,
             pinged: false,
+            woken: false,
             last_push: now,
             deadline: None,
             config,
@@ -159,11 +166,12 @@ impl Terminal {
             (_, Event::Confirmed(seq)) => self.confirmed(now, seq, &mut out),
             (Phase::Closed, _) => {}
             (Phase::Connecting, Event::Connected) => self.connected(now, &mut out),
-            (_, Event::PeerClosed) if self.phase == Phase::Leaving => self.close(Closed::Done, &mut out),
+            (Phase::Leaving, Event::PeerClosed) => self.left(&mut out),
             (_, Event::PeerClosed) => self.close(Closed::Lost("the connection broke"), &mut out),
             (_, Event::Malformed) => self.close(Closed::Lost("the node sent no frame"), &mut out),
             (_, Event::Frame(frame)) => self.frame(now, frame, &mut out),
             (Phase::Open, Event::Notified) => self.ping(now, &mut out),
+            (Phase::Leaving, Event::Notified) => self.woken = true,
             (Phase::Open, Event::Leave) => self.goodbye(now, &mut out),
             (_, Event::Leave) => self.close(Closed::Done, &mut out),
             (_, Event::Timeout) => self.timeout(now, &mut out),
@@ -207,7 +215,7 @@ impl Terminal {
                 self.close(Closed::Bye(bye), out);
             }
             (Phase::Leaving, NodeFrame::Bye(Bye { reason: ByeReason::Done, .. })) => {
-                self.close(Closed::Done, out);
+                self.left(out);
             }
             (_, NodeFrame::Bye(bye)) => self.close(Closed::Bye(bye), out),
             (Phase::Leaving, _) => {}
@@ -219,6 +227,7 @@ impl Terminal {
         self.phase = Phase::Open;
         self.linger = welcome.linger;
         self.remaining = welcome.pending;
+        self.named = welcome.acked;
         self.last_push = now;
         let reset = welcome.stream != self.memory.stream;
         if reset {
@@ -244,8 +253,12 @@ impl Terminal {
 
     fn push(&mut self, now: Instant, push: Push, out: &mut Vec<Command>) {
         self.last_push = now;
+        self.named = self.named.max(push.seq);
         if push.seq <= self.memory.last {
-            out.push(Command::Send(TerminalFrame::Ack(Ack { seq: self.memory.last })));
+            self.remaining = push.remaining;
+            if !self.leaves_now() {
+                out.push(Command::Send(TerminalFrame::Ack(self.ack())));
+            }
         } else if push.seq <= self.given {
             self.remaining = push.remaining;
         } else if push.prev <= self.given {
@@ -260,14 +273,11 @@ impl Terminal {
         self.settle(now, out);
     }
 
+    /// Nothing more is to come for now. Later pushes name what they follow, so nothing needs to be jumped over, and a
+    /// Gap that something overtook costs a wait instead of a push.
     fn gap(&mut self, now: Instant, gap: Gap, out: &mut Vec<Command>) {
         self.asked_again = None;
         if gap.from <= self.given.next() && gap.to > self.given {
-            if self.memory.last == self.given {
-                self.memory.last = gap.to;
-                out.push(Command::Save(self.memory));
-            }
-            self.given = gap.to;
             self.remaining = 0;
         }
         self.settle(now, out);
@@ -278,12 +288,19 @@ impl Terminal {
         if seq <= self.memory.last || seq > self.given {
             return;
         }
+        let told = self.ack();
         self.memory.last = seq;
         out.push(Command::Save(self.memory));
-        if self.phase == Phase::Open && !self.leaves_now() {
-            out.push(Command::Send(TerminalFrame::Ack(Ack { seq })));
+        if self.phase == Phase::Open && !self.leaves_now() && self.ack() != told {
+            out.push(Command::Send(TerminalFrame::Ack(self.ack())));
         }
         self.settle(now, out);
+    }
+
+    /// What the node may be told. What an earlier session gave may be confirmed before this one sends it again; then
+    /// the push that comes is answered.
+    fn ack(&self) -> Ack {
+        Ack { seq: self.memory.last.min(self.named) }
     }
 
     fn leaves_now(&self) -> bool {
@@ -314,7 +331,7 @@ impl Terminal {
     fn goodbye(&mut self, now: Instant, out: &mut Vec<Command>) {
         self.phase = Phase::Leaving;
         self.deadline = Some(now + limits::BYE_WAIT);
-        out.push(Command::Send(TerminalFrame::Goodbye(Ack { seq: self.memory.last })));
+        out.push(Command::Send(TerminalFrame::Goodbye(self.ack())));
     }
 
     fn ping(&mut self, now: Instant, out: &mut Vec<Command>) {
@@ -331,7 +348,7 @@ impl Terminal {
             return;
         }
         match self.phase {
-            Phase::Leaving => self.close(Closed::Done, out),
+            Phase::Leaving => self.left(out),
             Phase::AwaitWelcome => self.close(Closed::Lost("no Welcome came"), out),
             Phase::Open if self.pinged => self.close(Closed::Lost("no answer to a ping"), out),
             Phase::Open if self.linger == Linger::Forever => self.ping(now, out),
@@ -340,9 +357,78 @@ impl Terminal {
         }
     }
 
+    /// It has left as it wished; but what it was notified of meanwhile came too late for this session.
+    fn left(&mut self, out: &mut Vec<Command>) {
+        let why = if self.woken { Closed::Lost("notified while it was leaving") } else { Closed::Done };
+        self.close(why, out);
+    }
+
     fn close(&mut self, why: Closed, out: &mut Vec<Command>) {
         self.phase = Phase::Closed;
         self.deadline = None;
         out.push(Command::Close(why));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(seq: u64, prev: u64) -> Event {
+        Event::Frame(NodeFrame::Push(Push {
+            seq: Seq(seq),
+            prev: Seq(prev),
+            maybe_seen: false,
+            remaining: 0,
+            lives_for: 1000,
+            channel: Channel(0),
+            headers: Vec::new(),
+            body: Bytes::new(),
+        }))
+    }
+
+    fn open(pending: u32) -> Terminal {
+        let config = Config {
+            terminal: TerminalId([1; 16]),
+            memory: Memory::default(),
+            listening: None,
+            linger: Linger::Forever,
+            min_urgency: Urgency::VeryLow,
+            enrolment: None,
+            given: Seq(0),
+        };
+        let mut terminal = Terminal::new(config, Instant(0));
+        terminal.handle(Instant(0), Event::Connected);
+        let welcome = Welcome {
+            node: NodeId(1),
+            stream: Stream(7),
+            epoch: Epoch(1),
+            acked: Seq(0),
+            pending,
+            linger: Linger::AtOnce,
+            notify_secret: [0; 32],
+            check_in: 1,
+        };
+        terminal.handle(Instant(0), Event::Frame(NodeFrame::Welcome(welcome)));
+        terminal
+    }
+
+    #[test]
+    fn a_gap_is_not_jumped_over_and_does_not_hold_the_session_open() {
+        let mut terminal = open(3);
+        terminal.handle(Instant(1), push(1, 0));
+        terminal.handle(Instant(1), push(3, 2));
+        let gap = NodeFrame::Gap(Gap { from: Seq(2), to: Seq(4) });
+        assert_eq!(terminal.handle(Instant(2), Event::Frame(gap)), []);
+        assert_eq!(terminal.given(), Seq(1));
+        // The gap was true, and all that was given is confirmed: it leaves.
+        let said = terminal.handle(Instant(3), Event::Confirmed(Seq(1)));
+        assert!(said.contains(&Command::Send(TerminalFrame::Goodbye(Ack { seq: Seq(1) }))), "{said:?}");
+        // It was not: what comes is taken.
+        let mut terminal = open(3);
+        terminal.handle(Instant(1), push(2, 1));
+        let gap = NodeFrame::Gap(Gap { from: Seq(1), to: Seq(3) });
+        terminal.handle(Instant(2), Event::Frame(gap));
+        assert_eq!(terminal.memory().last, Seq(0));
     }
 }

@@ -125,9 +125,13 @@ pub fn run(world: &mut World, line: &str) {
             for terminal in view::waiting(&world.table, None, 1000).unwrap() {
                 let pushes = view::pending(&world.table, &terminal, Seq(0), Seq(u64::MAX), 1000).unwrap();
                 let urgency = pushes.iter().map(|(_, message)| message.urgency).max();
-                world.look_at(terminal, urgency);
+                let facts = world.facts(&terminal);
+                world.dispatch(dispatch::Event::Found { terminal, facts, urgency });
             }
         }
+        // What sessions propose comes to nothing, until the leader is back.
+        ["leader", "away"] => world.leader_away = true,
+        ["leader", "back"] => world.leader_away = false,
         ["settings", ..] => settings(world, &words[1..]),
         ["row", name] => {
             let terminal = world.device(name).id;

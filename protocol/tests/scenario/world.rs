@@ -58,6 +58,8 @@ pub struct World {
     pub connections: BTreeMap<u64, Connection>,
     pub incarnations: BTreeMap<u64, u64>,
     pub queue: VecDeque<Message>,
+    /// What sessions propose comes to nothing.
+    pub leader_away: bool,
     next_connection: u64,
     trace: Vec<String>,
 }
@@ -73,6 +75,7 @@ impl World {
             connections: BTreeMap::new(),
             incarnations: (1..=3).map(|node| (node, 1)).collect(),
             queue: VecDeque::new(),
+            leader_away: false,
             next_connection: 1,
             trace: Vec::new(),
         };
@@ -154,10 +157,13 @@ impl World {
     }
 
     pub fn look_at(&mut self, terminal: TerminalId, stored: Option<Urgency>) {
-        let row = view::terminal(&self.table, &terminal).unwrap();
-        let facts =
-            row.as_ref().map(|row| Facts::of(row, |node, incarnation| self.fenced(node, incarnation)));
+        let facts = self.facts(&terminal);
         self.dispatch(dispatch::Event::Changed { terminal, facts, stored });
+    }
+
+    pub fn facts(&self, terminal: &TerminalId) -> Option<Facts> {
+        let row = view::terminal(&self.table, terminal).unwrap();
+        row.as_ref().map(|row| Facts::of(row, |node, incarnation| self.fenced(node, incarnation)))
     }
 
     pub fn dispatch(&mut self, event: dispatch::Event) {
@@ -312,6 +318,9 @@ impl World {
             match command {
                 server::Command::Send(frame) => self.queue.push_back(Message::FromNode { connection, frame }),
                 server::Command::Enrol(_) => self.server(connection, server::Event::Enrolled(Some(false))),
+                server::Command::Attach(_) if self.leader_away => {
+                    self.server(connection, server::Event::Attached(None));
+                }
                 server::Command::Attach(attach) => {
                     let answer = match self.propose(Command::Attach(attach)) {
                         Reply::Attached(attached) => Ok(attached),
@@ -321,11 +330,15 @@ impl World {
                     self.server(connection, server::Event::Attached(Some(answer)));
                 }
                 server::Command::Ack(ack) => {
-                    self.propose(Command::Ack(ack));
+                    if !self.leader_away {
+                        self.propose(Command::Ack(ack));
+                    }
                     self.server(connection, server::Event::AckDone);
                 }
                 server::Command::Detach(detach) => {
-                    self.propose(Command::Detach(detach));
+                    if !self.leader_away {
+                        self.propose(Command::Detach(detach));
+                    }
                     self.server(connection, server::Event::DetachDone);
                 }
                 server::Command::Report(report) => self.queue.push_back(Message::Report { node, report }),
