@@ -236,14 +236,18 @@ impl<E: Env> Shard<E> {
         self.checked(view::terminal(table, terminal)).flatten()
     }
 
-    /// Hands the terminal's facts to the dispatcher and does what it decides.
+    /// Hands the terminal's facts to the dispatcher and does what it decides. `stored`: urgency of a push that was
+    /// stored just now.
     fn look_at(&self, state: &mut State, terminal: TerminalId, stored: Option<Urgency>) {
+        self.look(state, terminal, |facts| Event::Changed { terminal, facts, stored });
+    }
+
+    fn look(&self, state: &mut State, terminal: TerminalId, event: impl FnOnce(Option<Facts>) -> Event) {
         let table = self.tables.read();
         let Some(row) = self.checked(view::terminal(&table, &terminal)) else { return };
         let directory = self.shared.directory();
         let facts = row.as_ref().map(|row| Facts::of(row, |node, inc| directory.fenced(node, inc)));
-        let event = Event::Changed { terminal, facts, stored };
-        let commands = state.dispatch.handle(self.now(), event);
+        let commands = state.dispatch.handle(self.now(), event(facts));
         self.carry_out(state, commands, &table, row.map(|row| (terminal, row)));
     }
 

@@ -34,7 +34,7 @@ pub(super) async fn rebuild<E: Env>(shard: Arc<Shard<E>>, term: u64) {
                 return;
             }
             for (terminal, urgency) in found {
-                shard.look_at(&mut state, terminal, urgency);
+                shard.look(&mut state, terminal, |facts| Event::Found { terminal, facts, urgency });
                 after = Some(terminal);
             }
         }

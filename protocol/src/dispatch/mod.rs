@@ -19,6 +19,9 @@ use crate::wire::peer::Reported;
 /// How long the leader waits for a session's acks before it notifies the terminal as well: its node may be
 /// stopped, and a stopped node still takes what is sent to it.
 const SILENCE: Duration = Duration::from_secs(3);
+/// A notification whose outcome is not told within this counts as over: longer than a dial and the notifier's queue
+/// before it. Without it one lost outcome would strand the terminal until its check-in.
+const OUTCOME: Duration = Duration::from_secs(60);
 
 /// What the machine needs to know of a terminal, as its row says it now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,8 +179,8 @@ struct Waiting {
     urgency: Urgency,
     /// Where on the ladder: tries made for what waits now.
     step: u32,
-    /// A notification is on its way.
-    notifying: bool,
+    /// When a notification was ordered that is not over yet.
+    notifying: Option<Instant>,
     /// When to notify next, or to notify besides the hand-off.
     next: Option<Instant>,
 }
@@ -274,7 +277,7 @@ impl Dispatch {
             exposed: if new { facts.acked } else { Seq(facts.next_seq.0 - 1) },
             urgency: Urgency::VeryLow,
             step: 0,
-            notifying: false,
+            notifying: None,
             next: None,
         });
         waiting.urgency = waiting.urgency.max(urgency.unwrap_or(Urgency::VeryLow));
@@ -338,7 +341,7 @@ impl Dispatch {
             // More urgent than what the ladder was waiting with: not later than its own first step.
             Some(next) if waiting.step == 0 => next.min(now + ladder::first(waiting.urgency)),
             Some(next) => next,
-            None if waiting.notifying => return,
+            None if waiting.notifying.is_some() => return,
             None => now + ladder::first(waiting.urgency),
         };
         self.set_timer(&terminal, Some(due));
@@ -374,7 +377,7 @@ impl Dispatch {
 
     fn notified(&mut self, now: Instant, terminal: TerminalId, answered: bool) {
         let Some(waiting) = self.waiting.get_mut(&terminal) else { return };
-        waiting.notifying = false;
+        waiting.notifying = None;
         if waiting.facts.session.is_some() {
             return;
         }
@@ -390,8 +393,17 @@ impl Dispatch {
             let Some(waiting) = self.waiting.get_mut(&terminal) else { continue };
             let facts = waiting.facts;
             let can = facts.reachability != Reachability::None && waiting.urgency >= facts.min_urgency;
-            if can && !waiting.notifying {
-                waiting.notifying = true;
+            let offline = facts.session.is_none();
+            if let Some(at) = waiting.notifying.map(|since| since + OUTCOME)
+                && offline
+                && now < at
+            {
+                // What is under way tells of itself; if it never does, it is as good as over.
+                self.set_timer(&terminal, Some(at));
+                continue;
+            }
+            if can && (offline || waiting.notifying.is_none()) {
+                waiting.notifying = Some(now);
                 out.push(Command::Notify { terminal, urgency: waiting.urgency, attempt: waiting.step });
             }
             if facts.session.is_some() {
@@ -404,6 +416,7 @@ impl Dispatch {
                 self.hand_off(now, terminal, false, out);
             } else if can {
                 waiting.step += 1;
+                self.set_timer(&terminal, Some(now + OUTCOME));
             }
         }
     }
@@ -446,6 +459,31 @@ mod tests {
             Command::HandOff { maybe_seen, .. } => Some(*maybe_seen),
             Command::Notify { .. } | Command::Detach { .. } => None,
         })
+    }
+
+    #[test]
+    fn a_notification_whose_outcome_is_never_told_is_ordered_again() {
+        let terminal = TerminalId([1; 16]);
+        let mut dispatch = Dispatch::default();
+        dispatch.handle(Instant(0), Event::Lead { term: 1 });
+        let reachability = Reachability::Pinned { anchor: NodeId(1), listening_key: KeyFingerprint([2; 32]) };
+        let facts = Facts { session: None, reachability, ..facts(1) };
+        let stored = Event::Changed { terminal, facts: Some(facts), stored: Some(Urgency::Normal) };
+        let orders = |commands: &[Command]| {
+            commands.iter().filter(|command| matches!(command, Command::Notify { .. })).count()
+        };
+        assert_eq!(orders(&dispatch.handle(Instant(0), stored.clone())), 1);
+        assert_eq!(orders(&dispatch.handle(Instant(10), stored)), 0, "one is under way");
+        let mut now = Instant(0);
+        for expected in [1, 1] {
+            let begun = now;
+            let mut ordered = 0;
+            while ordered == 0 {
+                now = dispatch.poll_timeout().expect("a timer");
+                ordered = orders(&dispatch.handle(now, Event::Timeout));
+            }
+            assert_eq!((ordered, now.since(begun)), (expected, OUTCOME));
+        }
     }
 
     #[test]
