@@ -104,6 +104,16 @@ enum Phase {
     Closed,
 }
 
+/// Is the session still the terminal's current one?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    None,
+    /// A notification came in the session, and no push since.
+    Asked,
+    /// The node has answered a ping since then.
+    Answered,
+}
+
 /// The machine.
 #[derive(Debug)]
 pub struct Terminal {
@@ -119,6 +129,7 @@ pub struct Terminal {
     remaining: u32,
     asked_again: Option<Seq>,
     pinged: bool,
+    doubt: Doubt,
     /// A notification came while it was leaving.
     woken: bool,
     last_push: Instant,
@@ -137,6 +148,7 @@ impl Terminal {
             remaining: 0,
             asked_again: None,
             pinged: false,
+            doubt: Doubt::None,
             woken: false,
             last_push: now,
             deadline: None,
@@ -170,7 +182,7 @@ impl Terminal {
             (_, Event::PeerClosed) => self.close(Closed::Lost("the connection broke"), &mut out),
             (_, Event::Malformed) => self.close(Closed::Lost("the node sent no frame"), &mut out),
             (_, Event::Frame(frame)) => self.frame(now, frame, &mut out),
-            (Phase::Open, Event::Notified) => self.ping(now, &mut out),
+            (Phase::Open, Event::Notified) => self.notified(now, &mut out),
             (Phase::Leaving, Event::Notified) => self.woken = true,
             (Phase::Open, Event::Leave) => self.goodbye(now, &mut out),
             (_, Event::Leave) => self.close(Closed::Done, &mut out),
@@ -204,6 +216,9 @@ impl Terminal {
             (_, NodeFrame::Ping(nonce)) => out.push(Command::Send(TerminalFrame::Pong(nonce))),
             (_, NodeFrame::Pong(_)) => {
                 self.pinged = false;
+                if self.doubt == Doubt::Asked {
+                    self.doubt = Doubt::Answered;
+                }
                 self.settle(now, out);
             }
             (Phase::AwaitWelcome, NodeFrame::Bye(bye)) => {
@@ -253,6 +268,7 @@ impl Terminal {
 
     fn push(&mut self, now: Instant, push: Push, out: &mut Vec<Command>) {
         self.last_push = now;
+        self.doubt = Doubt::None;
         self.named = self.named.max(push.seq);
         if push.seq <= self.memory.last {
             self.remaining = push.remaining;
@@ -334,6 +350,17 @@ impl Terminal {
         out.push(Command::Send(TerminalFrame::Goodbye(self.ack())));
     }
 
+    /// The leader notifies a terminal with a session when that seems dead to it. A node that answers a ping may be the
+    /// wrong one all the same: fenced without knowing it, or cut off from the leader.
+    fn notified(&mut self, now: Instant, out: &mut Vec<Command>) {
+        let confirmed_all = self.given == self.memory.last;
+        if self.doubt == Doubt::Answered && confirmed_all {
+            return self.close(Closed::Lost("notified again, but no push came by this session"), out);
+        }
+        self.doubt = Doubt::Asked;
+        self.ping(now, out);
+    }
+
     fn ping(&mut self, now: Instant, out: &mut Vec<Command>) {
         if !self.pinged {
             self.pinged = true;
@@ -411,6 +438,32 @@ mod tests {
         };
         terminal.handle(Instant(0), Event::Frame(NodeFrame::Welcome(welcome)));
         terminal
+    }
+
+    #[test]
+    fn a_session_that_brings_nothing_although_notified_twice_is_left() {
+        let mut terminal = open(0);
+        let closed = |commands: &[Command]| {
+            commands.iter().any(|command| matches!(command, Command::Close(Closed::Lost(_))))
+        };
+        let mut lingering = open(1);
+        lingering.handle(Instant(1), push(1, 0));
+        for terminal in [&mut terminal, &mut lingering] {
+            terminal.linger = Linger::Forever;
+            terminal.phase = Phase::Open;
+        }
+        assert!(!closed(&terminal.handle(Instant(1), Event::Notified)));
+        terminal.handle(Instant(2), Event::Frame(NodeFrame::Pong(Nonce(1))));
+        assert!(closed(&terminal.handle(Instant(3), Event::Notified)), "the node answers, but no push comes");
+
+        lingering.handle(Instant(2), Event::Notified);
+        lingering.handle(Instant(3), Event::Frame(NodeFrame::Pong(Nonce(2))));
+        assert!(!closed(&lingering.handle(Instant(4), Event::Notified)), "the application is slow");
+        lingering.handle(Instant(5), Event::Confirmed(Seq(1)));
+        lingering.handle(Instant(6), Event::Frame(NodeFrame::Pong(Nonce(4))));
+        lingering.handle(Instant(7), push(2, 1));
+        lingering.handle(Instant(8), Event::Confirmed(Seq(2)));
+        assert!(!closed(&lingering.handle(Instant(9), Event::Notified)), "a push came since");
     }
 
     #[test]
