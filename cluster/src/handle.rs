@@ -15,7 +15,7 @@ use reveille_protocol::wire::peer::Report;
 use tokio::net::TcpListener;
 
 use crate::env::Env;
-use crate::host::Host;
+use crate::host::{Host, Notified};
 use crate::link::{Identity, Inbound, Lane, LinkConfig, Links};
 use crate::member::{GroupStorage, Member, MemberConfig, Unavailable};
 use crate::query::{Answer, Query};
@@ -201,8 +201,8 @@ impl ClusterHandle {
     }
 
     /// A notification that this node's shard ordered is over.
-    pub fn notified(&self, group: GroupId, terminal: TerminalId, answered: bool) {
-        self.member.notified(group, terminal, answered);
+    pub fn notified(&self, group: GroupId, terminal: TerminalId, notified: Notified) {
+        self.member.notified(group, terminal, notified);
     }
 
     /// This node's incarnation; zero while it has none.

@@ -31,10 +31,32 @@ pub struct NotifyOrder {
     pub attempt: u32,
 }
 
+/// What became of a message for a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// The session has it.
+    Yes,
+    /// Not now: it does not keep up. The leader sends again.
+    Full,
+    /// There is no such session on this node.
+    NoSession,
+}
+
+/// What a notification came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notified {
+    /// The terminal acknowledged it.
+    Answered,
+    /// It did not.
+    Unanswered,
+    /// It could not go out now; that says nothing of the terminal.
+    NotTried,
+}
+
 /// The node around the cluster. Every call returns at once: it queues, or refuses.
 pub trait Host: Send + Sync + 'static {
-    /// For a session of this node; `false` if there is none for it.
-    fn session(&self, message: SessionMessage) -> bool;
+    /// For a session of this node.
+    fn session(&self, message: SessionMessage) -> Taken;
     /// Send a notification; `false` if that cannot be taken on now.
     fn notify(&self, order: NotifyOrder) -> bool;
     /// The directory changed.

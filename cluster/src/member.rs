@@ -20,11 +20,12 @@ use openraft::type_config::TypeConfigExt;
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use reveille_protocol::directory::{Directory, Node};
 use reveille_protocol::id::*;
+use reveille_protocol::wire::peer::Report;
 use tokio::sync::mpsc;
 
 use crate::clock::{Clocks, WallClock};
 use crate::env::Env;
-use crate::host::Host;
+use crate::host::{Host, Notified};
 use crate::propose::{GroupRaft, Proposer};
 use crate::raft::log::GroupLog;
 use crate::raft::machine::Machine;
@@ -154,6 +155,7 @@ impl<E: Env> Member<E> {
     ) -> io::Result<Arc<Member<E>>> {
         let calls = Arc::new(Calls::<E>::new(transport));
         let (changed, directory_changes) = mpsc::channel(1);
+        let (missed, misses) = mpsc::channel(MISSES);
         let shared = Arc::new(Shared {
             me: config.node,
             calls: calls.clone(),
@@ -162,6 +164,7 @@ impl<E: Env> Member<E> {
             directory: RwLock::new(Arc::new(Directory::default())),
             peers: config.voters.len().saturating_sub(1),
             changed,
+            missed,
         });
         let streams = Arc::new(Streams::default());
         let mut groups = BTreeMap::new();
@@ -185,6 +188,7 @@ impl<E: Env> Member<E> {
             meta.shard.reload_directory();
         }
         let _detached = E::Cfg::spawn(follow_directory(Arc::downgrade(&member), directory_changes));
+        let _detached = E::Cfg::spawn(follow_misses(Arc::downgrade(&member), misses));
         let _detached = E::Cfg::spawn(upkeep::run(Arc::downgrade(&member)));
         Ok(member)
     }
@@ -250,9 +254,9 @@ impl<E: Env> Member<E> {
     }
 
     /// A notification that one of this node's shards ordered is over.
-    pub fn notified(&self, group: GroupId, terminal: TerminalId, answered: bool) {
+    pub fn notified(&self, group: GroupId, terminal: TerminalId, notified: Notified) {
         if let Some(group) = self.groups.get(&group) {
-            group.shard.notified(terminal, answered);
+            group.shard.notified(terminal, notified);
         }
     }
 
@@ -299,6 +303,19 @@ async fn follow_leadership<E: Env>(raft: GroupRaft<E>, shard: std::sync::Weak<Sh
         drop(shard);
         if metrics.changed().await.is_err() {
             return;
+        }
+    }
+}
+
+/// Hand-offs of this node's shards that found no session here; more are found by their silence.
+const MISSES: usize = 1024;
+
+/// Tells the shards which sessions of this node their hand-offs did not find.
+async fn follow_misses<E: Env>(member: std::sync::Weak<Member<E>>, mut misses: mpsc::Receiver<Report>) {
+    while let Some(report) = misses.recv().await {
+        let Some(member) = member.upgrade() else { return };
+        if let Some(group) = member.groups.get(&report.group) {
+            group.shard.reported(member.config.node, report);
         }
     }
 }

@@ -101,7 +101,8 @@ pub(crate) fn terminals<T: Table>(
     after: Option<TerminalId>,
     limit: u32,
 ) -> Result<Vec<(TerminalId, Row)>, TableError> {
-    let limit = (limit as usize).min(MAX_PAGE);
+    // One more than a page: whoever asks knows by it that there is another.
+    let limit = (limit as usize).min(MAX_PAGE + 1);
     let mut rows = Vec::new();
     for terminal in view::terminals_of(table, tenant, after, limit)? {
         rows.extend(view::terminal(table, &terminal)?.map(|row| (terminal, row)));

@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use self::waiters::Waiters;
 use crate::clock::{Clocks, GroupClock};
 use crate::env::Env;
-use crate::host::Host;
+use crate::host::{Host, Notified};
 use crate::propose::Proposer;
 use crate::query::{self, Answer, MessageView, Query};
 use crate::raft::machine::Observer;
@@ -46,6 +46,8 @@ pub(crate) struct Shared<E: Env> {
     pub(crate) peers: usize,
     /// Told when the directory changed: fences may have.
     pub(crate) changed: mpsc::Sender<()>,
+    /// Sessions of this node that a hand-off did not find; reported back as another node would.
+    pub(crate) missed: mpsc::Sender<Report>,
 }
 
 impl<E: Env> Shared<E> {
@@ -252,9 +254,14 @@ impl<E: Env> Shard<E> {
     }
 
     /// A notification that this shard ordered is over.
-    pub(crate) fn notified(&self, terminal: TerminalId, answered: bool) {
+    pub(crate) fn notified(&self, terminal: TerminalId, notified: Notified) {
         let mut state = self.state();
-        let commands = state.dispatch.handle(self.now(), Event::Notified { terminal, answered });
+        let event = match notified {
+            Notified::Answered => Event::Notified { terminal, answered: true },
+            Notified::Unanswered => Event::Notified { terminal, answered: false },
+            Notified::NotTried => Event::NotTried { terminal },
+        };
+        let commands = state.dispatch.handle(self.now(), event);
         self.execute(&mut state, commands);
         self.rearm();
     }

@@ -258,6 +258,8 @@ impl Actors {
                     let server =
                         HttpServer::new(move || App::new().app_data(api.clone()).configure(http::publisher))
                             .workers(workers)
+                            .max_connections(http::CONNECTIONS)
+                            .client_request_timeout(http::HEAD_DEADLINE)
                             .disable_signals()
                             .shutdown_timeout(1);
                     let bound = match tls {
@@ -270,6 +272,8 @@ impl Actors {
                     App::new().app_data(api.clone()).app_data(admin.clone()).configure(http::operator)
                 })
                 .workers(1)
+                .max_connections(http::CONNECTIONS)
+                .client_request_timeout(http::HEAD_DEADLINE)
                 .disable_signals()
                 .shutdown_timeout(1)
                 .bind(operator)

@@ -195,15 +195,31 @@ fn default_groups() -> u16 {
 
 /// Smallest segment: a largest log entry must fit twice.
 const MIN_SEGMENT: usize = 10 << 20;
+/// Shortest time between two check-ins, in seconds.
+const MIN_CHECK_IN: u32 = 60;
 /// Groups on a node: each costs timers and messages even when idle.
 const MAX_GROUPS: u16 = 64;
+
+/// What of the environment are settings: the command line's own variables begin with the same word.
+fn settings_of(
+    environment: impl Iterator<Item = (String, String)>,
+) -> std::collections::HashMap<String, String> {
+    const COMMAND_LINE: [&str; 5] =
+        ["REVEILLE_CONFIG", "REVEILLE_TOKEN", "REVEILLE_URL", "REVEILLE_ADMIN_URL", "REVEILLE_ENROLMENT"];
+    environment.filter(|(name, _)| !COMMAND_LINE.contains(&name.as_str())).collect()
+}
 
 impl Config {
     /// Reads a file, lays the environment over it, and checks the result.
     pub fn load(path: &Path) -> anyhow::Result<Config> {
         let settings = config::Config::builder()
             .add_source(config::File::from(path).format(config::FileFormat::Toml))
-            .add_source(config::Environment::with_prefix("REVEILLE").prefix_separator("_").separator("__"))
+            .add_source(
+                config::Environment::with_prefix("REVEILLE")
+                    .prefix_separator("_")
+                    .separator("__")
+                    .source(Some(settings_of(std::env::vars()))),
+            )
             .build()
             .with_context(|| format!("configuration {}", path.display()))?;
         let config: Config =
@@ -249,6 +265,21 @@ impl Config {
             self.storage.segment_bytes >= MIN_SEGMENT,
             "storage.segment_bytes must be at least {MIN_SEGMENT}"
         );
+        ensure!(
+            self.notify.check_in >= MIN_CHECK_IN,
+            "notify.check_in must be at least {MIN_CHECK_IN} s: it is what terminals do when nothing else happens"
+        );
+        let ports = [
+            ("peer", &self.peer.listen, self.peer.advertise.is_some()),
+            ("session", &self.session.listen, self.session.advertise.is_some()),
+            ("http", &self.http.listen, self.http.advertise.is_some()),
+        ];
+        for (port, listen, advertised) in ports {
+            ensure!(
+                advertised || !listen.ip().is_unspecified(),
+                "{port}.advertise is needed where {port}.listen is {listen}: others cannot connect to that"
+            );
+        }
         ensure!(self.http.workers >= 1, "http.workers must be at least 1");
         if !self.http.tls && !self.http.listen.ip().is_loopback() {
             bail!("http.tls = false is allowed only where http.listen is on loopback");

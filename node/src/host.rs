@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use reveille_cluster::host::{Host, NotifyOrder};
+use reveille_cluster::host::{Host, NotifyOrder, Taken};
 use reveille_protocol::directory::Directory;
 use reveille_protocol::wire::peer::SessionMessage;
 use tokio::sync::mpsc;
@@ -29,7 +29,7 @@ pub struct NodeHost {
 }
 
 impl Host for NodeHost {
-    fn session(&self, message: SessionMessage) -> bool {
+    fn session(&self, message: SessionMessage) -> Taken {
         self.registry.send(message)
     }
 

@@ -72,6 +72,16 @@ fn the_publishers_api_refuses_and_says_why() {
     assert_eq!(none.header("WWW-Authenticate"), Some("Bearer"));
     case(401, "unknown_token", http(dev.url(1), "POST", &path, &[("Authorization", "Bearer wrong")], b"x"));
 
+    // Refused by its head alone: nobody waits for a body from a stranger.
+    let authority = dev.url(1).trim_start_matches("http://");
+    let mut stream = TcpStream::connect(authority).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    write!(stream, "POST {path} HTTP/1.1\r\nHost: {authority}\r\nContent-Length: 1000000\r\n\r\n").unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 401");
+    case(413, "payload_too_large", dev.publish(1, &id, &[], &[0; 70_000]));
+
     let first = dev.publish(1, &id, &[("Idempotency-Key", "k1")], b"one");
     let again = dev.publish(2, &id, &[("Idempotency-Key", "k1")], b"one");
     assert_eq!((first.status, again.status), (201, 201));
@@ -185,6 +195,16 @@ fn a_node_refuses_what_is_not_its_own() {
     assert!(said.contains("cannot listen on") || said.contains("in use"), "{said}");
     let text = std::fs::read_to_string(config(1)).unwrap();
     let path = dev.folder.path().join("other.toml");
+    // The command line's own variables are no settings; others are.
+    let check = |name: &str, value: &str| {
+        let command = ["config", "check", "--config", &config(1)].map(str::to_owned);
+        Command::new(REVEILLE).args(command).env(name, value).stdout(Stdio::null()).output().unwrap()
+    };
+    assert!(check("REVEILLE_TOKEN", "x").status.success());
+    assert!(check("REVEILLE_NOTIFY__CHECK_IN", "3600").status.success());
+    let output = check("REVEILLE_NOTIFY__CHECK_IN", "0");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("notify.check_in"), "{output:?}");
+    assert!(!check("REVEILLE_SURPRISE", "1").status.success());
     let with = |from: &str, to: &str| {
         assert!(text.contains(from), "{from} in {text}");
         std::fs::write(&path, text.replace(from, to)).unwrap();

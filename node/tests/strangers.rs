@@ -194,8 +194,8 @@ async fn a_terminal_that_never_acks_is_closed_and_its_push_stays() {
     session.say(TerminalFrame::Hello(raw.hello(1))).await;
     assert!(matches!(session.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
     let id = raw.id.to_string();
-    let published = dev.publish(1, &id, &[], b"unconfirmed").json();
     let began = Instant::now();
+    let published = dev.publish(1, &id, &[], b"unconfirmed").json();
     let Some(NodeFrame::Push(push)) = session.hear(PATIENCE).await else { panic!("no push") };
     assert_eq!((push.seq, push.maybe_seen), (Seq(1), false));
     let deadline = reveille_protocol::limits::ACK_DEADLINE;
@@ -211,6 +211,41 @@ async fn a_terminal_that_never_acks_is_closed_and_its_push_stays() {
     assert!(matches!(session.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
     let Some(NodeFrame::Push(push)) = session.hear(PATIENCE).await else { panic!("no push") };
     assert_eq!((push.seq, push.maybe_seen), (Seq(1), true));
+}
+
+/// Whoever says nothing, or does not go when told to, loses the connection all the same: it is worth a permit.
+#[tokio::test]
+async fn a_connection_without_a_session_is_not_kept() {
+    let dev = Dev::start();
+    let raw = Raw::new(&dev.ca());
+    let mut session = raw.connect(dev.node(1)["session"].as_str().unwrap()).await;
+    let said = session.hear(PATIENCE).await;
+    assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::TooSlow, retry_after: 0 })));
+    assert_eq!(session.hear(PATIENCE).await, None);
+    // The node has said its last word. The terminal does not close; what it writes is refused soon.
+    let until = Instant::now() + PATIENCE;
+    while session.stream.write_all(b"still here").await.is_ok() && session.stream.flush().await.is_ok() {
+        assert!(Instant::now() < until, "the connection is still taken");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// A terminal that lost its memory asks for the same attempt again: the later connection is the session.
+#[tokio::test]
+async fn of_two_connections_with_one_attempt_the_later_one_gets_the_pushes() {
+    let dev = Dev::start();
+    let raw = Raw::new(&dev.ca());
+    let address = dev.node(1)["session"].as_str().unwrap().to_owned();
+    let mut first = raw.connect(&address).await;
+    first.say(TerminalFrame::Hello(raw.hello(1))).await;
+    assert!(matches!(first.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
+    let mut second = raw.connect(&address).await;
+    second.say(TerminalFrame::Hello(raw.hello(1))).await;
+    assert!(matches!(second.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
+    let said = first.hear(PATIENCE).await;
+    assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::Superseded, retry_after: 0 })));
+    assert_eq!(dev.publish(2, &raw.id.to_string(), &[], b"for the second").status, 201);
+    assert!(matches!(second.hear(PATIENCE).await, Some(NodeFrame::Push(_))));
 }
 
 async fn next_disconnected(terminal: &mut Terminal) {

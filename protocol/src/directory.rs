@@ -217,6 +217,11 @@ impl Directory {
         group_of_slot(terminal.slot(), self.groups)
     }
 
+    /// A node's latest incarnation.
+    pub fn incarnation(&self, node: NodeId) -> Incarnation {
+        self.nodes.get(&node).map_or(Incarnation(0), |known| known.incarnation)
+    }
+
     /// Is a session of this node and incarnation fenced? A view that lags behind fences nothing newer.
     pub fn fenced(&self, node: NodeId, incarnation: Incarnation) -> bool {
         self.nodes.get(&node).is_none_or(|known| incarnation < known.incarnation || incarnation <= known.down)

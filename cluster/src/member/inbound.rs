@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use super::Member;
 use crate::env::{Env, Transport};
+use crate::host::Taken;
 use crate::link::Lane;
 use crate::propose::Outcome;
 use crate::query::{Answer, MessageView, Query};
@@ -171,14 +172,15 @@ impl<E: Env> Member<E> {
 
     /// For a session of this node; if there is none, the leader learns so.
     fn to_session(&self, from: NodeId, message: SessionMessage) {
-        let told = match &message {
-            SessionMessage::HandOff(hand_off) => Some((hand_off.group, hand_off.terminal, hand_off.epoch)),
-            SessionMessage::Supersede { .. } | SessionMessage::Report(_) => None,
+        let group = match &message {
+            SessionMessage::HandOff(hand_off) => hand_off.group,
+            SessionMessage::Supersede { .. } | SessionMessage::Report(_) => GroupId(0),
         };
-        if self.shared.host.session(message) {
+        let session = message.session();
+        if self.shared.host.session(message) != Taken::NoSession {
             return;
         }
-        if let Some((group, terminal, epoch)) = told {
+        if let Some((terminal, epoch)) = session {
             let what = Reported::NoSuchSession { incarnation: self.incarnation() };
             let report = SessionMessage::Report(Report { group, terminal, epoch, what });
             let frame = Frame::Session(report.encode().into()).encode();

@@ -10,11 +10,11 @@ use reveille_protocol::limits;
 use reveille_protocol::service_list::row::{Row, Urgency};
 use reveille_protocol::service_list::{self, view};
 use reveille_protocol::stage::Stage;
-use reveille_protocol::wire::peer::{HandOff, HandedPush, SessionMessage};
+use reveille_protocol::wire::peer::{HandOff, HandedPush, Report, Reported, SessionMessage};
 
 use super::{ReaderOf, Shard, State};
 use crate::env::{Env, Transport};
-use crate::host::NotifyOrder;
+use crate::host::{NotifyOrder, Taken};
 use crate::link::Lane;
 use crate::rpc::Frame;
 use crate::tables::Tables;
@@ -63,7 +63,7 @@ impl<E: Env> Shard<E> {
                     {
                         continue;
                     }
-                    Event::Notified { terminal, answered: false }
+                    Event::NotTried { terminal }
                 }
                 Command::Detach { terminal, stream, epoch } => {
                     if let Some(proposer) = self.proposer() {
@@ -141,7 +141,15 @@ impl<E: Env> Shard<E> {
     /// Sends to a session's node, which may be this one; `false` if it certainly did not arrive.
     pub(super) fn tell(&self, node: NodeId, message: SessionMessage) -> bool {
         if node == self.shared.me {
-            return self.shared.host.session(message);
+            let session = message.session();
+            let taken = self.shared.host.session(message);
+            if let (Taken::NoSession, Some((terminal, epoch))) = (taken, session) {
+                let incarnation = self.shared.directory().incarnation(node);
+                let what = Reported::NoSuchSession { incarnation };
+                // Full: the silence timer asks again.
+                let _ = self.shared.missed.try_send(Report { group: self.group, terminal, epoch, what });
+            }
+            return taken == Taken::Yes;
         }
         let frame = Frame::Session(Bytes::from(message.encode())).encode();
         self.shared.calls.transport().send(node, Lane::Data, frame).is_ok()

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
 use reveille_cluster::env::{Env, Transport};
-use reveille_cluster::host::{Host, NotifyOrder};
+use reveille_cluster::host::{Host, NotifyOrder, Taken};
 use reveille_cluster::link::{Lane, SendError};
 use reveille_cluster::member::{Beginning, GroupStorage, Member, MemberConfig};
 use reveille_cluster::raft::types::{Batch, Replies};
@@ -155,8 +155,8 @@ struct NoSessions {
 }
 
 impl Host for NoSessions {
-    fn session(&self, _message: SessionMessage) -> bool {
-        false
+    fn session(&self, _message: SessionMessage) -> Taken {
+        Taken::NoSession
     }
 
     fn notify(&self, order: NotifyOrder) -> bool {

@@ -18,15 +18,13 @@ use serde::{Deserialize, Serialize};
 
 use super::auth::tenant;
 use super::error::{ApiError, unexpected};
-use super::{Api, MAX_BULK};
+use super::{Api, body};
 use crate::telemetry::{Count, publish_took};
 
 /// A publish is answered within this.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The longest `timeout` of a wait.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-
-const _: () = assert!(MAX_BULK > limits::MAX_PAYLOAD_CEILING);
 
 /// The answer to a publish.
 #[derive(Debug, Serialize)]
@@ -42,12 +40,13 @@ struct Published {
 pub(super) async fn publish(
     request: HttpRequest,
     path: web::Path<String>,
-    body: Bytes,
+    body: web::Payload,
     api: web::Data<Api>,
 ) -> Result<HttpResponse, ApiError> {
     let began = Instant::now();
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.publish)?;
     let terminal: TerminalId = path.parse()?;
+    let body = body::read(body, limits::MAX_PAYLOAD_CEILING).await?;
     let enqueue = enqueue(&request, tenant, terminal, body)?;
     let zero_ttl = enqueue.ttl == Some(0);
     let group = api.cluster.group_of(&terminal);
@@ -89,10 +88,6 @@ fn enqueue(
     terminal: TerminalId,
     body: Bytes,
 ) -> Result<Enqueue, ApiError> {
-    if body.len() > limits::MAX_PAYLOAD_CEILING {
-        let limit = limits::MAX_PAYLOAD_CEILING as u32;
-        return Err(list::Refusal::PayloadTooLarge { limit }.into());
-    }
     let ttl = header(request, "TTL")?.map(parse_ttl).transpose()?;
     let urgency = match header(request, "Urgency")? {
         None => Urgency::Normal,

@@ -3,6 +3,7 @@
 
 mod admin;
 mod auth;
+mod body;
 mod error;
 mod messages;
 mod terminals;
@@ -10,11 +11,11 @@ mod tokens;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use actix_web::web;
 use metrics_exporter_prometheus::PrometheusHandle;
 use reveille_cluster::ClusterHandle;
-use reveille_protocol::limits;
 
 pub use self::admin::Admin;
 use crate::session::registry::Registry;
@@ -41,13 +42,17 @@ impl Api {
 /// Bytes of one bulk registration: ten thousand keys.
 const MAX_BULK: usize = 1024 * 1024;
 
+/// Connections of publishers to one worker at once. Each costs a descriptor and some kilobytes whoever it is from, and a
+/// publisher needs few: requests on one follow each other.
+pub const CONNECTIONS: usize = 4096;
+/// The head of a request must be there within this.
+pub const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes of a request for a token: a name and a few words.
 const MAX_TOKEN_REQUEST: usize = 4 * 1024;
 
 /// The publisher's routes.
 pub fn publisher(config: &mut web::ServiceConfig) {
     config
-        .app_data(web::PayloadConfig::new(MAX_BULK.max(limits::MAX_PAYLOAD_CEILING)))
         .service(web::resource("/v1/terminals/{id}/messages").route(web::post().to(messages::publish)))
         .service(
             web::resource("/v1/messages/{id}")

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use reveille_cluster::query::{Answer, MAX_PAGE, Query};
@@ -13,9 +12,9 @@ use reveille_protocol::service_list::row::{Linger, Reachability, Row};
 use reveille_protocol::service_list::{self as list, Command, Reply};
 use serde::{Deserialize, Serialize};
 
-use super::Api;
 use super::auth::tenant;
 use super::error::{ApiError, unexpected};
+use super::{Api, MAX_BULK, body};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Registrations of one request on their way at once.
@@ -177,10 +176,11 @@ struct Registered {
 /// `POST /v1/terminals`: a line of JSON for each key; the answer has a line for each, in the same order.
 pub(super) async fn register(
     request: HttpRequest,
-    body: Bytes,
+    body: web::Payload,
     api: web::Data<Api>,
 ) -> Result<HttpResponse, ApiError> {
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.admin)?;
+    let body = body::read(body, MAX_BULK).await?;
     let lines: Vec<&[u8]> =
         body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).collect();
     let mut answers: Vec<Option<Registered>> = Vec::new();

@@ -11,6 +11,7 @@ use quinn::{
     ClientConfig, Connection, ConnectionId, Endpoint, EndpointConfig, TokioRuntime, TransportConfig,
     ZeroRttAccepted,
 };
+use reveille_cluster::host::Notified;
 use reveille_protocol::id::{KeyFingerprint, TerminalId};
 use reveille_protocol::wire::notification::{ALPN, Notification, NotificationAck, SERVER_NAME, first_cid};
 use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
@@ -65,6 +66,19 @@ impl Outcome {
             Outcome::NoWay => "no_way",
             Outcome::Forbidden => "forbidden",
             Outcome::Budget => "budget",
+        }
+    }
+}
+
+impl Outcome {
+    /// What the shard's leader is told.
+    pub fn told(self) -> Notified {
+        match self {
+            Outcome::Answered => Notified::Answered,
+            Outcome::Budget => Notified::NotTried,
+            Outcome::Silence | Outcome::WrongKey | Outcome::Socket | Outcome::NoWay | Outcome::Forbidden => {
+                Notified::Unanswered
+            }
         }
     }
 }

@@ -26,6 +26,7 @@ const DIALS: usize = 512;
 #[derive(Clone)]
 pub struct Notifier {
     orders: mpsc::Sender<NotifyOrder>,
+    cluster: Arc<OnceLock<ClusterHandle>>,
 }
 
 /// What the notifier's tasks share.
@@ -47,14 +48,14 @@ impl Notifier {
         hint: Vec<String>,
     ) -> Notifier {
         let (orders, waiting) = mpsc::channel(QUEUE);
-        let shared = Arc::new(Shared { cluster, directory, dialler, pace, hint });
+        let shared = Arc::new(Shared { cluster: cluster.clone(), directory, dialler, pace, hint });
         tokio::spawn(run(shared, waiting));
-        Notifier { orders }
+        Notifier { orders, cluster }
     }
 
-    /// Takes an order on; `false` if too many wait.
+    /// Takes an order on; `false` if too many wait, or the node is not assembled and could not tell what came of it.
     pub fn order(&self, order: NotifyOrder) -> bool {
-        self.orders.try_send(order).is_ok()
+        self.cluster.get().is_some() && self.orders.try_send(order).is_ok()
     }
 }
 
@@ -70,7 +71,7 @@ async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<NotifyOrder>) {
             let outcome = notified.as_ref().err().copied().unwrap_or(Outcome::Answered);
             Count::Notifications.one(outcome.label());
             if let Some(cluster) = shared.cluster.get() {
-                cluster.notified(order.group, order.terminal, outcome == Outcome::Answered);
+                cluster.notified(order.group, order.terminal, outcome.told());
             }
             if let Ok(answered) = notified {
                 answered.close().await;

@@ -80,6 +80,11 @@ pub struct Leave {
     pub retry_after: u64,
 }
 
+/// Another connection of the terminal asks for the same attempt.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Replaced;
+
 /// See the module.
 pub struct SessionActor {
     context: Arc<Context>,
@@ -153,6 +158,15 @@ impl SessionActor {
                 if self.registered.is_none() {
                     self.registered = Some(attach.attempt);
                     self.context.registry.insert(self.terminal(), attach.attempt, ctx.address());
+                }
+                // Looked at after the insert: a fence that comes later finds this session there.
+                let incarnation = self.context.cluster.get().map(ClusterHandle::incarnation);
+                if incarnation != Some(attach.incarnation) {
+                    let fenced = async {}.into_actor(self);
+                    ctx.spawn(
+                        fenced.map(|(), session, ctx| session.handle_event(Event::Attached(None), ctx)),
+                    );
+                    return;
                 }
                 self.propose(Command::Attach(attach), ctx, |outcome| {
                     Event::Attached(match outcome {
@@ -314,6 +328,21 @@ impl Handler<ToSession> for SessionActor {
             SessionMessage::HandOff(hand_off) => self.handle_event(Event::HandOff(hand_off), ctx),
             SessionMessage::Supersede { epoch, .. } => self.handle_event(Event::Supersede(epoch), ctx),
             SessionMessage::Report(_) => {}
+        }
+    }
+}
+
+impl Handler<Replaced> for SessionActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Replaced, ctx: &mut ActorCtx<Self>) {
+        // Its epoch may be the other's as well, so nothing is detached.
+        match self.rules.as_ref().map(Server::epoch) {
+            Some(epoch) if epoch != Epoch(0) => self.handle_event(Event::Supersede(epoch), ctx),
+            _ => {
+                self.outgoing = None;
+                ctx.stop();
+            }
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Accepting terminals: TCP and TLS within bounds, then an actor for the session and two tasks for its bytes.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use reveille_protocol::wire::session::{Frame, TerminalFrame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::error::Elapsed;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -24,8 +27,12 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const HANDSHAKES: usize = 512;
 /// Sessions at once. Each is a few kilobytes here and a descriptor.
 const SESSIONS: usize = 200_000;
+/// A connection whose session is over stays this long for the terminal to close it.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Bytes taken from a connection at once: terminals say little.
 const READ: usize = 4 * 1024;
+/// Bytes written at once; progress is seen in these.
+const WRITE: usize = 16 * 1024;
 /// Chunks that wait to be written: more than a full window's frames.
 pub(super) const WRITES: usize = 128;
 
@@ -90,10 +97,15 @@ async fn serve(
     let session = SessionActor::start_in_arbiter(&arbiter, move |_| {
         SessionActor::new(context, session_key, from.ip(), outgoing)
     });
-    let writing = tokio::spawn(write(writer, waiting, session.clone()));
-    read(reader, &session).await;
-    // The writer ends when the actor has dropped its end of the queue, or by its own deadline.
-    let _ = writing.await;
+    let mut writing = tokio::spawn(write(writer, waiting, session.clone()));
+    let mut reading = pin!(read(reader, &session));
+    tokio::select! {
+        // The writer ends when the actor has dropped its end of the queue, or by its own deadline.
+        () = &mut reading => { let _ = writing.await; }
+        // The session is over. What the terminal still says is read for a moment, so that the connection ends with our
+        // last word and not with a reset; then it ends whether or not the terminal closes it.
+        _ = &mut writing => { let _ = tokio::time::timeout(LAST_WORDS, reading).await; }
+    }
 }
 
 async fn read(mut reader: ReadHalf<TlsStream<TcpStream>>, session: &Addr<SessionActor>) {
@@ -127,6 +139,23 @@ async fn read(mut reader: ReadHalf<TlsStream<TcpStream>>, session: &Addr<Session
     }
 }
 
+/// Writes all of it, however slowly, as long as it makes progress.
+async fn write_out(
+    writer: &mut WriteHalf<TlsStream<TcpStream>>,
+    mut bytes: &[u8],
+) -> Result<io::Result<()>, Elapsed> {
+    while !bytes.is_empty() {
+        match tokio::time::timeout(limits::WRITE_DEADLINE, writer.write(&bytes[..bytes.len().min(WRITE)]))
+            .await?
+        {
+            Ok(0) => return Ok(Err(io::ErrorKind::WriteZero.into())),
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) => return Ok(Err(error)),
+        }
+    }
+    tokio::time::timeout(limits::WRITE_DEADLINE, writer.flush()).await
+}
+
 async fn write(
     mut writer: WriteHalf<TlsStream<TcpStream>>,
     mut waiting: mpsc::Receiver<Vec<u8>>,
@@ -136,11 +165,7 @@ async fn write(
         while let Ok(more) = waiting.try_recv() {
             bytes.extend_from_slice(&more);
         }
-        let written = tokio::time::timeout(limits::WRITE_DEADLINE, async {
-            writer.write_all(&bytes).await?;
-            writer.flush().await
-        });
-        match written.await {
+        match write_out(&mut writer, &bytes).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => break,
             Err(_) => {

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use actix::Addr;
+use actix::prelude::SendError;
+use reveille_cluster::host::Taken;
 use reveille_protocol::id::{Attempt, TerminalId};
 use reveille_protocol::wire::peer::SessionMessage;
 
-use super::actor::{Leave, SessionActor, ToSession};
+use super::actor::{Leave, Replaced, SessionActor, ToSession};
 
 /// Parts of the map, so that sessions that open and close do not wait for each other.
 const PARTS: usize = 16;
@@ -32,9 +34,16 @@ impl Registry {
         self.parts[part].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session asks for its epoch: hand-offs for it may come from now on.
+    /// A session asks for its epoch: hand-offs for it may come from now on. One with the same attempt, which a terminal
+    /// that lost its memory can use twice, is over by that.
     pub fn insert(&self, terminal: TerminalId, attempt: Attempt, session: Addr<SessionActor>) {
-        self.part(&terminal).entry(terminal).or_default().push((attempt, session));
+        let mut part = self.part(&terminal);
+        let open = part.entry(terminal).or_default();
+        for (_, older) in open.extract_if(.., |(known, _)| *known == attempt) {
+            // A full mailbox: it is found by its silence, as a session that hangs is.
+            let _ = older.try_send(Replaced);
+        }
+        open.push((attempt, session));
     }
 
     /// A session is over.
@@ -48,26 +57,28 @@ impl Registry {
         }
     }
 
-    /// Gives a message to the session it is for; `false` if there is none, or its mailbox is full.
-    pub fn send(&self, message: SessionMessage) -> bool {
-        let part;
-        let open = match &message {
-            SessionMessage::HandOff(hand_off) => {
-                part = self.part(&hand_off.terminal);
-                part.get(&hand_off.terminal).and_then(|open| {
-                    open.iter().find(|(attempt, _)| *attempt == hand_off.attempt).map(|(_, addr)| addr)
-                })
-            }
-            SessionMessage::Supersede { terminal, .. } => {
-                part = self.part(terminal);
-                let Some(open) = part.get(terminal) else { return false };
-                // The epoch decides, and each session knows its own.
-                return open.iter().all(|(_, addr)| addr.try_send(ToSession(message.clone())).is_ok());
-            }
-            SessionMessage::Report(_) => return false,
+    /// Gives a message to the session it is for.
+    pub fn send(&self, message: SessionMessage) -> Taken {
+        let give = |session: &Addr<SessionActor>| match session.try_send(ToSession(message.clone())) {
+            Ok(()) => Taken::Yes,
+            Err(SendError::Full(_)) => Taken::Full,
+            Err(SendError::Closed(_)) => Taken::NoSession,
         };
-        // A full mailbox is a session that does not keep up: the leader's timer sends again.
-        open.is_some_and(|addr| addr.try_send(ToSession(message.clone())).is_ok())
+        match &message {
+            SessionMessage::HandOff(hand_off) => {
+                let part = self.part(&hand_off.terminal);
+                let mut open = part.get(&hand_off.terminal).into_iter().flatten();
+                let session = open.find(|(attempt, _)| *attempt == hand_off.attempt);
+                session.map_or(Taken::NoSession, |(_, session)| give(session))
+            }
+            // The epoch decides, and each session knows its own.
+            SessionMessage::Supersede { terminal, .. } => {
+                let part = self.part(terminal);
+                let open = part.get(terminal).into_iter().flatten();
+                open.fold(Taken::NoSession, |_, (_, session)| give(session))
+            }
+            SessionMessage::Report(_) => Taken::NoSession,
+        }
     }
 
     /// Open sessions.

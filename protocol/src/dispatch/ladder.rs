@@ -45,6 +45,11 @@ pub(super) fn after(step: u32, terminal: &TerminalId) -> Duration {
     wait + wait / 5 * spread / 255
 }
 
+/// The wait after a notification that could not be tried: one to two seconds, spread by the terminal's id.
+pub(super) fn not_tried(terminal: &TerminalId) -> Duration {
+    Duration::from_millis(1000 + u64::from(terminal.0[14]) * 4)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -119,6 +119,11 @@ pub enum Event {
         /// The terminal acknowledged it.
         answered: bool,
     },
+    /// A notification could not go out now: too many wait, or a budget is used up. It says nothing of the terminal.
+    NotTried {
+        /// Whose.
+        terminal: TerminalId,
+    },
     /// [`Dispatch::poll_timeout`] has come.
     Timeout,
 }
@@ -248,6 +253,7 @@ impl Dispatch {
             Event::Reported { terminal, epoch, node, what } => {
                 self.reported(now, terminal, epoch, node, what, &mut out);
             }
+            Event::NotTried { terminal } => self.not_tried(now, terminal),
             Event::Notified { terminal, answered } => self.notified(now, terminal, answered),
             Event::Timeout => self.timeout(now, &mut out),
         }
@@ -387,6 +393,16 @@ impl Dispatch {
         self.set_timer(&terminal, Some(now + wait));
     }
 
+    /// The same step of the ladder again, a little later.
+    fn not_tried(&mut self, now: Instant, terminal: TerminalId) {
+        let Some(waiting) = self.waiting.get_mut(&terminal) else { return };
+        waiting.notifying = None;
+        if waiting.facts.session.is_none() {
+            waiting.step = waiting.step.saturating_sub(1);
+            self.set_timer(&terminal, Some(now + ladder::not_tried(&terminal)));
+        }
+    }
+
     fn timeout(&mut self, now: Instant, out: &mut Vec<Command>) {
         while let Some((_, terminal)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
             self.set_timer(&terminal, None);
@@ -484,6 +500,24 @@ mod tests {
             }
             assert_eq!((ordered, now.since(begun)), (expected, OUTCOME));
         }
+    }
+
+    #[test]
+    fn what_could_not_be_tried_is_no_step_of_the_ladder() {
+        let terminal = TerminalId([1; 16]);
+        let mut dispatch = Dispatch::default();
+        dispatch.handle(Instant(0), Event::Lead { term: 1 });
+        let reachability = Reachability::Pinned { anchor: NodeId(1), listening_key: KeyFingerprint([2; 32]) };
+        let facts = Some(Facts { session: None, reachability, ..facts(1) });
+        let stored = Some(Urgency::Normal);
+        let mut ordered = dispatch.handle(Instant(0), Event::Changed { terminal, facts, stored });
+        for _ in 0..20 {
+            assert_eq!(ordered, [Command::Notify { terminal, urgency: Urgency::Normal, attempt: 0 }]);
+            dispatch.handle(Instant(0), Event::NotTried { terminal });
+            let at = dispatch.poll_timeout().expect("a timer");
+            ordered = dispatch.handle(at, Event::Timeout);
+        }
+        assert_eq!(dispatch.unreachable(), 0);
     }
 
     #[test]

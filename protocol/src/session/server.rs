@@ -160,6 +160,11 @@ impl Server {
         self.terminal
     }
 
+    /// Its epoch; zero until it is granted.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     /// The attempt that this session asked its epoch with, once it said Hello.
     pub fn attempt(&self) -> Option<Attempt> {
         self.hello.as_ref().map(|hello| hello.attempt)

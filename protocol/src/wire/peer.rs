@@ -100,6 +100,14 @@ pub enum Reported {
 }
 
 impl SessionMessage {
+    /// The session that a hand-off is for. Nobody waits to hear whether anything else found its session.
+    pub fn session(&self) -> Option<(TerminalId, Epoch)> {
+        match self {
+            SessionMessage::HandOff(hand_off) => Some((hand_off.terminal, hand_off.epoch)),
+            SessionMessage::Supersede { .. } | SessionMessage::Report(_) => None,
+        }
+    }
+
     /// The frame's body.
     pub fn encode(&self) -> Vec<u8> {
         codec::encode(self)
