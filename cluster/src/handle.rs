@@ -220,10 +220,21 @@ impl ClusterHandle {
         self.member.status()
     }
 
-    /// Does every group have a leader that this node knows, and this node an incarnation?
-    pub fn ready(&self) -> bool {
-        let (led, all) = self.member.led();
-        led == all && self.member.incarnation() != Incarnation(0) && self.wal.failed().is_none()
+    /// Why this node cannot serve now; `None` if it can.
+    pub fn unready(&self) -> Option<String> {
+        if let Some(why) = self.wal.failed() {
+            return Some(why);
+        }
+        let leaderless = self.member.leaderless();
+        if !leaderless.is_empty() {
+            let groups: Vec<String> = leaderless.iter().map(ToString::to_string).collect();
+            let groups = groups.join(", ");
+            return Some(format!(
+                "no leader is known for group {groups}; are a majority of the nodes running?"
+            ));
+        }
+        let fenced = self.member.incarnation() == Incarnation(0);
+        fenced.then(|| "this node has no incarnation: it is starting, or was marked down".to_owned())
     }
 
     /// Lets others lead, then stops the groups and the links. What was acknowledged is on disk already.

@@ -235,15 +235,15 @@ impl<E: Env> Member<E> {
         metrics.current_leader.map(NodeId)
     }
 
-    /// Groups whose leader this node knows and has heard of lately, and all groups. A leader that lost its quorum
-    /// still takes itself for one; it does not count.
-    pub fn led(&self) -> (usize, usize) {
-        let alive = |group: &&GroupId| match self.leader(**group) {
-            Some(leader) if leader == self.config.node => self.has_quorum(**group),
+    /// Groups without a leader that this node knows and has heard of lately. One that lost its quorum still takes itself
+    /// for a leader; it does not count.
+    pub fn leaderless(&self) -> Vec<GroupId> {
+        let alive = |group: &GroupId| match self.leader(*group) {
+            Some(leader) if leader == self.config.node => self.has_quorum(*group),
             Some(leader) => self.heard_lately(leader),
             None => false,
         };
-        (self.groups.keys().filter(alive).count(), self.groups.len())
+        self.groups.keys().copied().filter(|group| !alive(group)).collect()
     }
 
     fn has_quorum(&self, group: GroupId) -> bool {

@@ -55,9 +55,8 @@ fn push(number: u64, terminal: u8) -> Command {
 
 async fn settle(nodes: &[SimNode]) {
     for _ in 0..3000 {
-        let ready = nodes
-            .iter()
-            .all(|node| node.member().is_some_and(|member| member.led().0 == usize::from(GROUPS) + 1));
+        let ready =
+            nodes.iter().all(|node| node.member().is_some_and(|member| member.leaderless().is_empty()));
         if ready {
             return;
         }

@@ -21,12 +21,12 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::Config;
-use crate::enrolment::random;
 use crate::host::NodeHost;
 use crate::http::{self, Api};
 use crate::notify::Notifier;
 use crate::notify::dial::{self, Dialler};
 use crate::notify::pace::Pace;
+use crate::random::random;
 use crate::session::actor::Context as SessionContext;
 use crate::session::listener;
 use crate::session::registry::Registry;

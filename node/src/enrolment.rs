@@ -6,11 +6,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::random::random;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reveille_protocol::directory::Directory;
-use reveille_protocol::id::{Stream, TenantId};
-use ring::rand::{SecureRandom, SystemRandom};
+use reveille_protocol::id::TenantId;
 use ring::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
 
 const VERSION: u8 = 1;
@@ -52,22 +52,6 @@ pub fn sign(key: &Ed25519KeyPair, tenant: TenantId, expires: u64) -> anyhow::Res
     let signature = key.sign(&token);
     token.extend_from_slice(signature.as_ref());
     Ok(URL_SAFE_NO_PAD.encode(token))
-}
-
-/// Random bytes from the operating system.
-pub fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    #[allow(
-        clippy::expect_used,
-        reason = "getrandom fails only where there is no kernel random source at all"
-    )]
-    SystemRandom::new().fill(&mut bytes).expect("the operating system has no random source");
-    bytes
-}
-
-/// A random number for a new stream; zero stands for "none".
-pub fn new_stream() -> Stream {
-    Stream(u64::from_le_bytes(random()).max(1))
 }
 
 #[cfg(test)]

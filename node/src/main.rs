@@ -8,6 +8,7 @@ mod enrolment;
 mod host;
 mod http;
 mod notify;
+mod random;
 mod session;
 mod shutdown;
 mod telemetry;

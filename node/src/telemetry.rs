@@ -21,7 +21,7 @@ pub enum Count {
     Notifications,
     /// Answered notifications, by how they went out: `early` with the first packet (0-RTT), or after a `full` handshake.
     NotificationHandshakes,
-    /// HTTP requests that were refused, by status.
+    /// HTTP requests that were refused, by error.
     HttpRefused,
 }
 

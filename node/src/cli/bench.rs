@@ -21,7 +21,7 @@ use super::client::{Client, Target};
 use super::dev::Temporary;
 use super::dev::cluster::DevCluster;
 use super::{output, runtime};
-use crate::enrolment::random;
+use crate::random::random;
 use crate::telemetry;
 
 /// Measure a three-node cluster on this machine. All nodes, the load and its clients share the processor.

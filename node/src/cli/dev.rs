@@ -130,7 +130,7 @@ pub(super) struct Temporary(pub(super) PathBuf);
 
 impl Temporary {
     pub(super) fn new() -> anyhow::Result<Temporary> {
-        let random: [u8; 8] = crate::enrolment::random();
+        let random: [u8; 8] = crate::random::random();
         let name: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
         let folder = std::env::temp_dir().join(format!("reveille-dev-{name}"));
         std::fs::create_dir(&folder)?;

@@ -28,11 +28,10 @@ pub(super) async fn healthz() -> HttpResponse {
 
 /// `GET /readyz`: every group has a leader, and this node takes requests.
 pub(super) async fn readyz(api: web::Data<Api>) -> Result<HttpResponse, ApiError> {
-    if api.ready() {
-        return Ok(HttpResponse::Ok().body("ready\n"));
+    match api.unready() {
+        None => Ok(HttpResponse::Ok().body("ready\n")),
+        Some(why) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", why)),
     }
-    let message = "a group has no leader that this node knows, or the node is leaving";
-    Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message))
 }
 
 /// `GET /metrics`, for Prometheus.
@@ -59,7 +58,7 @@ pub(super) async fn status(
 ) -> Result<HttpResponse, ApiError> {
     may(&request, &api, &admin)?;
     let status = api.cluster.status();
-    let ready = api.ready();
+    let ready = api.unready().is_none();
     let sessions = api.registry.len();
     Ok(HttpResponse::Ok()
         .json(serde_json::json!({ "ready": ready, "sessions": sessions, "cluster": status })))

@@ -122,7 +122,7 @@ fn enqueue(
         }),
     };
     Ok(Enqueue {
-        id: CommandId(crate::enrolment::random()),
+        id: CommandId(crate::random::random()),
         not_after: GroupTime(0),
         retry: false,
         terminal,

@@ -33,9 +33,12 @@ pub struct Api {
 }
 
 impl Api {
-    /// Does this node take requests?
-    pub fn ready(&self) -> bool {
-        self.cluster.ready() && !self.leaving.load(Ordering::Relaxed)
+    /// Why this node takes no requests; `None` if it does.
+    pub fn unready(&self) -> Option<String> {
+        match self.leaving.load(Ordering::Relaxed) {
+            true => Some("this node is leaving".to_owned()),
+            false => self.cluster.unready(),
+        }
     }
 }
 

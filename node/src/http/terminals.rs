@@ -219,7 +219,7 @@ async fn register_one(api: &Api, tenant: TenantId, line: &[u8]) -> Registered {
         },
     };
     let terminal = session_key.terminal();
-    let register = list::Register { tenant, session_key, stream: crate::enrolment::new_stream() };
+    let register = list::Register { tenant, session_key, stream: crate::random::new_stream() };
     let group = api.cluster.group_of(&terminal);
     match api.cluster.propose(group, Command::Register(register), DEADLINE).await {
         Ok(Reply::Registered { existed, .. }) => {

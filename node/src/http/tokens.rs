@@ -89,7 +89,7 @@ pub(super) async fn make(
     let has = |right| new.rights.contains(&right);
     let rights = Rights { publish: has(Right::Publish), read: has(Right::Read), admin: has(Right::Admin) };
     let expires = new.ttl.map(|ttl| GroupTime(now().saturating_add(ttl.saturating_mul(1000))));
-    let text: String = crate::enrolment::random::<24>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let text: String = crate::random::random::<24>().iter().map(|byte| format!("{byte:02x}")).collect();
     let hash = token_hash(&text);
     let value = Token { name: new.name.clone(), tenant, rights, expires };
     change(&api, Change::PutToken { hash, value: value.clone() }).await?;

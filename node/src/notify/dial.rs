@@ -155,7 +155,7 @@ impl Dialler {
             self.remembered(terminal, listening_key).map_err(|_| Outcome::Socket)?;
         let mut config = ClientConfig::new(crypto);
         config.transport_config(self.transport.clone());
-        let cid = first_cid(notify_secret, u64::from_le_bytes(crate::enrolment::random()));
+        let cid = first_cid(notify_secret, u64::from_le_bytes(crate::random::random()));
         config.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&cid)));
         let connecting = match self.endpoint.connect_with(config, address, SERVER_NAME) {
             Ok(connecting) => connecting,

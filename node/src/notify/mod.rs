@@ -99,7 +99,7 @@ impl Shared {
         let Some(secret) = secret else { return Err(Outcome::NoWay) };
         let proof = notify_secret(&secret, &order.terminal, order.stream, order.epoch);
         let notification = Notification {
-            id: u64::from_le_bytes(crate::enrolment::random()),
+            id: u64::from_le_bytes(crate::random::random()),
             epoch: order.epoch,
             pending: order.pending,
             urgency: order.urgency,

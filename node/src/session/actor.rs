@@ -229,7 +229,7 @@ impl SessionActor {
             return;
         };
         let register =
-            list::Register { tenant, session_key: self.session_key, stream: enrolment::new_stream() };
+            list::Register { tenant, session_key: self.session_key, stream: crate::random::new_stream() };
         self.propose(Command::Register(register), ctx, |outcome| {
             Event::Enrolled(outcome.map(|reply| matches!(reply, Reply::Registered { .. })))
         });

@@ -14,7 +14,7 @@ use reveille_protocol::hash::sha256;
 use super::super::certs::{Ca, write_secret};
 use super::super::client::Target;
 use crate::config::{Admin, Cluster, Config, FirstTenant, Http, Log, Notify, Port, Storage, Tls};
-use crate::enrolment::random;
+use crate::random::random;
 
 /// A cluster must be ready within this; a slow disk zero-fills its log segments in the meantime.
 const PATIENCE: Duration = Duration::from_secs(60);
