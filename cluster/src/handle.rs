@@ -220,6 +220,11 @@ impl ClusterHandle {
         self.member.status()
     }
 
+    /// New links show this certificate from now on.
+    pub fn set_identity(&self, identity: Identity) {
+        self.links.set_identity(identity);
+    }
+
     /// Why this node cannot serve now; `None` if it can.
     pub fn unready(&self) -> Option<String> {
         if let Some(why) = self.wal.failed() {

@@ -9,22 +9,20 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actix_web::{App, HttpServer, web};
 use anyhow::{Context, anyhow};
-use reveille_cluster::link::Identity;
 use reveille_cluster::member::{Beginning, MemberConfig};
 use reveille_cluster::{ClusterConfig, ClusterHandle};
 use reveille_protocol::directory::{self, Directory, Rights, Tenant, Token};
 use reveille_protocol::id::*;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
+use crate::certificates::{self, Certificates, Shown};
 use crate::config::Config;
 use crate::host::NodeHost;
 use crate::http::{self, Api};
 use crate::notify::Notifier;
-use crate::notify::dial::{self, Dialler};
+use crate::notify::dial::Dialler;
 use crate::notify::pace::Pace;
 use crate::random::random;
 use crate::session::actor::Context as SessionContext;
@@ -38,32 +36,6 @@ const FIRST_TENANT: TenantId = TenantId(1);
 /// Leaving takes at most this long: terminals and publishers have gone elsewhere by then.
 const LEAVE: Duration = Duration::from_secs(5);
 
-/// Certificates as rustls takes them.
-struct Certificates {
-    ca: Vec<CertificateDer<'static>>,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-}
-
-impl Certificates {
-    fn read(config: &Config) -> anyhow::Result<Certificates> {
-        let certificates = |path: &std::path::Path| -> anyhow::Result<Vec<CertificateDer<'static>>> {
-            let found = CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-                .with_context(|| format!("certificates in {}", path.display()))?;
-            anyhow::ensure!(!found.is_empty(), "{} holds no certificate", path.display());
-            Ok(found)
-        };
-        let key = PrivateKeyDer::from_pem_file(&config.tls.key)
-            .with_context(|| format!("key in {}", config.tls.key.display()))?;
-        Ok(Certificates {
-            ca: certificates(&config.tls.ca)?,
-            chain: certificates(&config.tls.certificate)?,
-            key,
-        })
-    }
-}
-
 async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{what}.listen: cannot listen on {address}"))
 }
@@ -75,14 +47,8 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
     let cluster_id = config.cluster_id()?;
     let certificates = Certificates::read(&config)?;
     let node = NodeId(config.node);
-    let identity = Identity::new(
-        node,
-        cluster_id,
-        certificates.ca.clone(),
-        certificates.chain.clone(),
-        &certificates.key,
-    )
-    .with_context(|| format!("tls.certificate {}", config.tls.certificate.display()))?;
+    let identity = certificates.links(&config)?;
+    let shown = Shown::new(&certificates)?;
     let metrics = telemetry::init_metrics()?;
     let peer_listener = bind("peer", config.peer.listen).await?;
     let session_listener = bind("session", config.session.listen).await?;
@@ -97,11 +63,11 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
     let own = own_addresses(&config).await;
     let pace =
         Pace::new(config.notify.per_second, config.notify.per_prefix_per_second, own, config.only_loopback());
-    let shown = dial::Identity { chain: certificates.chain.clone(), key: certificates.key.clone_key() };
-    let dialler = Dialler::new(config.notify.bind, shown)
+    let dialler = Dialler::new(config.notify.bind, certificates.notifications())
+        .map(Arc::new)
         .with_context(|| format!("notify.bind: cannot use {}", config.notify.bind))?;
     let hints = vec![addresses.session.clone()];
-    notifier.get_or_init(|| Notifier::start(dialler, pace, running.clone(), latest.clone(), hints));
+    notifier.get_or_init(|| Notifier::start(dialler.clone(), pace, running.clone(), latest.clone(), hints));
     let host = NodeHost { registry: registry.clone(), notifier, tickets: tickets.clone(), latest, failed };
 
     let cluster = ClusterConfig {
@@ -124,8 +90,7 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
         check_in: Duration::from_secs(u64::from(config.notify.check_in)),
         origin: Instant::now(),
     });
-    let acceptor = server_config(certificates.chain.clone(), certificates.key.clone_key(), tickets)
-        .context("session port: TLS cannot be set up")?;
+    let acceptor = server_config(shown.clone(), tickets).context("session port: TLS cannot be set up")?;
     let leaving = Arc::new(AtomicBool::new(false));
     let api = web::Data::new(Api {
         cluster: cluster.clone(),
@@ -133,12 +98,19 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
         metrics,
         leaving: leaving.clone(),
     });
-    let actors = Actors::start(&config, &certificates, api)?;
+    let actors = Actors::start(&config, shown.clone(), api)?;
     let accepting = tokio::spawn(listener::run(
         session_listener,
         TlsAcceptor::from(Arc::new(acceptor)),
         context,
         actors.arbiters.clone(),
+    ));
+    let keeping = tokio::spawn(certificates::keep(
+        config.clone(),
+        certificates.ends(),
+        shown,
+        dialler,
+        cluster.clone(),
     ));
     tracing::info!(
         node = node.0,
@@ -155,6 +127,7 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
     };
     leaving.store(true, Ordering::Relaxed);
     accepting.abort();
+    keeping.abort();
     let leave = async {
         registry.leave_all(1000);
         // Their last words go out before the ports close.
@@ -242,10 +215,10 @@ struct Actors {
 
 impl Actors {
     /// Starts an actix system on a thread of its own, and waits until its ports are open.
-    fn start(config: &Config, certificates: &Certificates, api: web::Data<Api>) -> anyhow::Result<Actors> {
+    fn start(config: &Config, shown: Arc<Shown>, api: web::Data<Api>) -> anyhow::Result<Actors> {
         let admin = web::Data::new(http::Admin { guarded: !config.admin.listen.ip().is_loopback() });
         let tls = match config.http.tls {
-            true => Some(https(certificates).context("http: TLS cannot be set up")?),
+            true => Some(https(shown).context("http: TLS cannot be set up")?),
             false => None,
         };
         let (http, workers, operator) = (config.http.listen, config.http.workers, config.admin.listen);
@@ -307,11 +280,11 @@ impl Actors {
     }
 }
 
-fn https(certificates: &Certificates) -> anyhow::Result<rustls::ServerConfig> {
+fn https(shown: Arc<Shown>) -> anyhow::Result<rustls::ServerConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_no_client_auth()
-        .with_single_cert(certificates.chain.clone(), certificates.key.clone_key())?;
+        .with_cert_resolver(shown);
     Ok(config)
 }

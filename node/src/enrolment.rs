@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn tokens_let_in_until_they_end_and_only_their_tenants() {
-        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
+        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&ring::rand::SystemRandom::new()).unwrap();
         let key = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
         let public: [u8; 32] = key.public_key().as_ref().try_into().unwrap();
         let tenant = Tenant { name: "a".to_owned(), enrolment_key: Some(public), open: false };

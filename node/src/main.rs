@@ -2,6 +2,7 @@
 
 mod assemble;
 mod bare_key;
+mod certificates;
 mod cli;
 mod config;
 mod enrolment;

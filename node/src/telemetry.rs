@@ -48,6 +48,8 @@ impl Count {
 pub enum Gauge {
     /// Sessions that are online here.
     Sessions,
+    /// Seconds until the node's certificate ends.
+    CertificateExpires,
     /// Groups that this node leads.
     GroupsLed,
     /// Terminals that something waits for, at the leaders on this node.
@@ -60,6 +62,7 @@ impl Gauge {
     fn name(self) -> &'static str {
         match self {
             Gauge::Sessions => "reveille_sessions",
+            Gauge::CertificateExpires => "reveille_certificate_expires_seconds",
             Gauge::GroupsLed => "reveille_groups_led",
             Gauge::Waiting => "reveille_terminals_waiting",
             Gauge::Unreachable => "reveille_terminals_unreachable",

@@ -476,6 +476,51 @@ async fn an_unknown_key_needs_its_tenants_token() {
     assert_eq!(http(&cluster.http, "GET", "/v1/terminals", &[], b"").status, 401);
 }
 
+/// A certificate that is replaced on disk is shown after SIGHUP, and one that cannot be used changes nothing.
+#[tokio::test]
+async fn certificates_are_read_again_on_sighup() {
+    let cluster = ByHand::new();
+    let node = cluster.start();
+    let raw = Raw::new(Path::new(&cluster.path("ca/ca.pem")));
+    let shown = || async {
+        let session = raw.connect(&cluster.session).await;
+        session.stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    };
+    let hang_up =
+        || assert!(Command::new("kill").args(["-HUP", &node.0.id().to_string()]).status().unwrap().success());
+    let first = shown().await;
+    let good = std::fs::read(cluster.path("node-1.pem")).unwrap();
+    std::fs::write(cluster.path("node-1.pem"), "no certificate").unwrap();
+    hang_up();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(shown().await, first);
+    std::fs::write(cluster.path("node-1.pem"), good).unwrap();
+    std::fs::remove_file(cluster.path("node-1.key")).unwrap();
+    let (ca, out) = (cluster.path("ca"), cluster.path(""));
+    let names = "localhost,127.0.0.1";
+    command(&[
+        "certs",
+        "node",
+        "--ca",
+        &ca,
+        "--id",
+        "1",
+        "--cluster",
+        "00c0ffee00c0ffee",
+        "--names",
+        names,
+        "--out",
+        &out,
+    ]);
+    hang_up();
+    let until = Instant::now() + PATIENCE;
+    while shown().await == first {
+        assert!(Instant::now() < until, "the old certificate is still shown");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(counter(&cluster.admin, "reveille_certificate_expires_seconds") > 29 * 24 * 3600);
+}
+
 #[test]
 fn an_expired_certificate_is_refused_in_one_line() {
     let cluster = ByHand::new();

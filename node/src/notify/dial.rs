@@ -2,7 +2,7 @@
 //! connection outlives it.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use moka::sync::Cache;
@@ -87,7 +87,7 @@ impl Outcome {
 pub struct Dialler {
     endpoint: Endpoint,
     transport: Arc<TransportConfig>,
-    identity: Identity,
+    identity: RwLock<Identity>,
     remembered: Cache<TerminalId, Remembered>,
 }
 
@@ -139,7 +139,13 @@ impl Dialler {
         let endpoint = Endpoint::new(config, None, UdpSocket::bind(bind)?, Arc::new(TokioRuntime))?;
         let transport = Arc::new(one_datagram_each_way(DEADLINE));
         let remembered = Cache::new(REMEMBERED);
-        Ok(Dialler { endpoint, transport, identity, remembered })
+        Ok(Dialler { endpoint, transport, identity: RwLock::new(identity), remembered })
+    }
+
+    /// Terminals are shown this from now on.
+    pub fn set_identity(&self, identity: Identity) {
+        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
+        self.remembered.invalidate_all();
     }
 
     /// Sends one notification. An answered connection is the caller's to close, after it has told of the answer.
@@ -189,11 +195,15 @@ impl Dialler {
         }
         let provider = provider();
         let only = BareKey::exactly(key, provider.clone());
+        let (chain, own) = {
+            let identity = self.identity.read().unwrap_or_else(PoisonError::into_inner);
+            (identity.chain.clone(), identity.key.clone_key())
+        };
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(only)
-            .with_client_auth_cert(self.identity.chain.clone(), self.identity.key.clone_key())?;
+            .with_client_auth_cert(chain, own)?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
         tls.enable_early_data = true;
         let tickets = Arc::new(Ticket::default());

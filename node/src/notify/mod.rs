@@ -33,7 +33,7 @@ pub struct Notifier {
 struct Shared {
     cluster: Arc<OnceLock<ClusterHandle>>,
     directory: Arc<RwLock<Arc<Directory>>>,
-    dialler: Dialler,
+    dialler: Arc<Dialler>,
     pace: Pace,
     hint: Vec<String>,
 }
@@ -41,7 +41,7 @@ struct Shared {
 impl Notifier {
     /// Starts the notifier's tasks on this runtime. `hint` names the nodes that a terminal tries first.
     pub fn start(
-        dialler: Dialler,
+        dialler: Arc<Dialler>,
         pace: Pace,
         cluster: Arc<OnceLock<ClusterHandle>>,
         directory: Arc<RwLock<Arc<Directory>>>,

@@ -8,8 +8,7 @@ use reveille_protocol::hash::hmac_sha256;
 use reveille_terminal::identity::provider;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::ProducesTickets;
+use rustls::server::{ProducesTickets, ResolvesServerCert};
 use rustls::{Error, ServerConfig};
 
 use crate::bare_key::BareKey;
@@ -19,15 +18,14 @@ const TICKET_LIFETIME: u32 = 24 * 3600;
 
 /// Settings for the session listener.
 pub fn server_config(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    shown: Arc<dyn ResolvesServerCert>,
     tickets: Arc<Tickets>,
 ) -> Result<ServerConfig, Error> {
     let provider = provider();
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(BareKey::any(provider))
-        .with_single_cert(chain, key)?;
+        .with_cert_resolver(shown);
     config.alpn_protocols = vec![reveille_terminal::identity::SESSION_ALPN.to_vec()];
     config.ticketer = tickets;
     // One is enough for the next connection; each costs a seal and 400 bytes.
