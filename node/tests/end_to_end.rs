@@ -68,6 +68,36 @@ fn a_lingering_terminal_gets_pushes_without_a_notification() {
     assert_eq!(entry["state"], "online");
 }
 
+/// The application confirms after its session broke and before the next one stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_confirmed_between_two_sessions_is_acknowledged() {
+    let dev = Dev::start();
+    let servers: Vec<String> = dev.servers().split(',').map(str::to_owned).collect();
+    let mut terminal = reveille_terminal::Builder::new(servers, dev.ca(), dev.folder.path().join("t1"))
+        .listen("127.0.0.1:0".parse().unwrap())
+        .linger(reveille_terminal::Linger::Forever)
+        .start()
+        .await
+        .unwrap();
+    while !matches!(terminal.next().await.unwrap(), reveille_terminal::Event::Connected { .. }) {}
+    let id = terminal.id().to_string();
+    let published = dev.publish(1, &id, &[], b"slow application").json();
+    let push = loop {
+        if let reveille_terminal::Event::Received(push) = terminal.next().await.unwrap() {
+            break push;
+        }
+    };
+    let node = push.node.0 as usize;
+    dev.kill_node(node);
+    while !matches!(terminal.next().await.unwrap(), reveille_terminal::Event::Disconnected { .. }) {}
+    push.confirm();
+    let path = format!("/v1/messages/{}?wait=acked&timeout=20s", published["message"].as_str().unwrap());
+    let alive = 1 + node % 3;
+    let status = tokio::task::block_in_place(|| dev.request(alive, "GET", &path, &[], b"").json());
+    assert_eq!(status["state"], "acked", "{status}");
+    terminal.shutdown().await;
+}
+
 /// What several threads write while a run goes on.
 #[derive(Clone)]
 struct Story(Arc<Mutex<Vec<Event>>>, Instant);

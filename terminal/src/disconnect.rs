@@ -11,6 +11,9 @@ const CLOSE: Duration = Duration::from_millis(500);
 /// Wait before a terminal that was refused tries again: something must change first.
 const REFUSED: Duration = Duration::from_secs(600);
 
+/// The longest that a node can ask a terminal to stay away.
+const LONGEST: Duration = Duration::from_secs(600);
+
 /// Closes the connection.
 pub(crate) async fn close(mut writer: impl AsyncWrite + Unpin) {
     // A peer that has gone does not hear it, which is as good.
@@ -35,7 +38,7 @@ pub fn next(closed: &Closed) -> Next {
         Closed::Lost(_) => return Next::Again(Duration::ZERO),
         Closed::Bye(bye) => bye,
     };
-    let after = Duration::from_millis(*retry_after);
+    let after = Duration::from_millis(*retry_after).min(LONGEST);
     match reason {
         ByeReason::Done => Next::Listen,
         // Connecting again would only throw the other one out in turn.

@@ -54,6 +54,9 @@ pub enum Event {
     },
 }
 
+/// The highest seq that the application has confirmed, and the stream that it counts in.
+pub(crate) type Confirmed = (Stream, Seq);
+
 /// A push, given to the application.
 #[derive(Debug)]
 pub struct Received {
@@ -73,16 +76,18 @@ pub struct Received {
     pub lives_for: u64,
     /// The node that delivered it.
     pub node: NodeId,
-    pub(crate) confirmed: watch::Sender<Seq>,
+    pub(crate) stream: Stream,
+    pub(crate) confirmed: watch::Sender<Confirmed>,
 }
 
 impl Received {
     /// Confirms this push and every one before it. A push that is not confirmed comes again after a restart.
     pub fn confirm(self) {
-        self.confirmed.send_if_modified(|confirmed| {
-            let higher = self.seq > *confirmed;
+        self.confirmed.send_if_modified(|(stream, seq)| {
+            // One of a stream that is over says nothing of the seqs that count now.
+            let higher = *stream == self.stream && self.seq > *seq;
             if higher {
-                *confirmed = self.seq;
+                *seq = self.seq;
             }
             higher
         });

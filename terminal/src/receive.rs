@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::client::TlsStream;
 
-use crate::event::{Event, Received};
+use crate::event::{Confirmed, Event, Received};
 use crate::listen::Gate;
 use crate::store::Store;
 
@@ -32,7 +32,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) gate: &'a Gate,
     pub(crate) events: &'a mpsc::Sender<Event>,
     pub(crate) notifications: &'a mut mpsc::Receiver<Notification>,
-    pub(crate) confirmed: &'a watch::Sender<Seq>,
+    pub(crate) confirmed: &'a watch::Sender<Confirmed>,
+    pub(crate) confirmations: &'a mut watch::Receiver<Confirmed>,
     pub(crate) leaving: &'a watch::Receiver<bool>,
 }
 
@@ -64,7 +65,6 @@ pub(crate) async fn receive(
 ) -> Result<Outcome, crate::store::StoreError> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let now = now(around.origin);
-    let mut confirmed = around.confirmed.subscribe();
     let mut leaving = around.leaving.clone();
     let mut leave_said = false;
     let mut session = Session {
@@ -110,14 +110,12 @@ pub(crate) async fn receive(
                     // The application has gone: what it did not take stays unconfirmed.
                     _ => {
                         session.waiting.clear();
+                        session.confirmed()?;
                         session.handle(rules::Event::Leave)?;
                     }
                 }
             }
-            Ok(()) = confirmed.changed() => {
-                let seq = *confirmed.borrow_and_update();
-                session.handle(rules::Event::Confirmed(seq))?;
-            }
+            Ok(()) = session.around.confirmations.changed() => session.confirmed()?,
             Some(notification) = session.around.notifications.recv() => {
                 session.notified(&notification)?;
             }
@@ -125,6 +123,8 @@ pub(crate) async fn receive(
             Ok(()) = leaving.changed(), if !leave_said => {
                 leave_said = true;
                 session.waiting.clear();
+                // What was confirmed before goes with the goodbye, whichever of the two was noticed first.
+                session.confirmed()?;
                 session.handle(rules::Event::Leave)?;
             }
             () = timer => session.handle(rules::Event::Timeout)?,
@@ -161,6 +161,15 @@ impl Session<'_, '_> {
         }
     }
 
+    /// Tells the rules what the application has confirmed by now.
+    fn confirmed(&mut self) -> Result<(), crate::store::StoreError> {
+        let (stream, seq) = *self.around.confirmations.borrow_and_update();
+        if stream == self.machine.memory().stream {
+            self.handle(rules::Event::Confirmed(seq))?;
+        }
+        Ok(())
+    }
+
     fn notified(&mut self, notification: &Notification) -> Result<(), crate::store::StoreError> {
         if notification.epoch >= self.machine.memory().epoch {
             self.waiting.push_back(Event::Notified { id: notification.id, pending: notification.pending });
@@ -178,6 +187,13 @@ impl Session<'_, '_> {
                 Command::Save(memory) => self.around.store.save(memory, memory.last != before.last)?,
                 Command::Welcomed(welcome) => {
                     self.around.gate.set_secret(welcome.notify_secret);
+                    // Before the first push of a new stream: confirmations of the old one do not count any more.
+                    self.around.confirmed.send_if_modified(|confirmed| {
+                        if confirmed.0 != welcome.stream {
+                            *confirmed = (welcome.stream, Seq(0));
+                        }
+                        false
+                    });
                     self.waiting.push_back(Event::Connected {
                         node: welcome.node,
                         address: self.address,
@@ -202,6 +218,7 @@ impl Session<'_, '_> {
                         maybe_seen: push.maybe_seen,
                         lives_for: push.lives_for,
                         node: self.welcome.as_ref().map(|welcome| welcome.node).unwrap_or_default(),
+                        stream,
                         confirmed: self.around.confirmed.clone(),
                     }));
                 }

@@ -14,12 +14,15 @@ use tokio::sync::{mpsc, watch};
 
 use crate::connect::connect;
 use crate::disconnect::{self, Next};
-use crate::event::Event;
+use crate::event::{Confirmed, Event};
 use crate::identity::Identity;
 use crate::listen::Listener;
 use crate::receive::{Surroundings, receive};
 use crate::resolve::backoff;
 use crate::store::{Store, StoreError};
+
+/// Shortest time between two check-ins that a node may ask for: a node's mistake must not drain batteries.
+const MIN_CHECK_IN: Duration = Duration::from_secs(60);
 
 /// How a terminal behaves.
 pub(crate) struct Config {
@@ -38,7 +41,9 @@ pub(crate) struct Run {
     listener: Listener,
     events: mpsc::Sender<Event>,
     leaving: watch::Receiver<bool>,
-    confirmed: watch::Sender<Seq>,
+    confirmed: watch::Sender<Confirmed>,
+    /// One for the terminal's life: what is confirmed between two sessions must not be missed.
+    confirmations: watch::Receiver<Confirmed>,
     /// Highest seq given to the application in this process.
     given: Seq,
     /// The stream that `given` counts in.
@@ -71,6 +76,7 @@ impl Run {
         leaving: watch::Receiver<bool>,
     ) -> Run {
         let memory = store.memory();
+        let (confirmed, confirmations) = watch::channel((memory.stream, memory.last));
         Run {
             check_in: config.check_in.unwrap_or(limits::CHECK_IN),
             config,
@@ -78,7 +84,8 @@ impl Run {
             listener,
             events,
             leaving,
-            confirmed: watch::Sender::new(Seq(0)),
+            confirmed,
+            confirmations,
             given: memory.last,
             stream: memory.stream,
             store,
@@ -110,7 +117,6 @@ impl Run {
         let spread = 0.9 + 0.2 * rand::rng().random::<f64>();
         let check_in = tokio::time::sleep(self.check_in.mul_f64(spread));
         tokio::pin!(check_in);
-        let mut confirmed = self.confirmed.subscribe();
         loop {
             tokio::select! {
                 Some(notification) = self.listener.notifications.recv() => {
@@ -125,14 +131,16 @@ impl Run {
                     return Ok(Vec::new());
                 }
                 // Confirmed after its session was gone: saved now, and said by connecting.
-                Ok(()) = confirmed.changed() => {
-                    let seq = *confirmed.borrow_and_update();
-                    if self.confirm_offline(seq)? {
+                Ok(()) = self.confirmations.changed() => {
+                    if self.confirm_offline()? {
                         return Ok(Vec::new());
                     }
                 }
                 // Set, or the handle is gone: the same.
-                _ = self.leaving.changed() => return Err(End::Left),
+                _ = self.leaving.changed() => {
+                    self.confirm_offline()?;
+                    return Err(End::Left);
+                }
             }
         }
     }
@@ -142,9 +150,11 @@ impl Run {
         notification.epoch >= self.store.memory().epoch
     }
 
-    fn confirm_offline(&mut self, seq: Seq) -> Result<bool, StoreError> {
+    /// Saves what was confirmed without a session; `true` if there was something.
+    fn confirm_offline(&mut self) -> Result<bool, StoreError> {
+        let (stream, seq) = *self.confirmations.borrow_and_update();
         let mut memory = self.store.memory();
-        let new = seq > memory.last && seq <= self.given;
+        let new = stream == memory.stream && seq > memory.last && seq <= self.given;
         if new {
             memory.last = seq;
             self.store.save(memory, true)?;
@@ -154,7 +164,8 @@ impl Run {
 
     /// Connects until a session has come to a good end.
     async fn sessions(&mut self, hints: &[String]) -> Result<(), End> {
-        for failures in 0.. {
+        let mut failures = 0;
+        loop {
             let mut wait = backoff(failures);
             match connect(&self.identity, &self.config.servers, hints).await {
                 Ok((stream, address)) => {
@@ -168,6 +179,7 @@ impl Run {
                             events: &self.events,
                             notifications: &mut self.listener.notifications,
                             confirmed: &self.confirmed,
+                            confirmations: &mut self.confirmations,
                             leaving: &self.leaving,
                         };
                         receive(stream, address, config, &mut around).await?
@@ -175,7 +187,8 @@ impl Run {
                     self.given = outcome.given;
                     self.stream = self.store.memory().stream;
                     if let Some(welcome) = &outcome.welcome {
-                        let asked = Duration::from_secs(u64::from(welcome.check_in));
+                        failures = 0;
+                        let asked = Duration::from_secs(u64::from(welcome.check_in)).max(MIN_CHECK_IN);
                         self.check_in = self.config.check_in.unwrap_or(asked);
                     }
                     self.disconnected(&outcome.closed).await?;
@@ -198,14 +211,16 @@ impl Run {
                 }
             }
             if tokio::time::timeout(wait, self.leaving.changed()).await.is_ok() {
+                self.confirm_offline()?;
                 return Err(End::Left);
             }
+            failures += 1;
         }
-        Ok(())
     }
 
-    /// A new attempt, saved before it is used.
+    /// A new attempt, saved before it is used, with what was confirmed since the session before.
     fn begin(&mut self) -> Result<rules::Config, StoreError> {
+        self.confirm_offline()?;
         let mut memory = self.store.memory();
         memory.attempt = Attempt(memory.attempt.0 + 1);
         self.store.save(memory, false)?;

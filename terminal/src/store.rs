@@ -1,8 +1,9 @@
 //! The terminal's memory on disk: which attempt, which stream, what was confirmed last. Survives kill -9 and power
 //! loss at any moment. Keys are in `identity`.
 //!
-//! One file with two slots of 52 bytes, written in turn, so that a torn write leaves the other one. Slot, little
-//! endian: magic `RVTM`, format u32, number u64, attempt u64, stream u64, epoch u64, last u64, crc u32.
+//! One file with two slots of 52 bytes, written in turn, so that a torn write leaves the other one; each at the start of
+//! a block of 4096, so that no disk tears both at once. Slot, little endian: magic `RVTM`, format u32, number u64,
+//! attempt u64, stream u64, epoch u64, last u64, the first 4 bytes of the SHA-256 of all before.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -16,6 +17,8 @@ use reveille_protocol::session::terminal::Memory;
 const MAGIC: &[u8; 4] = b"RVTM";
 const FORMAT: u32 = 1;
 const SLOT: usize = 52;
+/// From one slot to the other: the largest block that disks write as one.
+const BLOCK: usize = 4096;
 const NAME: &str = "memory";
 
 /// The memory cannot be used.
@@ -59,16 +62,22 @@ impl Store {
             Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(folder.to_owned())),
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
-        let mut bytes = [0; 2 * SLOT];
+        let mut bytes = vec![0; BLOCK + SLOT];
         let len = file.metadata().map_err(io)?.len().min(bytes.len() as u64) as usize;
         file.read_exact_at(&mut bytes[..len], 0).map_err(io)?;
-        let found = bytes.chunks_exact(SLOT).filter_map(parse).max_by_key(|(number, _)| *number);
+        let found = [0, BLOCK]
+            .iter()
+            .filter_map(|at| parse(&bytes[*at..*at + SLOT]))
+            .max_by_key(|(number, _)| *number);
+        // Zeros are a file whose first save was cut short by a loss of power: nothing depends on it yet, because the
+        // first attempt is made only when that save is durable.
+        let empty = bytes.iter().all(|byte| *byte == 0);
         let (number, memory) = match found {
             Some(found) => found,
-            None if len == 0 => (0, Memory::default()),
+            None if empty => (0, Memory::default()),
             None => return Err(StoreError::Damaged(path)),
         };
-        let new = len == 0;
+        let new = found.is_none();
         let mut store = Store { path, file, number, memory };
         if new {
             store.save(Memory::default(), true)?;
@@ -88,7 +97,7 @@ impl Store {
     pub fn save(&mut self, memory: Memory, durable: bool) -> Result<(), StoreError> {
         let number = self.number + 1;
         let slot = format(number, &memory);
-        let offset = (number % 2) * SLOT as u64;
+        let offset = (number % 2) * BLOCK as u64;
         let written = self.file.write_all_at(&slot, offset);
         let written = if durable { written.and_then(|()| self.file.sync_data()) } else { written };
         written.map_err(|error| StoreError::Io { path: self.path.clone(), error })?;
@@ -148,14 +157,20 @@ mod tests {
         let mut store = Store::open(folder.path()).unwrap();
         store.save(memory(1), true).unwrap();
         store.save(memory(2), false).unwrap();
-        let latest = (store.number % 2) * SLOT as u64;
+        let latest = (store.number % 2) * BLOCK as u64;
         drop(store);
         assert_eq!(Store::open(folder.path()).unwrap().memory(), memory(2));
         let file = OpenOptions::new().write(true).open(folder.path().join(NAME)).unwrap();
         file.write_all_at(&[0xff; 20], latest + 10).unwrap();
         assert_eq!(Store::open(folder.path()).unwrap().memory(), memory(1), "the slot before");
-        file.write_all_at(&[0xff; 2 * SLOT], 0).unwrap();
+        file.write_all_at(&[0xff; BLOCK + SLOT], 0).unwrap();
         assert!(matches!(Store::open(folder.path()), Err(StoreError::Damaged(_))));
+        file.write_all_at(&[0; BLOCK + SLOT], 0).unwrap();
+        assert_eq!(
+            Store::open(folder.path()).unwrap().memory(),
+            Memory::default(),
+            "its first save was cut short"
+        );
     }
 
     #[test]
