@@ -15,9 +15,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures::executor::block_on;
 use proptest::prelude::*;
-use reveille_cluster::raft::log::LogStore;
 use reveille_cluster::wal::disk::{Disk, Fault, RealDisk, SimDisk};
-use reveille_cluster::wal::{Owner, Wal, WalConfig, WalError};
+use reveille_cluster::wal::{LogStore, Owner, Wal, WalConfig, WalError};
 
 const OWNER: Owner = Owner { cluster: 7, node: 1 };
 const GROUPS: u16 = 3;
