@@ -340,6 +340,102 @@ fn a_slow_group_does_not_keep_old_segments() {
     assert_eq!(read_back(&open(&disk, false).unwrap()), model);
 }
 
+fn segments(disk: &SimDisk) -> Vec<String> {
+    disk.list().unwrap().into_iter().filter(|name| name.ends_with(".wal")).collect()
+}
+
+/// Runs the steps until the power (here: the process) goes at an operation; what was sure then, and what was not.
+fn run_until(disk: &SimDisk, after: usize) -> (State, Option<(usize, Step)>) {
+    let wal = open(disk, false).unwrap();
+    disk.set_fault(Some(Fault::Power { after }));
+    let mut sure: State = vec![Model::default(); GROUPS as usize];
+    for (number, step) in steps().iter().enumerate() {
+        let mut next = sure.clone();
+        if act(&wal, &mut next, number, step).is_err() || wal.failed().is_some() {
+            return (sure, Some((number, step.clone())));
+        }
+        sure = next;
+    }
+    (sure, None)
+}
+
+#[test]
+fn what_a_restart_read_from_the_page_cache_stays_when_the_power_goes_after_it() {
+    let fresh = SimDisk::default();
+    drop(open(&fresh, true).unwrap());
+    for after in 0.. {
+        let (mut reached_end, what) = (false, format!("killed at {after}"));
+        for goes_on in [false, true] {
+            let disk = fresh.fork();
+            let (sure, unsure) = run_until(&disk, after);
+            disk.kill();
+            let wal = open(&disk, false).unwrap_or_else(|error| panic!("{what}: {error}"));
+            let mut told = read_back(&wal);
+            match &unsure {
+                None => assert_eq!(told, sure, "{what}"),
+                Some((number, step)) => check_unsure(&told, &sure, *number, step, &what),
+            }
+            if goes_on {
+                act(&wal, &mut told, 999, &Step::Append(2, 2, 50)).unwrap();
+            }
+            drop(wal);
+            disk.crash(|_, _| 0);
+            let wal = open(&disk, false).unwrap_or_else(|error| panic!("{what}, then no power: {error}"));
+            assert_eq!(read_back(&wal), told, "{what}, then no power: raft counts on what it was told");
+            reached_end = unsure.is_none();
+        }
+        if reached_end {
+            break;
+        }
+    }
+}
+
+#[test]
+fn what_a_restart_read_after_a_failed_sync_stays_when_the_power_goes() {
+    let fresh = SimDisk::default();
+    drop(open(&fresh, true).unwrap());
+    let mut failed = 0;
+    for after in 0..40 {
+        let disk = fresh.fork();
+        let wal = open(&disk, false).unwrap();
+        disk.set_fault(Some(Fault::Sync { after }));
+        let mut model: State = vec![Model::default(); GROUPS as usize];
+        for (number, step) in steps().iter().enumerate() {
+            if act(&wal, &mut model, number, step).is_err() || wal.failed().is_some() {
+                failed += 1;
+                break;
+            }
+        }
+        drop(wal);
+        let told = read_back(&open(&disk, false).unwrap());
+        disk.crash(|_, _| 0);
+        assert_eq!(read_back(&open(&disk, false).unwrap()), told, "sync {after} failed");
+    }
+    assert_eq!(failed, 40);
+}
+
+#[test]
+fn what_a_restart_found_is_sealed() {
+    let disk = SimDisk::default();
+    let wal = open(&disk, true).unwrap();
+    let mut model: State = vec![Model::default(); GROUPS as usize];
+    for (number, step) in steps().iter().take(9).enumerate() {
+        act(&wal, &mut model, number, step).unwrap();
+    }
+    drop(wal);
+    drop(open(&disk, false).unwrap());
+    let name = segments(&disk).pop().unwrap();
+    let mut bytes = vec![0; disk.len(&name).unwrap() as usize];
+    disk.read_at(&name, 0, &mut bytes).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let seal = used - reveille_cluster::wal::record::RECORD;
+    for at in 0..seal {
+        let bent = disk.fork();
+        bent.flip(&name, at, (at % 8) as u8);
+        assert!(open(&bent, false).is_err(), "byte {at} of {seal} was bent and the log was taken as it is");
+    }
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let group = 0..GROUPS;
     prop_oneof![

@@ -28,7 +28,7 @@ pub(super) struct Engine {
     pub(super) offset: usize,
     /// Seq of the next record.
     pub(super) seq: u64,
-    /// The last batch is followed by a seal, or there is none.
+    /// The last batch is followed by a seal.
     pub(super) sealed: bool,
     /// Encoded and not yet written, to go at `offset`.
     buffer: Vec<u8>,
@@ -61,7 +61,7 @@ impl Engine {
             current,
             offset,
             seq,
-            sealed: true,
+            sealed: false,
             buffer: Vec::new(),
             batch_start: seq,
         }

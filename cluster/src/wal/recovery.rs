@@ -7,6 +7,9 @@
 //! missing was acknowledged, and the log is damaged. The seal that the writer adds when it goes idle is such a
 //! later record. What remains is the last batch before a crash within 10 ms of it: damage there looks like a torn
 //! tail.
+//!
+//! What was read is not yet durable: a process that was killed before its sync leaves its last batch in the system's
+//! cache. So that batch is written again, synced and sealed before anyone hears of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -77,6 +80,33 @@ pub enum WalError {
     },
 }
 
+/// The last batch of a segment, to be written again.
+struct Batch {
+    segment: u64,
+    offset: usize,
+    bytes: Vec<u8>,
+}
+
+/// Where the log ends, and what of it may not be durable.
+struct End {
+    segment: u64,
+    offset: usize,
+    seq: u64,
+    unsure: Vec<Batch>,
+}
+
+/// The records of one segment.
+struct Records {
+    /// Where they end.
+    offset: usize,
+    /// Seq of the next one.
+    seq: u64,
+    /// The last of them is the segment's `End`.
+    ended: bool,
+    /// Where the last batch begins.
+    batch: usize,
+}
+
 /// One group while its log is read.
 #[derive(Default)]
 struct Found {
@@ -122,7 +152,22 @@ pub(super) fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Engine, Wal
         })?;
         indexes.push(Arc::new(Mutex::new(index)));
     }
-    Ok(Engine::new(disk.clone(), config, Arc::new(indexes), segments, spares, end))
+    make_durable(&*disk, &end.unsure).map_err(io)?;
+    let end = (end.segment, end.offset, end.seq);
+    let mut engine = Engine::new(disk.clone(), config, Arc::new(indexes), segments, spares, end);
+    engine.seal().map_err(io)?;
+    Ok(engine)
+}
+
+/// Writes batches again and syncs them. To sync alone is not enough: after a sync that failed, the system takes
+/// for clean what the disk never had.
+fn make_durable(disk: &dyn Disk, batches: &[Batch]) -> io::Result<()> {
+    for Batch { segment, offset, bytes } in batches {
+        let name = segment_name(*segment);
+        disk.write_at(&name, *offset as u64, bytes)?;
+        disk.sync(&name)?;
+    }
+    Ok(())
 }
 
 impl Reader<'_> {
@@ -135,13 +180,11 @@ impl Reader<'_> {
         WalError::Io { folder: self.disk.location(), error }
     }
 
-    /// Reads every segment; where the log ends: segment, offset, next seq.
-    fn read(
-        &mut self,
-        segments: &mut BTreeSet<u64>,
-        spares: &mut Vec<String>,
-    ) -> Result<(u64, usize, u64), WalError> {
+    /// Reads every segment.
+    fn read(&mut self, segments: &mut BTreeSet<u64>, spares: &mut Vec<String>) -> Result<End, WalError> {
         let mut expected = None;
+        // Of the last two segments: the first record of one is written after the last of the one before was synced.
+        let mut unsure = Vec::new();
         let numbers: Vec<u64> = segments.iter().copied().collect();
         for (at, &number) in numbers.iter().enumerate() {
             if at > 0 && number != numbers[at - 1] + 1 {
@@ -153,7 +196,9 @@ impl Reader<'_> {
             if seq != first {
                 return Err(self.damaged(number, 0, format!("begins with record {first}, expected {seq}")));
             }
-            let (offset, seq, ended) = self.records(number, &bytes, seq)?;
+            let Records { offset, seq, ended, batch } = self.records(number, &bytes, seq)?;
+            unsure.drain(..unsure.len().saturating_sub(1));
+            unsure.push(Batch { segment: number, offset: batch, bytes: bytes[batch..offset].to_vec() });
             if ended {
                 expected = Some(seq);
                 continue;
@@ -172,7 +217,7 @@ impl Reader<'_> {
                 segments.remove(&next);
             }
             self.erase_tail(number, offset, &bytes)?;
-            return Ok((number, offset, seq));
+            return Ok(End { segment: number, offset, seq, unsure });
         }
         // Every segment is ended: the crash came before the next one was begun, which is made before the End.
         let last = numbers.last().copied().unwrap_or(0);
@@ -207,15 +252,18 @@ impl Reader<'_> {
         Ok(first)
     }
 
-    /// Reads the records of a segment: where they end, the next seq, and whether the segment is ended.
-    fn records(&mut self, number: u64, bytes: &[u8], first: u64) -> Result<(usize, u64, bool), WalError> {
-        let (mut offset, mut seq) = (HEADER, first);
+    /// Reads the records of a segment.
+    fn records(&mut self, number: u64, bytes: &[u8], first: u64) -> Result<Records, WalError> {
+        let (mut offset, mut seq, mut batch) = (HEADER, first, HEADER);
         while let Some(record) = record::parse(&bytes[offset..], number).filter(|record| record.seq == seq) {
             self.take(number, offset, &record)?;
+            if record.back == 0 {
+                batch = offset;
+            }
             offset += record.size();
             seq += 1;
             if record.kind == Kind::End {
-                return Ok((offset, seq, true));
+                return Ok(Records { offset, seq, ended: true, batch });
             }
         }
         // Valid records behind the first invalid one: of the same batch, a torn write; of a later one, damage.
@@ -229,7 +277,7 @@ impl Reader<'_> {
                 return Err(self.damaged(number, offset, what));
             }
         }
-        Ok((offset, seq, false))
+        Ok(Records { offset, seq, ended: false, batch })
     }
 
     fn take(&mut self, number: u64, offset: usize, record: &Record<'_>) -> Result<(), WalError> {
