@@ -207,7 +207,8 @@ impl Reader<'_> {
             // crash cut short.
             if let Some(&next) = numbers.get(at + 1) {
                 let bytes = self.load(next)?;
-                let stray = (HEADER..bytes.len()).find(|at| record::parse(&bytes[*at..], next).is_some());
+                let first = self.header(next, &bytes)?;
+                let stray = self.find(next, &bytes, (HEADER, first), |_| true);
                 if stray.is_some() || numbers.len() > at + 2 {
                     return Err(self.damaged(number, offset, "its records end, but a later file goes on"));
                 }
@@ -267,17 +268,36 @@ impl Reader<'_> {
             }
         }
         // Valid records behind the first invalid one: of the same batch, a torn write; of a later one, damage.
-        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        for at in offset + 1..used {
-            if let Some(record) = record::parse(&bytes[at..], number)
-                && record.seq >= seq
-                && record.seq - u64::from(record.back) > seq
-            {
-                let what = format!("record {seq} is not valid, but record {} behind it is", record.seq);
-                return Err(self.damaged(number, offset, what));
-            }
+        let later = |record: &Record<'_>| record.seq - u64::from(record.back) > seq;
+        if let Some(found) = self.find(number, bytes, (offset, seq), later) {
+            let what = format!("record {seq} is not valid, but record {found} behind it is");
+            return Err(self.damaged(number, offset, what));
         }
         Ok(Records { offset, seq, ended: false, batch })
+    }
+
+    /// Seq of a valid record at or behind `from`, the place of record `first`. Tries every byte, and what is there
+    /// may be a publisher's: only what can be a record by its header is worth a CRC. Each record before it takes
+    /// some bytes, so its place bounds its seq, and a batch does not begin in another segment.
+    fn find(
+        &self,
+        number: u64,
+        bytes: &[u8],
+        (from, first): (usize, u64),
+        wanted: impl Fn(&Record<'_>) -> bool,
+    ) -> Option<u64> {
+        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        (from..used).find_map(|at| {
+            let most = ((at - from) / record::RECORD) as u64;
+            let record = record::parse_if(&bytes[at..], number, |record| {
+                usize::from(record.group) < self.groups.len()
+                    && record.seq >= first
+                    && record.seq - first <= most
+                    && u64::from(record.back) <= record.seq
+                    && wanted(record)
+            })?;
+            Some(record.seq)
+        })
     }
 
     fn take(&mut self, number: u64, offset: usize, record: &Record<'_>) -> Result<(), WalError> {
@@ -365,4 +385,48 @@ fn index(found: Found) -> Result<Index, (u64, u64)> {
         next = Some(number + 1);
     }
     Ok(index)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops where it is surprised")]
+    use super::super::disk::SimDisk;
+    use super::super::engine::spare_name;
+    use super::*;
+
+    const SEGMENT: usize = 1 << 20;
+
+    fn config(create: bool) -> WalConfig {
+        let owner = Owner { cluster: 1, node: 1 };
+        WalConfig { segment_bytes: SEGMENT, create, ..WalConfig::new(owner, 2) }
+    }
+
+    /// Opens a log whose one segment was another before, full of `junk`; bytes that the CRC was run over.
+    fn checked_with(junk: &[u8]) -> usize {
+        let disk = SimDisk::default();
+        disk.create(&spare_name(1), SEGMENT as u64).unwrap();
+        disk.write_at(&spare_name(1), 0, &junk.repeat(SEGMENT / junk.len())).unwrap();
+        disk.sync(&spare_name(1)).unwrap();
+        drop(open(Arc::new(disk.clone()), config(true)).map_err(|error| error.to_string()).unwrap());
+        // Torn: the seal that a new log begins with is gone, and with it the zeros behind it.
+        disk.write_at(&segment_name(1), HEADER as u64, &junk.repeat(SEGMENT / junk.len() - HEADER)).unwrap();
+        disk.sync(&segment_name(1)).unwrap();
+        record::CHECKED.set(0);
+        let engine = open(Arc::new(disk), config(false)).map_err(|error| error.to_string()).unwrap();
+        assert_eq!((engine.current, engine.seq), (1, 2), "nothing of it is a record");
+        record::CHECKED.get()
+    }
+
+    #[test]
+    fn what_a_publisher_wrote_costs_recovery_no_more_than_a_pass() {
+        // A length that fits and a kind, at a third of all places.
+        let dense = checked_with(&[0, 1, 7]);
+        assert!(dense <= 2 * SEGMENT, "{dense} bytes checked of a segment of {SEGMENT}");
+        // Whole headers, only the seq is not known.
+        let mut guess = Vec::new();
+        record::put(&mut guess, 9, 1 << 32, 0, 1, Kind::Entry, &[&[0; 8]]);
+        guess[..4].copy_from_slice(&(SEGMENT as u32 / 2).to_le_bytes());
+        let guessed = checked_with(&guess);
+        assert!(guessed <= 2 * SEGMENT, "{guessed} bytes checked of a segment of {SEGMENT}");
+    }
 }
