@@ -9,9 +9,10 @@ use bytes::Bytes;
 use reveille_protocol::wire::codec;
 
 use super::disk::Disk;
-use super::group::{Index, Place, lock};
+use super::group::{Index, lock};
 use super::record::{self, HEADER, Kind, RECORD};
 use super::writer::{Action, Op, WalConfig};
+use super::written::Place;
 
 /// A group's state at a segment's head: vote, committed, purge.
 pub(super) type Checkpoint = (Option<Bytes>, Option<Bytes>, Option<(u64, Bytes)>);
@@ -75,7 +76,7 @@ impl Engine {
                 Action::Entries(entries) => {
                     for (index, version, payload) in entries {
                         let place = self.put(*group, Kind::Entry, &[&index.to_le_bytes(), payload])?;
-                        lock(&self.groups[usize::from(*group)]).placed(*index, *version, place);
+                        lock(&self.groups[usize::from(*group)]).written.put(*index, *version, place);
                     }
                 }
                 Action::Vote(vote) => {
@@ -88,6 +89,7 @@ impl Engine {
                 }
                 Action::Truncate(keep) => {
                     self.put(*group, Kind::Truncate, &[&keep.to_le_bytes()])?;
+                    lock(&self.groups[usize::from(*group)]).written.truncate(*keep);
                 }
                 Action::Purge(index, id) => {
                     self.put(*group, Kind::Purge, &[&index.to_le_bytes(), id])?;
@@ -174,7 +176,7 @@ impl Engine {
     /// Frees the oldest segments that no live entry needs; entries that hold too many of them are written again.
     fn free(&mut self) -> io::Result<()> {
         while let Some(oldest) = self.segments.first().copied().filter(|oldest| *oldest != self.current) {
-            if self.groups.iter().any(|index| lock(index).needs(oldest)) {
+            if self.groups.iter().any(|index| lock(index).written.bytes_in(oldest) > 0) {
                 if self.segments.len() <= self.config.max_segments {
                     break;
                 }
@@ -193,7 +195,7 @@ impl Engine {
     fn rewrite(&mut self, segment: u64) -> io::Result<()> {
         let mut moved = Vec::new();
         for group in 0..self.groups.len() {
-            let live = lock(&self.groups[group]).in_segment(segment);
+            let live = lock(&self.groups[group]).written.in_segment(segment);
             for (index, from) in live {
                 let needed = RECORD * 2 + 8 + from.len as usize;
                 if self.offset + self.buffer.len() + needed > self.config.segment_bytes {
@@ -209,7 +211,7 @@ impl Engine {
         self.write()?;
         self.batch_start = self.seq;
         for (group, index, from, to) in moved {
-            lock(&self.groups[group]).moved(index, from, to);
+            lock(&self.groups[group]).written.moved(index, from, to);
         }
         Ok(())
     }

@@ -9,25 +9,18 @@ use bytes::Bytes;
 
 use super::store::LogStore;
 use super::writer::{Action, Inner, Op};
-
-/// Where an entry's bytes are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) segment: u64,
-    pub(super) offset: u32,
-    pub(super) len: u32,
-}
+use super::written::{Place, Written};
 
 #[derive(Debug)]
 struct Slot {
-    /// Cached bytes; always there while the entry has no place yet.
+    /// Cached bytes; always there while the entry is not in the files yet.
     payload: Option<Bytes>,
-    place: Option<Place>,
     /// Tells this entry from an earlier one with its index that was still being written when it was replaced.
     version: u64,
 }
 
-/// What is known of one group's log, in memory.
+/// What is known of one group's log, in memory: the entries as raft sees them, which is at once, and as the files
+/// have them, which is when the writer got to it.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     first: u64,
@@ -36,6 +29,7 @@ pub(super) struct Index {
     /// Entries before this one have left the cache.
     evicted: u64,
     version: u64,
+    pub(super) written: Written,
     pub(super) vote: Option<Bytes>,
     pub(super) committed: Option<Bytes>,
     pub(super) purged: Option<(u64, Bytes)>,
@@ -66,7 +60,7 @@ impl Index {
         self.truncate(index);
         self.version += 1;
         self.cached += payload.len();
-        self.slots.push_back(Slot { payload: Some(payload), place: None, version: self.version });
+        self.slots.push_back(Slot { payload: Some(payload), version: self.version });
         Ok(self.version)
     }
 
@@ -75,11 +69,12 @@ impl Index {
         if self.slots.is_empty() {
             self.first = index;
         }
-        self.slots.push_back(Slot { payload: None, place: Some(place), version: 0 });
+        self.slots.push_back(Slot { payload: None, version: 0 });
+        self.written.put(index, 0, place);
         self.evicted = index + 1;
     }
 
-    /// Removes the entries from `keep` on.
+    /// Removes the entries from `keep` on; they stay in the files until the writer has said so there, too.
     fn truncate(&mut self, keep: u64) {
         let keep = keep.saturating_sub(self.first) as usize;
         for slot in self.slots.drain(keep.min(self.slots.len())..) {
@@ -88,6 +83,7 @@ impl Index {
         self.evicted = self.evicted.min(self.first + self.slots.len() as u64);
     }
 
+    /// A purge was put.
     pub(super) fn purge(&mut self, upto: u64, id: Bytes) {
         while !self.slots.is_empty() && self.first <= upto {
             let slot = self.slots.pop_front();
@@ -95,49 +91,21 @@ impl Index {
             self.first += 1;
         }
         self.evicted = self.evicted.max(self.first);
+        self.written.purge(upto);
         self.purged = Some((upto, id));
-    }
-
-    /// An entry is in the file now.
-    pub(super) fn placed(&mut self, index: u64, version: u64, place: Place) {
-        if let Some(slot) = index.checked_sub(self.first).and_then(|at| self.slots.get_mut(at as usize))
-            && slot.version == version
-        {
-            slot.place = Some(place);
-        }
-    }
-
-    /// An entry was written again elsewhere.
-    pub(super) fn moved(&mut self, index: u64, from: Place, to: Place) {
-        if let Some(slot) = index.checked_sub(self.first).and_then(|at| self.slots.get_mut(at as usize))
-            && slot.place == Some(from)
-        {
-            slot.place = Some(to);
-        }
     }
 
     /// Drops the oldest cached bytes until at most `limit` are left; what is not written yet stays.
     pub(super) fn evict(&mut self, limit: usize) {
         while self.cached > limit {
             let at = self.evicted.saturating_sub(self.first) as usize;
-            let Some(slot) = self.slots.get_mut(at).filter(|slot| slot.place.is_some()) else { break };
+            let Some(slot) = self.slots.get_mut(at) else { break };
+            if self.written.place(self.first + at as u64, slot.version).is_none() {
+                break;
+            }
             self.cached -= slot.payload.take().map_or(0, |payload| payload.len());
             self.evicted += 1;
         }
-    }
-
-    /// The live entries that are in a segment.
-    pub(super) fn in_segment(&self, segment: u64) -> Vec<(u64, Place)> {
-        let slots = self.slots.iter().enumerate();
-        slots
-            .filter_map(|(at, slot)| slot.place.map(|place| (self.first + at as u64, place)))
-            .filter(|(_, place)| place.segment == segment)
-            .collect()
-    }
-
-    /// Does any live entry need this segment?
-    pub(super) fn needs(&self, segment: u64) -> bool {
-        self.slots.iter().any(|slot| slot.place.is_some_and(|place| place.segment == segment))
     }
 }
 
@@ -219,7 +187,8 @@ impl LogStore for WalGroup {
             let from = from.max(index.first);
             let slots = index.slots.iter().skip((from - index.first) as usize);
             for (number, slot) in (from..to).zip(slots) {
-                let len = match (&slot.payload, slot.place) {
+                let place = index.written.place(number, slot.version);
+                let len = match (&slot.payload, place) {
                     (Some(payload), _) => payload.len(),
                     (None, Some(place)) => place.len as usize,
                     (None, None) => return Err(io::Error::other(format!("entry {number} is nowhere"))),
@@ -229,7 +198,7 @@ impl LogStore for WalGroup {
                     break;
                 }
                 if slot.payload.is_none() {
-                    cold.extend(slot.place.map(|place| (found.len(), place)));
+                    cold.extend(place.map(|place| (found.len(), place)));
                 }
                 found.push((number, slot.payload.clone().unwrap_or_default()));
             }

@@ -15,6 +15,7 @@ pub mod record;
 mod recovery;
 mod store;
 mod writer;
+mod written;
 
 pub use self::group::WalGroup;
 pub use self::record::Owner;

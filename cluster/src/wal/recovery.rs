@@ -19,9 +19,10 @@ use reveille_protocol::wire::codec;
 
 use super::disk::Disk;
 use super::engine::{Checkpoint, Engine, begin_segment, segment_name};
-use super::group::{Index, Place};
+use super::group::Index;
 use super::record::{self, FORMAT, HEADER, Kind, Owner, Record};
 use super::writer::WalConfig;
+use super::written::Place;
 
 /// The log cannot be opened.
 #[derive(Debug, thiserror::Error)]

@@ -10,9 +10,10 @@ use tokio::sync::Notify;
 
 use super::disk::Disk;
 use super::engine::{Engine, segment_name};
-use super::group::{Index, Place, WalGroup};
+use super::group::{Index, WalGroup};
 use super::record::Owner;
 use super::recovery::{self, WalError};
+use super::written::Place;
 
 /// Bytes that may wait for the writer; appenders wait beyond that. A few batches: more would only add delay.
 const QUEUE_BYTES: usize = 16 << 20;
