@@ -505,6 +505,51 @@ impl Disk for Hooked {
     }
 }
 
+/// Does something from another thread and waits for it.
+fn elsewhere(what: impl FnOnce() + Send + 'static) {
+    std::thread::spawn(what).join().unwrap();
+}
+
+#[test]
+fn a_read_that_meets_a_recycled_segment_looks_again() {
+    for purged in [false, true] {
+        let disk = SimDisk::default();
+        let hooked = Hooked::new(&disk);
+        let wal = Arc::new(Wal::open_inline(hooked.clone(), config(true)).unwrap());
+        let mut model: State = vec![Model::default(); GROUPS as usize];
+        act(&wal, &mut model, 0, &Step::Append(0, 3, 250)).unwrap();
+        let before: Vec<_> = model[0].entries.clone().into_iter().collect();
+        let meanwhile = wal.clone();
+        *hooked.before_read.lock().unwrap() = Some(Box::new(move || {
+            elsewhere(move || {
+                if purged {
+                    act(&meanwhile, &mut model, 1, &Step::Purge(0, 1)).unwrap();
+                }
+                for number in 2..200 {
+                    act(&meanwhile, &mut model, number, &Step::Append(1, 2, 200)).unwrap();
+                    act(&meanwhile, &mut model, number, &Step::Purge(1, 3)).unwrap();
+                }
+            });
+        }));
+        let found = block_on(wal.group(0).unwrap().read(0, 3, usize::MAX)).unwrap();
+        assert!(
+            !disk.list().unwrap().contains(&"0000000001.wal".to_owned()),
+            "the segment is another by now"
+        );
+        assert_eq!(found, if purged { before[2..].to_vec() } else { before });
+    }
+}
+
+#[test]
+fn damage_met_by_a_read_is_an_error() {
+    let disk = SimDisk::default();
+    let wal = open(&disk, true).unwrap();
+    let mut model: State = vec![Model::default(); GROUPS as usize];
+    act(&wal, &mut model, 0, &Step::Append(0, 3, 250)).unwrap();
+    disk.flip("0000000001.wal", 400, 1);
+    assert!(block_on(wal.group(0).unwrap().read(0, 3, usize::MAX)).is_err());
+}
+
 #[test]
 fn a_segment_is_not_freed_for_a_truncation_that_is_not_in_the_log_yet() {
     let disk = SimDisk::default();

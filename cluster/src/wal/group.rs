@@ -11,6 +11,9 @@ use super::store::LogStore;
 use super::writer::{Action, Inner, Op};
 use super::written::{Place, Written};
 
+/// Times that a read begins again because its segment was freed. Once is rare: it takes as long as writing a segment.
+const READS: usize = 10;
+
 #[derive(Debug)]
 struct Slot {
     /// Cached bytes; always there while the entry is not in the files yet.
@@ -120,6 +123,47 @@ impl WalGroup {
     fn index(&self) -> MutexGuard<'_, Index> {
         lock(&self.wal.groups[usize::from(self.group)])
     }
+
+    /// Reads; `None` if the files were changed meanwhile, which leaves nothing half old, half new.
+    fn try_read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Option<Vec<(u64, Bytes)>>> {
+        let mut bytes = 0;
+        let mut found = Vec::new();
+        let mut cold = Vec::new();
+        {
+            let index = self.index();
+            let from = from.max(index.first);
+            let slots = index.slots.iter().skip((from - index.first) as usize);
+            for (number, slot) in (from..to).zip(slots) {
+                let place = index.written.place(number, slot.version);
+                let len = match (&slot.payload, place) {
+                    (Some(payload), _) => payload.len(),
+                    (None, Some(place)) => place.len as usize,
+                    (None, None) => return Err(io::Error::other(format!("entry {number} is nowhere"))),
+                };
+                bytes += len;
+                if bytes > max_bytes && !found.is_empty() {
+                    break;
+                }
+                if slot.payload.is_none() {
+                    cold.extend(place.map(|place| (found.len(), slot.version, place)));
+                }
+                found.push((number, slot.payload.clone().unwrap_or_default()));
+            }
+        }
+        // Outside the lock, so that the writer never waits for the disk here. Until the bytes are read, their
+        // segment may have been freed and become another: they were purged, or are elsewhere.
+        for (at, version, place) in cold {
+            let number = found[at].0;
+            match self.wal.read_entry(self.group, number, place) {
+                Ok(payload) => found[at].1 = payload,
+                Err(error) if self.index().written.place(number, version) == Some(place) => {
+                    return Err(error);
+                }
+                Err(_) => return Ok(None),
+            }
+        }
+        Ok(Some(found))
+    }
 }
 
 pub(super) fn lock(index: &Mutex<Index>) -> MutexGuard<'_, Index> {
@@ -179,36 +223,11 @@ impl LogStore for WalGroup {
     }
 
     async fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<(u64, Bytes)>> {
-        let mut bytes = 0;
-        let mut found = Vec::new();
-        let mut cold = Vec::new();
-        {
-            let index = self.index();
-            let from = from.max(index.first);
-            let slots = index.slots.iter().skip((from - index.first) as usize);
-            for (number, slot) in (from..to).zip(slots) {
-                let place = index.written.place(number, slot.version);
-                let len = match (&slot.payload, place) {
-                    (Some(payload), _) => payload.len(),
-                    (None, Some(place)) => place.len as usize,
-                    (None, None) => return Err(io::Error::other(format!("entry {number} is nowhere"))),
-                };
-                bytes += len;
-                if bytes > max_bytes && !found.is_empty() {
-                    break;
-                }
-                if slot.payload.is_none() {
-                    cold.extend(place.map(|place| (found.len(), place)));
-                }
-                found.push((number, slot.payload.clone().unwrap_or_default()));
+        for _ in 0..READS {
+            if let Some(found) = self.try_read(from, to, max_bytes)? {
+                return Ok(found);
             }
         }
-        // Outside the lock: a segment is not recycled while an entry in it is live, and these were a moment ago.
-        // One that was purged meanwhile fails its check, and raft asks again.
-        for (at, place) in cold {
-            let number = found[at].0;
-            found[at].1 = self.wal.read_entry(self.group, number, place)?;
-        }
-        Ok(found)
+        Err(io::Error::other(format!("entries from {from} on were moved {READS} times while they were read")))
     }
 }
