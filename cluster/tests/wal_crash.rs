@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::executor::block_on;
 use proptest::prelude::*;
 use reveille_cluster::wal::disk::{Disk, Fault, RealDisk, SimDisk};
-use reveille_cluster::wal::{LogStore, Owner, Wal, WalConfig, WalError};
+use reveille_cluster::wal::{Held, LogStore, Owner, Wal, WalConfig, WalError};
 
 const OWNER: Owner = Owner { cluster: 7, node: 1 };
 const GROUPS: u16 = 3;
@@ -342,6 +342,71 @@ fn a_slow_group_does_not_keep_old_segments() {
 
 fn segments(disk: &SimDisk) -> Vec<String> {
     disk.list().unwrap().into_iter().filter(|name| name.ends_with(".wal")).collect()
+}
+
+#[test]
+fn a_log_full_of_live_entries_grows_and_neither_copies_them_nor_fails() {
+    let disk = SimDisk::default();
+    let wal = open(&disk, true).unwrap();
+    let mut model: State = vec![Model::default(); GROUPS as usize];
+    let mut appended = 0;
+    for number in 0..100 {
+        act(&wal, &mut model, number, &Step::Append(1, 2, 400)).unwrap();
+        appended += 2 * 400;
+    }
+    // The checkpoints grow: what was a segment's worth of entries fits the next one no more.
+    for group in 0..GROUPS {
+        let vote = Bytes::from(vec![7; 400]);
+        block_on(wal.group(group).unwrap().save_vote(vote.clone())).unwrap();
+        model[usize::from(group)].vote = Some(vote);
+    }
+    for number in 100..200 {
+        act(&wal, &mut model, number, &Step::Append(1, 2, 400)).unwrap();
+        appended += 2 * 400;
+    }
+    assert!(segments(&disk).len() > 16, "nothing of it may go");
+    assert!(disk.written() < appended * 2, "{} bytes written for {appended}", disk.written());
+    drop(wal);
+    let wal = open(&disk, false).unwrap();
+    assert_eq!(read_back(&wal), model);
+    act(&wal, &mut model, 200, &Step::Purge(1, 3)).unwrap();
+    for number in 201..212 {
+        act(&wal, &mut model, number, &Step::Append(1, 2, 400)).unwrap();
+        act(&wal, &mut model, number, &Step::Purge(1, 3)).unwrap();
+    }
+    assert!(segments(&disk).len() <= 4, "purged, it is short again: {:?}", segments(&disk));
+    drop(wal);
+    assert_eq!(read_back(&open(&disk, false).unwrap()), model);
+}
+
+#[test]
+fn a_group_learns_what_it_holds_and_what_must_go() {
+    let disk = SimDisk::default();
+    let wal = open(&disk, true).unwrap();
+    let mut model: State = vec![Model::default(); GROUPS as usize];
+    let log = wal.group(0).unwrap();
+    assert_eq!(log.held(), Held { live: 0, span: 0, capacity: 4 * 4096 });
+    act(&wal, &mut model, 0, &Step::Append(0, 2, 69)).unwrap();
+    assert_eq!(log.held(), Held { live: 200, span: 4096, capacity: 4 * 4096 });
+    assert_eq!((log.excess(200, 4096), log.excess(199, 4096), log.excess(0, 4096)), (None, Some(0), Some(1)));
+    for number in 1..9 {
+        act(&wal, &mut model, number, &Step::Append(1, 4, 369)).unwrap();
+    }
+    act(&wal, &mut model, 9, &Step::Append(0, 1, 69)).unwrap();
+    let held = log.held();
+    assert_eq!(
+        (held.live, held.span),
+        (300, segments(&disk).len() as u64 * 4096),
+        "two entries hold them all"
+    );
+    assert_eq!((log.excess(300, held.span), log.excess(300, held.span - 1)), (None, Some(1)));
+    act(&wal, &mut model, 10, &Step::Purge(0, 2)).unwrap();
+    assert_eq!((log.held().live, log.held().span), (200, held.span));
+    act(&wal, &mut model, 11, &Step::Purge(0, 1)).unwrap();
+    assert_eq!((log.held().live, log.held().span), (100, 4096));
+    drop(wal);
+    let wal = open(&disk, false).unwrap();
+    assert_eq!(wal.group(0).unwrap().held().live, 100, "also after a restart");
 }
 
 /// Runs the steps until the power (here: the process) goes at an operation; what was sure then, and what was not.

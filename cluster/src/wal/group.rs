@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::store::LogStore;
+use super::store::{Held, LogStore};
 use super::writer::{Action, Inner, Op};
 use super::written::{Place, Written};
 
@@ -185,6 +185,14 @@ impl LogStore for WalGroup {
 
     fn last_index(&self) -> Option<u64> {
         self.index().last()
+    }
+
+    fn held(&self) -> Held {
+        self.wal.held(&self.index().written)
+    }
+
+    fn excess(&self, keep: u64, span: u64) -> Option<u64> {
+        self.wal.excess(&self.index().written, keep, span)
     }
 
     async fn save_vote(&self, vote: Bytes) -> io::Result<()> {

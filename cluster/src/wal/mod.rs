@@ -20,5 +20,5 @@ mod written;
 pub use self::group::WalGroup;
 pub use self::record::Owner;
 pub use self::recovery::WalError;
-pub use self::store::LogStore;
+pub use self::store::{Held, LogStore};
 pub use self::writer::{Wal, WalConfig};

@@ -157,6 +157,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Engine, Wal
     let end = (end.segment, end.offset, end.seq);
     let mut engine = Engine::new(disk.clone(), config, Arc::new(indexes), segments, spares, end);
     engine.seal().map_err(io)?;
+    engine.watch();
     Ok(engine)
 }
 
