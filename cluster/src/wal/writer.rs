@@ -254,14 +254,33 @@ fn stopped(why: &str) -> io::Error {
     io::Error::other(format!("the log has stopped: {why}"))
 }
 
+/// What an operator can do about an error of the engine: its kind says whose it is.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        // The engine's own: see `Engine::put`.
+        io::ErrorKind::InvalidInput => "restart this node with larger log segments",
+        // The engine's own: see `engine::read_entry`.
+        io::ErrorKind::InvalidData => {
+            "the log is damaged: remove this node from the cluster and add it under a new id, its peers have its data"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "make room on its disk, then restart this node"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "let this node's user write there, then restart it"
+        }
+        io::ErrorKind::NotFound => "someone removed files of the log: put them back, then restart this node",
+        _ => "restart this node once its disk is sound",
+    }
+}
+
 /// Carries operations out and tells everyone; the first failure is the last thing that happens to the log.
 fn finish(inner: &Inner, ops: Vec<Op>, commit: impl FnOnce(&[Op]) -> io::Result<()>) {
     let failed = inner.queue().failed.clone();
     let result = match failed {
         Some(failed) => Err(failed),
         None => commit(&ops).map_err(|error| {
-            let failed =
-                format!("{}: {error}; restart this node once its disk is sound", inner.disk.location());
+            let failed = format!("{}: {error}; {}", inner.disk.location(), advice(&error));
             tracing::error!(%failed, "writing the log failed; nothing more is written");
             inner.queue().failed = Some(failed.clone());
             failed
