@@ -136,29 +136,52 @@ fn steps() -> Vec<Step> {
     steps
 }
 
+/// Groups that write much and purge soon, and one that does not: its entries are copied from segment to segment.
+fn churn() -> Vec<Step> {
+    let mut steps = vec![Step::Append(2, 3, 80), Step::Vote(2, 9)];
+    for round in 0..22u64 {
+        steps.push(Step::Append(0, 2, 250));
+        steps.push(Step::Append(1, 1 + round as usize % 2, 210));
+        steps.push(Step::Purge(0, 1));
+        match round % 3 {
+            0 => steps.push(Step::Truncate(1, 1)),
+            1 => steps.push(Step::Purge(1, 1)),
+            _ => {}
+        }
+        if round == 12 {
+            steps.push(Step::Append(2, 1, 40));
+            steps.push(Step::Purge(2, 2));
+        }
+    }
+    steps
+}
+
+#[test]
+fn the_churn_copies_entries_and_grows_the_log() {
+    let disk = SimDisk::default();
+    drop(open(&disk, true).unwrap());
+    let (sure, unsure) = run_until(&disk, usize::MAX, &churn());
+    assert!(unsure.is_none() && sure[2].entries.len() == 2, "{unsure:?} {sure:?}");
+    assert!(!segments(&disk).contains(&"0000000003.wal".to_owned()), "what was there is copied: {sure:?}");
+    assert!(segments(&disk).len() <= 4);
+}
+
 #[test]
 fn the_power_may_go_at_every_write_and_sync() {
+    for steps in [steps(), churn()] {
+        let torn = power_goes_everywhere(&steps);
+        assert!(torn > 100, "the faults must fall into the run: {torn}");
+    }
+}
+
+fn power_goes_everywhere(steps: &[Step]) -> usize {
     let fresh = SimDisk::default();
     drop(open(&fresh, true).unwrap());
     let (mut reached_end, mut torn) = (false, 0);
     for after in 0.. {
         for keep in [0usize, 1, 37, 200, usize::MAX] {
             let disk = fresh.fork();
-            let wal = open(&disk, false).unwrap();
-            disk.set_fault(Some(Fault::Power { after }));
-            let mut sure: State = vec![Model::default(); GROUPS as usize];
-            let mut unsure = None;
-            for (number, step) in steps().iter().enumerate() {
-                let mut next = sure.clone();
-                let acted = act(&wal, &mut next, number, step);
-                if acted.is_err() || wal.failed().is_some() {
-                    // Under way when the power went: it may be there or not, in part for several entries.
-                    unsure = Some((number, step.clone()));
-                    break;
-                }
-                sure = next;
-            }
-            drop(wal);
+            let (sure, unsure) = run_until(&disk, after, steps);
             disk.crash(|_, len| keep.min(len));
             let wal =
                 open(&disk, false).unwrap_or_else(|error| panic!("power {after}, keep {keep}: {error}"));
@@ -191,7 +214,7 @@ fn the_power_may_go_at_every_write_and_sync() {
             break;
         }
     }
-    assert!(torn > 100, "the faults must fall into the run: {torn}");
+    torn
 }
 
 /// What an interrupted step may have left: nothing of it, all of it, or of an append the first entries.
@@ -317,6 +340,46 @@ fn the_first_failed_write_or_sync_is_the_last_thing_that_happens() {
 }
 
 #[test]
+fn a_log_that_stopped_says_what_helps() {
+    let disk = SimDisk::default();
+    let wal = open(&disk, true).unwrap();
+    let too_large = vec![(0, Bytes::from(vec![1; 5000]))];
+    let appended = block_on(wal.group(0).unwrap().append(too_large, Box::new(|_| ())));
+    let failed = wal.failed().unwrap();
+    assert!(
+        failed.contains("larger log segments") && !failed.contains("disk is sound"),
+        "{failed} {appended:?}"
+    );
+
+    let disk = SimDisk::default();
+    let wal = open(&disk, true).unwrap();
+    disk.set_fault(Some(Fault::Sync { after: 0 }));
+    let mut model: State = vec![Model::default(); GROUPS as usize];
+    act(&wal, &mut model, 0, &Step::Append(0, 1, 40)).unwrap_err();
+    let failed = wal.failed().unwrap();
+    assert!(failed.contains("disk is sound"), "{failed}");
+    drop(wal);
+    // A disk that is restarted on after a failure has what was acknowledged, and goes on.
+    act(&open(&disk, false).unwrap(), &mut model, 1, &Step::Append(1, 1, 40)).unwrap();
+}
+
+#[test]
+fn damage_is_not_copied_under_a_new_checksum() {
+    let disk = SimDisk::default();
+    let wal = open(&disk, true).unwrap();
+    let mut model: State = vec![Model::default(); GROUPS as usize];
+    act(&wal, &mut model, 0, &Step::Append(0, 3, 100)).unwrap();
+    disk.flip("0000000001.wal", 300, 1);
+    let failed = (1..200).find_map(|number| {
+        let acted = act(&wal, &mut model, number, &Step::Append(1, 2, 200))
+            .and_then(|()| act(&wal, &mut model, number, &Step::Purge(1, 3)));
+        acted.err().and_then(|_| wal.failed())
+    });
+    let failed = failed.expect("the damaged segment is to be freed");
+    assert!(failed.contains("damaged") && failed.contains("new id"), "{failed}");
+}
+
+#[test]
 fn two_processes_cannot_write_one_folder() {
     let folder = tempfile::tempdir().unwrap();
     let _disk = RealDisk::open(folder.path()).unwrap();
@@ -410,11 +473,11 @@ fn a_group_learns_what_it_holds_and_what_must_go() {
 }
 
 /// Runs the steps until the power (here: the process) goes at an operation; what was sure then, and what was not.
-fn run_until(disk: &SimDisk, after: usize) -> (State, Option<(usize, Step)>) {
+fn run_until(disk: &SimDisk, after: usize, steps: &[Step]) -> (State, Option<(usize, Step)>) {
     let wal = open(disk, false).unwrap();
     disk.set_fault(Some(Fault::Power { after }));
     let mut sure: State = vec![Model::default(); GROUPS as usize];
-    for (number, step) in steps().iter().enumerate() {
+    for (number, step) in steps.iter().enumerate() {
         let mut next = sure.clone();
         if act(&wal, &mut next, number, step).is_err() || wal.failed().is_some() {
             return (sure, Some((number, step.clone())));
@@ -426,13 +489,19 @@ fn run_until(disk: &SimDisk, after: usize) -> (State, Option<(usize, Step)>) {
 
 #[test]
 fn what_a_restart_read_from_the_page_cache_stays_when_the_power_goes_after_it() {
+    for steps in [steps(), churn()] {
+        killed_everywhere(&steps);
+    }
+}
+
+fn killed_everywhere(steps: &[Step]) {
     let fresh = SimDisk::default();
     drop(open(&fresh, true).unwrap());
     for after in 0.. {
         let (mut reached_end, what) = (false, format!("killed at {after}"));
         for goes_on in [false, true] {
             let disk = fresh.fork();
-            let (sure, unsure) = run_until(&disk, after);
+            let (sure, unsure) = run_until(&disk, after, steps);
             disk.kill();
             let wal = open(&disk, false).unwrap_or_else(|error| panic!("{what}: {error}"));
             let mut told = read_back(&wal);
@@ -453,6 +522,39 @@ fn what_a_restart_read_from_the_page_cache_stays_when_the_power_goes_after_it() 
             break;
         }
     }
+}
+
+#[test]
+fn a_restart_may_be_cut_short_at_every_write_and_sync() {
+    let fresh = SimDisk::default();
+    drop(open(&fresh, true).unwrap());
+    let (steps, mut cut_short) = (churn(), 0);
+    for after in (0..).step_by(3) {
+        let ran = fresh.fork();
+        let (sure, unsure) = run_until(&ran, after, &steps);
+        for killed in [false, true] {
+            for again in 0..12 {
+                let disk = ran.fork();
+                match killed {
+                    true => disk.kill(),
+                    false => disk.crash(|_, len| 37.min(len)),
+                }
+                disk.set_fault(Some(Fault::Power { after: again }));
+                cut_short += usize::from(open(&disk, false).is_err());
+                disk.crash(|_, len| 11.min(len));
+                let what = format!("power {after}, killed {killed}, again at {again}");
+                let found = read_back(&open(&disk, false).unwrap_or_else(|error| panic!("{what}: {error}")));
+                match &unsure {
+                    None => assert_eq!(found, sure, "{what}"),
+                    Some((number, step)) => check_unsure(&found, &sure, *number, step, &what),
+                }
+            }
+        }
+        if unsure.is_none() {
+            break;
+        }
+    }
+    assert!(cut_short > 100, "{cut_short}");
 }
 
 #[test]
@@ -571,6 +673,7 @@ impl Disk for Hooked {
 }
 
 /// Does something from another thread and waits for it.
+#[allow(clippy::disallowed_methods, reason = "no simulation here, and the hook is inside an executor")]
 fn elsewhere(what: impl FnOnce() + Send + 'static) {
     std::thread::spawn(what).join().unwrap();
 }
@@ -661,27 +764,58 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// How a round of the model ends: at which operation, if not after all steps; the process killed first, or the power
+/// gone at once; and how many bytes are left of each write that was not synced.
+fn ending() -> impl Strategy<Value = (usize, bool, usize)> {
+    let after = prop_oneof![1 => Just(usize::MAX), 2 => 0usize..60];
+    (after, any::<bool>(), prop_oneof![Just(0), Just(usize::MAX), 0usize..600])
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_log_that_is_opened_again_holds_what_the_model_holds(
-        rounds in proptest::collection::vec(proptest::collection::vec(step(), 1..25), 1..5),
+        rounds in proptest::collection::vec((proptest::collection::vec(step(), 1..40), ending()), 1..7),
     ) {
         let disk = SimDisk::default();
         let mut model: State = vec![Model::default(); GROUPS as usize];
         let mut wal = open(&disk, true).unwrap();
         let mut number = 0;
-        for round in rounds {
+        for (round, (after, killed, keep)) in rounds {
+            disk.set_fault(Some(Fault::Power { after }));
+            let mut unsure = None;
             for step in round {
                 number += 1;
-                act(&wal, &mut model, number, &step).unwrap();
+                let mut next = model.clone();
+                if act(&wal, &mut next, number, &step).is_err() || wal.failed().is_some() {
+                    unsure = Some(step);
+                    break;
+                }
+                model = next;
             }
-            prop_assert_eq!(&read_back(&wal), &model);
+            if unsure.is_none() {
+                prop_assert_eq!(&read_back(&wal), &model);
+            }
             drop(wal);
-            disk.crash(|_, _| 0);
+            if killed {
+                disk.kill();
+            } else {
+                disk.crash(|_, len| keep.min(len));
+            }
             wal = open(&disk, false).unwrap();
-            prop_assert_eq!(&read_back(&wal), &model);
+            let found = read_back(&wal);
+            match &unsure {
+                None => prop_assert_eq!(&found, &model),
+                Some(step) => check_unsure(&found, &model, number, step, "the model"),
+            }
+            if killed {
+                drop(wal);
+                disk.crash(|_, len| keep.min(len));
+                wal = open(&disk, false).unwrap();
+                prop_assert_eq!(&read_back(&wal), &found, "killed, then no power");
+            }
+            model = found;
         }
     }
 }
