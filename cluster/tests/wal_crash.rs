@@ -443,6 +443,38 @@ fn a_log_full_of_live_entries_grows_and_neither_copies_them_nor_fails() {
 }
 
 #[test]
+fn a_third_of_a_segment_is_not_copied() {
+    let disk = SimDisk::default();
+    let wal = open(&disk, true).unwrap();
+    let mut model: State = vec![Model::default(); GROUPS as usize];
+    let mut appended = 0;
+    for number in 0..120 {
+        act(&wal, &mut model, number, &Step::Append(0, 1, 400)).unwrap();
+        act(&wal, &mut model, number, &Step::Append(1, 2, 400)).unwrap();
+        act(&wal, &mut model, number, &Step::Purge(1, 1)).unwrap();
+        appended += 3 * 400;
+    }
+    assert_eq!(segments(&disk)[0], "0000000001.wal");
+    assert!(disk.written() < appended * 5 / 4, "{} bytes written for {appended}", disk.written());
+}
+
+#[test]
+fn a_copy_leaves_room_for_the_largest_record() {
+    let disk = SimDisk::default();
+    let wal = open(&disk, true).unwrap();
+    let mut model: State = vec![Model::default(); GROUPS as usize];
+    act(&wal, &mut model, 0, &Step::Append(0, 3, 280)).unwrap();
+    for group in 0..GROUPS {
+        block_on(wal.group(group).unwrap().save_vote(Bytes::from(vec![7; 400]))).unwrap();
+    }
+    for number in 1..30 {
+        act(&wal, &mut model, number, &Step::Append(1, 1, 1950)).unwrap();
+        act(&wal, &mut model, number, &Step::Purge(1, 1)).unwrap();
+    }
+    assert!(segments(&disk).contains(&"0000000001.wal".to_owned()), "its few live entries do not fit");
+}
+
+#[test]
 fn a_group_learns_what_it_holds_and_what_must_go() {
     let disk = SimDisk::default();
     let wal = open(&disk, true).unwrap();
@@ -463,6 +495,9 @@ fn a_group_learns_what_it_holds_and_what_must_go() {
         "two entries hold them all"
     );
     assert_eq!((log.excess(300, held.span), log.excess(300, held.span - 1)), (None, Some(1)));
+    act(&wal, &mut model, 10, &Step::Append(0, 2, 69)).unwrap();
+    act(&wal, &mut model, 10, &Step::Truncate(0, 2)).unwrap();
+    assert_eq!(log.held(), held, "appended and truncated");
     act(&wal, &mut model, 10, &Step::Purge(0, 2)).unwrap();
     assert_eq!((log.held().live, log.held().span), (200, held.span));
     act(&wal, &mut model, 11, &Step::Purge(0, 1)).unwrap();
@@ -715,7 +750,8 @@ fn damage_met_by_a_read_is_an_error() {
     let mut model: State = vec![Model::default(); GROUPS as usize];
     act(&wal, &mut model, 0, &Step::Append(0, 3, 250)).unwrap();
     disk.flip("0000000001.wal", 400, 1);
-    assert!(block_on(wal.group(0).unwrap().read(0, 3, usize::MAX)).is_err());
+    let error = block_on(wal.group(0).unwrap().read(0, 3, usize::MAX)).unwrap_err();
+    assert!(error.to_string().contains("cannot be read"), "{error}");
 }
 
 #[test]
