@@ -81,6 +81,7 @@ pub(crate) struct Group<E: Env> {
     pub(crate) raft: GroupRaft<E>,
     pub(crate) shard: Arc<Shard<E>>,
     pub(crate) proposer: Proposer,
+    pub(crate) log: E::Log,
 }
 
 /// A running member.
@@ -279,7 +280,7 @@ async fn start_group<E: Env>(
 ) -> io::Result<Group<E>> {
     let shard = Shard::new(group, shared.clone(), storage.tables.clone());
     let machine = Machine::new(group, storage.tables, Arc::new(shard.clone()));
-    let log = GroupLog::<E::Cfg, E::Log>::new(storage.log);
+    let log = GroupLog::<E::Cfg, E::Log>::new(storage.log.clone());
     let raft = Raft::new(config.node.0, raft_config(group)?, network, log, machine)
         .await
         .map_err(|error| io::Error::other(format!("group {group} cannot start: {error}")))?;
@@ -290,7 +291,7 @@ async fn start_group<E: Env>(
     let proposer = Proposer::start::<E>(raft.clone(), Arc::new(stamp));
     shard.set_proposer(proposer.clone());
     let _detached = E::Cfg::spawn(follow_leadership::<E>(raft.clone(), Arc::downgrade(&shard)));
-    Ok(Group { raft, shard, proposer })
+    Ok(Group { raft, shard, proposer, log: storage.log })
 }
 
 /// Tells the shard whenever this node begins or ceases to lead it.

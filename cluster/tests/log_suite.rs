@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
 use openraft::StorageError;
-use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
-use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::alias::{EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
+use openraft::storage::{EntryResponder, RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
-use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use openraft::testing::{blank_ent, log_id};
+use openraft::{EntryPayload, OptionalSend, RaftLogReader, RaftSnapshotBuilder};
 use reveille_cluster::raft::log::GroupLog;
 use reveille_cluster::raft::types::{Replies, Tokio};
 use reveille_cluster::wal::disk::{RealDisk, SimDisk};
@@ -128,4 +129,22 @@ async fn the_log_with_its_thread_passes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_of_the_simulation_passes() {
     Suite::<Tokio, Log, Least, Inline, Wal>::test_all(Inline).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_purged_leaves_no_hole_in_what_is_sent() {
+    let (_wal, mut log, _) = Inline.build().await.unwrap();
+    log.blocking_append((0..6).map(|index| blank_ent::<Tokio>(1, 1, index)).collect::<Vec<_>>())
+        .await
+        .unwrap();
+    log.purge(log_id::<Tokio>(1, 1, 2)).await.unwrap();
+    let indexes =
+        |entries: Vec<EntryOf<Tokio>>| entries.iter().map(|entry| entry.log_id.index).collect::<Vec<_>>();
+    assert_eq!(indexes(log.limited_get_log_entries(3, 6).await.unwrap()), [3, 4, 5]);
+    assert_eq!(indexes(log.limited_get_log_entries(1, 6).await.unwrap()), [0; 0], "3 does not follow 0");
+    assert_eq!(
+        indexes(log.try_get_log_entries(1..6).await.unwrap()),
+        [3, 4, 5],
+        "a purge is allowed at the start"
+    );
 }

@@ -1,22 +1,23 @@
 //! What a member does by itself at intervals: tell the time, mark silent nodes, flush tables, cut the log.
 
+mod cut;
+
 use std::sync::Weak;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::*;
 
+pub(super) use self::cut::KEEP_ENTRIES;
+use self::cut::Load;
 use super::{Group, Member};
 use crate::clock::EXCHANGE;
 use crate::env::{Env, Transport};
 use crate::link::Lane;
 use crate::rpc::Frame;
 use crate::tables::Tables;
+use crate::wal::LogStore;
 
-/// Entries that stay in the log behind a snapshot, so that a peer that was away shortly needs no snapshot.
-pub(super) const KEEP_ENTRIES: u64 = 10_000;
-/// Entries after which the log is cut: a few times what is kept.
-const CUT_AFTER: u64 = 50_000;
 /// Ticks after which it is seen whether tables want a flush, and those after which they get one in any case. A push
 /// that lives shorter never reaches them; a restart replays the log of this time.
 const FLUSH: (u32, u32) = (5, 60);
@@ -26,10 +27,14 @@ const WORTH_A_FLUSH: usize = 1 << 20;
 /// term the monotonic clock counts, and a term begins at the median.
 const CLOCK_ALARM: i64 = 1000;
 
-/// Runs until the member is gone.
+/// Runs until the member is gone. Three things beside each other: a slow disk or a meta group without a leader must not
+/// keep this node from telling the time.
 pub(super) async fn run<E: Env>(member: Weak<Member<E>>) {
-    let mut leads_meta_since = None;
-    for tick in 0u32.. {
+    futures::join!(mind_clocks(member.clone()), mind_nodes(member.clone()), mind_disks(member));
+}
+
+async fn mind_clocks<E: Env>(member: Weak<Member<E>>) {
+    loop {
         E::Cfg::sleep(EXCHANGE).await;
         let Some(member) = member.upgrade() else { return };
         if let Some(why) = member.stopped() {
@@ -38,16 +43,32 @@ pub(super) async fn run<E: Env>(member: Weak<Member<E>>) {
         }
         tell_time(&member);
         check_clock(&member);
+    }
+}
+
+async fn mind_nodes<E: Env>(member: Weak<Member<E>>) {
+    let mut leads_meta_since = None;
+    loop {
+        E::Cfg::sleep(EXCHANGE).await;
+        let Some(member) = member.upgrade() else { return };
         let now = member.shared.clocks.monotonic();
         if member.leader(GroupId(0)) == Some(member.config.node) {
             member.mark_silent(*leads_meta_since.get_or_insert(now)).await;
         } else {
             leads_meta_since = None;
         }
+    }
+}
+
+async fn mind_disks<E: Env>(member: Weak<Member<E>>) {
+    for tick in 0u32.. {
+        E::Cfg::sleep(EXCHANGE).await;
+        let Some(member) = member.upgrade() else { return };
         if tick % FLUSH.0 == FLUSH.0 - 1 {
             let worth = if tick % FLUSH.1 == FLUSH.1 - 1 { 1 } else { WORTH_A_FLUSH };
             flush(&member, worth).await;
         }
+        cut(&member).await;
     }
 }
 
@@ -70,22 +91,51 @@ fn check_clock<E: Env>(member: &Member<E>) {
     }
 }
 
-/// Flushes tables that hold at least so many bytes, and cuts logs that are long.
+/// Flushes tables that hold at least so many bytes.
 async fn flush<E: Env>(member: &Member<E>, worth: usize) {
-    for (id, Group { raft, shard, .. }) in &member.groups {
+    for (id, Group { shard, .. }) in &member.groups {
         if shard.tables().unflushed() >= worth
             && let Err(error) = shard.tables().flush().await
         {
-            tracing::error!(group = id.0, %error, "tables could not be flushed; the log is not cut");
-            continue;
+            tracing::error!(group = id.0, %error, "tables could not be flushed");
         }
-        let metrics = raft.metrics().borrow_watched().clone();
+    }
+}
+
+/// Cuts logs that hold much, each tick: between two, the log takes what its disk does in a second.
+async fn cut<E: Env>(member: &Member<E>) {
+    let groups: Vec<_> = member.groups.iter().collect();
+    let load = |group: &Group<E>| {
+        let metrics = group.raft.metrics().borrow_watched().clone();
         let applied = metrics.last_applied.map_or(0, |id| id.index);
-        let cut = metrics.snapshot.map_or(0, |id| id.index);
-        if applied.saturating_sub(cut) > CUT_AFTER
-            && let Err(error) = raft.trigger().snapshot().await
-        {
+        let snapshot = metrics.snapshot.map_or(0, |id| id.index);
+        Load { held: group.log.held(), entries: applied.saturating_sub(snapshot) }
+    };
+    let loads: Vec<Load> = groups.iter().map(|(_, group)| load(group)).collect();
+    for at in cut::plan(&loads) {
+        let (id, group) = groups[at];
+        if let Err(error) = cut_group(group, &loads[at], groups.len()).await {
             tracing::error!(group = id.0, %error, "the log could not be cut");
         }
     }
+}
+
+/// Goes one step: purges what a snapshot covers, or if that is gone has the next snapshot made. openraft purges
+/// behind a snapshot by entries alone, so what those bytes are is told to it here. It puts off what a replication
+/// is reading; a later tick asks again.
+async fn cut_group<E: Env>(group: &Group<E>, load: &Load, groups: usize) -> Result<(), String> {
+    let Group { raft, shard, log, .. } = group;
+    let capacity = load.held.capacity;
+    let excess = log.excess(cut::keep(capacity, groups), cut::span(capacity));
+    let snapshot = raft.metrics().borrow_watched().snapshot.map(|id| id.index);
+    let covered = snapshot.filter(|snapshot| log.purged().is_none_or(|(purged, _)| *snapshot > purged));
+    if let (Some(excess), Some(covered)) = (excess, covered) {
+        raft.trigger().purge_log(excess.min(covered)).await.map_err(|error| error.to_string())?;
+    }
+    if load.many_entries() || (excess.is_some() && covered.is_none()) {
+        // Raft takes tables that cannot be flushed for its death if it is the one to find out.
+        shard.tables().flush().await.map_err(|error| format!("its tables are not flushed: {error}"))?;
+        raft.trigger().snapshot().await.map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }

@@ -1,7 +1,6 @@
 //! openraft's log storage over one group of the shared write-ahead log. Translates; decides nothing.
 
 use std::fmt::Debug;
-use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
@@ -16,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::types::Cfg;
+pub use crate::wal::LogStore;
 
 /// Bytes that a reader takes from the log at once: what one append to a peer carries.
 const READ_BYTES: usize = 1024 * 1024;
@@ -23,40 +23,6 @@ const READ_BYTES: usize = 1024 * 1024;
 const MAX_ENTRY: usize = reveille_protocol::limits::MAX_ENTRY_DECODE + 1024;
 /// Bytes of a stored vote or log id.
 const MAX_SMALL: usize = 1024;
-
-/// One group's part of a node's log.
-pub trait LogStore: Clone + Send + Sync + 'static {
-    /// The stored vote.
-    fn vote(&self) -> Option<Bytes>;
-    /// The stored committed log id; may be older than what was committed.
-    fn committed(&self) -> Option<Bytes>;
-    /// The log id up to which entries were purged, with its index.
-    fn purged(&self) -> Option<(u64, Bytes)>;
-    /// Index of the last entry, if any is left after the purge.
-    fn last_index(&self) -> Option<u64>;
-    /// Stores the vote; durable when it returns.
-    fn save_vote(&self, vote: Bytes) -> impl Future<Output = io::Result<()>> + Send;
-    /// Stores the committed log id, durable some time later.
-    fn save_committed(&self, committed: Bytes) -> impl Future<Output = io::Result<()>> + Send;
-    /// Appends entries. They can be read when this returns; `done` is called when they are durable, in the order
-    /// of the appends.
-    fn append(
-        &self,
-        entries: Vec<(u64, Bytes)>,
-        done: Box<dyn FnOnce(io::Result<()>) + Send>,
-    ) -> impl Future<Output = io::Result<()>> + Send;
-    /// Removes the entries after `last`.
-    fn truncate_after(&self, last: Option<u64>) -> impl Future<Output = io::Result<()>> + Send;
-    /// Removes the entries up to `index`, whose log id is `id`.
-    fn purge(&self, index: u64, id: Bytes) -> impl Future<Output = io::Result<()>> + Send;
-    /// Entries with `from <= index < to`, as many as fit `max_bytes` but at least one.
-    fn read(
-        &self,
-        from: u64,
-        to: u64,
-        max_bytes: usize,
-    ) -> impl Future<Output = io::Result<Vec<(u64, Bytes)>>> + Send;
-}
 
 /// One group's log as openraft sees it.
 pub struct GroupLog<C, L> {
@@ -113,7 +79,11 @@ impl<C: Cfg, L: LogStore> RaftLogReader<C> for GroupLog<C, L> {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<EntryOf<C>>> {
-        self.entries(start, end, READ_BYTES).await
+        let entries = self.entries(start, end, READ_BYTES).await?;
+        // What was purged under a replication that is being stopped leaves a hole before the rest. openraft sends
+        // what it gets as following what it sent before; of nothing it makes a heartbeat.
+        let follows = entries.first().is_none_or(|first| first.log_id().index == start);
+        Ok(if follows { entries } else { Vec::new() })
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<VoteOf<C>>> {

@@ -3,15 +3,20 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use reveille_protocol::wire::codec;
 
 use super::disk::Disk;
-use super::group::{Index, Place, lock};
+use super::group::{Index, lock};
 use super::record::{self, HEADER, Kind, RECORD};
 use super::writer::{Action, Op, WalConfig};
+use super::written::Place;
+
+/// Only what is less than this part of a segment is written again to free the rest of it.
+const REWRITTEN: u64 = 4;
 
 /// A group's state at a segment's head: vote, committed, purge.
 pub(super) type Checkpoint = (Option<Bytes>, Option<Bytes>, Option<(u64, Bytes)>);
@@ -25,11 +30,15 @@ pub(super) struct Engine {
     /// Files to make segments of.
     pub(super) spares: Vec<String>,
     pub(super) current: u64,
+    /// The same, for those who ask how far behind a group is.
+    pub(super) newest: Arc<AtomicU64>,
     pub(super) offset: usize,
     /// Seq of the next record.
     pub(super) seq: u64,
-    /// The last batch is followed by a seal, or there is none.
+    /// The last batch is followed by a seal.
     pub(super) sealed: bool,
+    /// There are more segments than there may be, and someone was told.
+    over: bool,
     /// Encoded and not yet written, to go at `offset`.
     buffer: Vec<u8>,
     batch_start: u64,
@@ -59,9 +68,11 @@ impl Engine {
             segments,
             spares,
             current,
+            newest: Arc::new(AtomicU64::new(current)),
             offset,
             seq,
-            sealed: true,
+            sealed: false,
+            over: false,
             buffer: Vec::new(),
             batch_start: seq,
         }
@@ -76,7 +87,7 @@ impl Engine {
                 Action::Entries(entries) => {
                     for (index, version, payload) in entries {
                         let place = self.put(*group, Kind::Entry, &[&index.to_le_bytes(), payload])?;
-                        lock(&self.groups[usize::from(*group)]).placed(*index, *version, place);
+                        lock(&self.groups[usize::from(*group)]).written.put(*index, *version, place);
                     }
                 }
                 Action::Vote(vote) => {
@@ -89,6 +100,7 @@ impl Engine {
                 }
                 Action::Truncate(keep) => {
                     self.put(*group, Kind::Truncate, &[&keep.to_le_bytes()])?;
+                    lock(&self.groups[usize::from(*group)]).written.truncate(*keep);
                 }
                 Action::Barrier => {}
                 Action::Purge(index, id) => {
@@ -99,9 +111,13 @@ impl Engine {
         }
         self.write()?;
         self.sealed &= self.seq == before;
+        let mut live = 0;
         for index in self.groups.iter() {
-            lock(index).evict(self.config.cache_bytes / self.groups.len().max(1));
+            let mut index = lock(index);
+            index.evict(self.config.cache_bytes / self.groups.len().max(1));
+            live += index.written.bytes();
         }
+        metrics::gauge!("reveille_log_live_bytes").set(live as f64);
         Ok(())
     }
 
@@ -122,7 +138,7 @@ impl Engine {
         // Room for this record and for the End that must come after the last.
         if self.offset + self.buffer.len() + len + RECORD > self.config.segment_bytes {
             self.rotate()?;
-            if HEADER + self.buffer.len() + len + RECORD > self.config.segment_bytes {
+            if self.offset + self.buffer.len() + len + RECORD > self.config.segment_bytes {
                 let message = format!("a record of {len} bytes does not fit a segment");
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
             }
@@ -159,6 +175,7 @@ impl Engine {
         self.seq += 1;
         self.segments.insert(next);
         self.current = next;
+        self.newest.store(next, Ordering::Relaxed);
         self.offset = HEADER;
         self.batch_start = self.seq;
         for group in 0..self.groups.len() {
@@ -173,11 +190,17 @@ impl Engine {
         self.free()
     }
 
-    /// Frees the oldest segments that no live entry needs; entries that hold too many of them are written again.
+    /// Frees the oldest segments that no live entry needs. If there are too many, a few live entries in the oldest
+    /// are written again; many are not, since then each rotation would fill the new segment with them: the log grows
+    /// instead, until raft has purged.
     fn free(&mut self) -> io::Result<()> {
         while let Some(oldest) = self.segments.first().copied().filter(|oldest| *oldest != self.current) {
-            if self.groups.iter().any(|index| lock(index).needs(oldest)) {
-                if self.segments.len() <= self.config.max_segments {
+            let live: u64 = self.groups.iter().map(|index| lock(index).written.bytes_in(oldest)).sum();
+            if live > 0 {
+                let few = live < self.config.segment_bytes as u64 / REWRITTEN;
+                // Half of the new segment stays for what is new: the largest record fits that.
+                let fit = self.offset as u64 + live <= self.config.segment_bytes as u64 / 2;
+                if self.segments.len() <= self.config.max_segments || !few || !fit {
                     break;
                 }
                 self.rewrite(oldest)?;
@@ -187,23 +210,40 @@ impl Engine {
             self.disk.rename(&segment_name(oldest), &spare)?;
             self.spares.push(spare);
         }
+        self.watch();
         Ok(())
     }
 
-    /// Copies the live entries of a segment into the current one. Bounded: they come from one segment, and what
-    /// does not fit here stays where it is.
+    /// Tells how long the log is, and once whenever it becomes too long or is so no more.
+    pub(super) fn watch(&mut self) {
+        let (segments, most) = (self.segments.len(), self.config.max_segments);
+        metrics::gauge!("reveille_log_segments").set(segments as f64);
+        if self.over == (segments > most) {
+            return;
+        }
+        self.over = segments > most;
+        let location = self.disk.location();
+        if self.over {
+            tracing::error!(
+                segments,
+                most,
+                %location,
+                "the log is longer than it may be and takes more of the disk; a group is not purged: see whether \
+                 its tables are flushed and its replicas are reached"
+            );
+        } else {
+            tracing::info!(segments, %location, "the log is no longer than it may be");
+        }
+    }
+
+    /// Copies the live entries of a segment into the current one. Bounded: the caller saw that they are few.
     fn rewrite(&mut self, segment: u64) -> io::Result<()> {
         let mut moved = Vec::new();
         for group in 0..self.groups.len() {
-            let live = lock(&self.groups[group]).in_segment(segment);
+            let live = lock(&self.groups[group]).written.in_segment(segment);
             for (index, from) in live {
-                let needed = RECORD * 2 + 8 + from.len as usize;
-                if self.offset + self.buffer.len() + needed > self.config.segment_bytes {
-                    let message = "the live entries of one segment do not fit another; purge the slow group";
-                    return Err(io::Error::other(message));
-                }
-                let mut payload = vec![0; from.len as usize];
-                self.disk.read_at(&segment_name(segment), u64::from(from.offset), &mut payload)?;
+                // Checked: a copy has a checksum of its own, which must not vouch for damage.
+                let payload = read_entry(&*self.disk, group as u16, index, from)?;
                 let to = self.put(group as u16, Kind::Copy, &[&index.to_le_bytes(), &payload])?;
                 moved.push((group, index, from, to));
             }
@@ -211,10 +251,28 @@ impl Engine {
         self.write()?;
         self.batch_start = self.seq;
         for (group, index, from, to) in moved {
-            lock(&self.groups[group]).moved(index, from, to);
+            lock(&self.groups[group]).written.moved(index, from, to);
         }
         Ok(())
     }
+}
+
+/// Reads the payload of an entry from its file.
+pub(super) fn read_entry(disk: &dyn Disk, group: u16, index: u64, place: Place) -> io::Result<Bytes> {
+    let head = RECORD + 8;
+    let mut bytes = vec![0; head + place.len as usize];
+    let file = segment_name(place.segment);
+    disk.read_at(&file, u64::from(place.offset) - head as u64, &mut bytes)?;
+    let record = record::parse(&bytes, place.segment).filter(|record| {
+        matches!(record.kind, Kind::Entry | Kind::Copy)
+            && record.group == group
+            && record.payload.get(..8) == Some(&index.to_le_bytes())
+    });
+    if record.is_none() {
+        let message = format!("entry {index} of group {group} in {file} cannot be read");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(Bytes::from(bytes).slice(head..))
 }
 
 /// Makes the file of a segment: header first, under a name that recovery does not read, then its own name.

@@ -7,27 +7,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
+use super::store::{Held, LogStore};
 use super::writer::{Action, Inner, Op};
-use crate::raft::log::LogStore;
+use super::written::{Place, Written};
 
-/// Where an entry's bytes are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) segment: u64,
-    pub(super) offset: u32,
-    pub(super) len: u32,
-}
+/// Times that a read begins again because its segment was freed. Once is rare: it takes as long as writing a segment.
+const READS: usize = 10;
 
 #[derive(Debug)]
 struct Slot {
-    /// Cached bytes; always there while the entry has no place yet.
+    /// Cached bytes; always there while the entry is not in the files yet.
     payload: Option<Bytes>,
-    place: Option<Place>,
     /// Tells this entry from an earlier one with its index that was still being written when it was replaced.
     version: u64,
 }
 
-/// What is known of one group's log, in memory.
+/// What is known of one group's log, in memory: the entries as raft sees them, which is at once, and as the files
+/// have them, which is when the writer got to it.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     first: u64,
@@ -36,6 +32,7 @@ pub(super) struct Index {
     /// Entries before this one have left the cache.
     evicted: u64,
     version: u64,
+    pub(super) written: Written,
     pub(super) vote: Option<Bytes>,
     pub(super) committed: Option<Bytes>,
     pub(super) purged: Option<(u64, Bytes)>,
@@ -66,7 +63,7 @@ impl Index {
         self.truncate(index);
         self.version += 1;
         self.cached += payload.len();
-        self.slots.push_back(Slot { payload: Some(payload), place: None, version: self.version });
+        self.slots.push_back(Slot { payload: Some(payload), version: self.version });
         Ok(self.version)
     }
 
@@ -75,11 +72,12 @@ impl Index {
         if self.slots.is_empty() {
             self.first = index;
         }
-        self.slots.push_back(Slot { payload: None, place: Some(place), version: 0 });
+        self.slots.push_back(Slot { payload: None, version: 0 });
+        self.written.put(index, 0, place);
         self.evicted = index + 1;
     }
 
-    /// Removes the entries from `keep` on.
+    /// Removes the entries from `keep` on; they stay in the files until the writer has said so there, too.
     fn truncate(&mut self, keep: u64) {
         let keep = keep.saturating_sub(self.first) as usize;
         for slot in self.slots.drain(keep.min(self.slots.len())..) {
@@ -88,6 +86,7 @@ impl Index {
         self.evicted = self.evicted.min(self.first + self.slots.len() as u64);
     }
 
+    /// A purge was put.
     pub(super) fn purge(&mut self, upto: u64, id: Bytes) {
         while !self.slots.is_empty() && self.first <= upto {
             let slot = self.slots.pop_front();
@@ -95,49 +94,21 @@ impl Index {
             self.first += 1;
         }
         self.evicted = self.evicted.max(self.first);
+        self.written.purge(upto);
         self.purged = Some((upto, id));
-    }
-
-    /// An entry is in the file now.
-    pub(super) fn placed(&mut self, index: u64, version: u64, place: Place) {
-        if let Some(slot) = index.checked_sub(self.first).and_then(|at| self.slots.get_mut(at as usize))
-            && slot.version == version
-        {
-            slot.place = Some(place);
-        }
-    }
-
-    /// An entry was written again elsewhere.
-    pub(super) fn moved(&mut self, index: u64, from: Place, to: Place) {
-        if let Some(slot) = index.checked_sub(self.first).and_then(|at| self.slots.get_mut(at as usize))
-            && slot.place == Some(from)
-        {
-            slot.place = Some(to);
-        }
     }
 
     /// Drops the oldest cached bytes until at most `limit` are left; what is not written yet stays.
     pub(super) fn evict(&mut self, limit: usize) {
         while self.cached > limit {
             let at = self.evicted.saturating_sub(self.first) as usize;
-            let Some(slot) = self.slots.get_mut(at).filter(|slot| slot.place.is_some()) else { break };
+            let Some(slot) = self.slots.get_mut(at) else { break };
+            if self.written.place(self.first + at as u64, slot.version).is_none() {
+                break;
+            }
             self.cached -= slot.payload.take().map_or(0, |payload| payload.len());
             self.evicted += 1;
         }
-    }
-
-    /// The live entries that are in a segment.
-    pub(super) fn in_segment(&self, segment: u64) -> Vec<(u64, Place)> {
-        let slots = self.slots.iter().enumerate();
-        slots
-            .filter_map(|(at, slot)| slot.place.map(|place| (self.first + at as u64, place)))
-            .filter(|(_, place)| place.segment == segment)
-            .collect()
-    }
-
-    /// Does any live entry need this segment?
-    pub(super) fn needs(&self, segment: u64) -> bool {
-        self.slots.iter().any(|slot| slot.place.is_some_and(|place| place.segment == segment))
     }
 }
 
@@ -151,6 +122,47 @@ pub struct WalGroup {
 impl WalGroup {
     fn index(&self) -> MutexGuard<'_, Index> {
         lock(&self.wal.groups[usize::from(self.group)])
+    }
+
+    /// Reads; `None` if the files were changed meanwhile, which leaves nothing half old, half new.
+    fn try_read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Option<Vec<(u64, Bytes)>>> {
+        let mut bytes = 0;
+        let mut found = Vec::new();
+        let mut cold = Vec::new();
+        {
+            let index = self.index();
+            let from = from.max(index.first);
+            let slots = index.slots.iter().skip((from - index.first) as usize);
+            for (number, slot) in (from..to).zip(slots) {
+                let place = index.written.place(number, slot.version);
+                let len = match (&slot.payload, place) {
+                    (Some(payload), _) => payload.len(),
+                    (None, Some(place)) => place.len as usize,
+                    (None, None) => return Err(io::Error::other(format!("entry {number} is nowhere"))),
+                };
+                bytes += len;
+                if bytes > max_bytes && !found.is_empty() {
+                    break;
+                }
+                if slot.payload.is_none() {
+                    cold.extend(place.map(|place| (found.len(), slot.version, place)));
+                }
+                found.push((number, slot.payload.clone().unwrap_or_default()));
+            }
+        }
+        // Outside the lock, so that the writer never waits for the disk here. Until the bytes are read, their
+        // segment may have been freed and become another: they were purged, or are elsewhere.
+        for (at, version, place) in cold {
+            let number = found[at].0;
+            match self.wal.read_entry(self.group, number, place) {
+                Ok(payload) => found[at].1 = payload,
+                Err(error) if self.index().written.place(number, version) == Some(place) => {
+                    return Err(error);
+                }
+                Err(_) => return Ok(None),
+            }
+        }
+        Ok(Some(found))
     }
 }
 
@@ -173,6 +185,14 @@ impl LogStore for WalGroup {
 
     fn last_index(&self) -> Option<u64> {
         self.index().last()
+    }
+
+    fn held(&self) -> Held {
+        self.wal.held(&self.index().written)
+    }
+
+    fn excess(&self, keep: u64, span: u64) -> Option<u64> {
+        self.wal.excess(&self.index().written, keep, span)
     }
 
     async fn save_vote(&self, vote: Bytes) -> io::Result<()> {
@@ -211,35 +231,11 @@ impl LogStore for WalGroup {
     }
 
     async fn read(&self, from: u64, to: u64, max_bytes: usize) -> io::Result<Vec<(u64, Bytes)>> {
-        let mut bytes = 0;
-        let mut found = Vec::new();
-        let mut cold = Vec::new();
-        {
-            let index = self.index();
-            let from = from.max(index.first);
-            let slots = index.slots.iter().skip((from - index.first) as usize);
-            for (number, slot) in (from..to).zip(slots) {
-                let len = match (&slot.payload, slot.place) {
-                    (Some(payload), _) => payload.len(),
-                    (None, Some(place)) => place.len as usize,
-                    (None, None) => return Err(io::Error::other(format!("entry {number} is nowhere"))),
-                };
-                bytes += len;
-                if bytes > max_bytes && !found.is_empty() {
-                    break;
-                }
-                if slot.payload.is_none() {
-                    cold.extend(slot.place.map(|place| (found.len(), place)));
-                }
-                found.push((number, slot.payload.clone().unwrap_or_default()));
+        for _ in 0..READS {
+            if let Some(found) = self.try_read(from, to, max_bytes)? {
+                return Ok(found);
             }
         }
-        // Outside the lock: a segment is not recycled while an entry in it is live, and these were a moment ago.
-        // One that was purged meanwhile fails its check, and raft asks again.
-        for (at, place) in cold {
-            let number = found[at].0;
-            found[at].1 = self.wal.read_entry(self.group, number, place)?;
-        }
-        Ok(found)
+        Err(io::Error::other(format!("entries from {from} on were moved {READS} times while they were read")))
     }
 }

@@ -5,7 +5,7 @@
 //! in order. A write that was under way when the power went may be there or not. Damage is refused, never read as
 //! "no data": see `recovery`.
 //!
-//! [`disk`] are the files; [`record`] the format; `engine` writes batches and keeps the index; `recovery` reads
+//! [`LogStore`] is what a group sees; [`disk`] are the files; [`record`] the format; `engine` writes batches and keeps the index; `recovery` reads
 //! a folder back; [`Wal`] is the face, with a thread of its own or, in simulation, without.
 
 pub mod disk;
@@ -13,9 +13,12 @@ mod engine;
 mod group;
 pub mod record;
 mod recovery;
+mod store;
 mod writer;
+mod written;
 
 pub use self::group::WalGroup;
 pub use self::record::Owner;
 pub use self::recovery::WalError;
+pub use self::store::{Held, LogStore};
 pub use self::writer::{Wal, WalConfig};

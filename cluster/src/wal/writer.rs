@@ -1,6 +1,7 @@
 //! The face of the log, and who drives its engine: a thread of its own in production, the caller in simulation.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,10 +10,12 @@ use futures::channel::oneshot;
 use tokio::sync::Notify;
 
 use super::disk::Disk;
-use super::engine::{Engine, segment_name};
-use super::group::{Index, Place, WalGroup};
+use super::engine::{self, Engine};
+use super::group::{Index, WalGroup};
 use super::record::Owner;
 use super::recovery::{self, WalError};
+use super::store::Held;
+use super::written::{Place, Written};
 
 /// Bytes that may wait for the writer; appenders wait beyond that. A few batches: more would only add delay.
 const QUEUE_BYTES: usize = 16 << 20;
@@ -28,7 +31,8 @@ pub struct WalConfig {
     pub groups: u16,
     /// Bytes of a segment; at least twice the largest record. Files are made of this size, full of zeros.
     pub segment_bytes: usize,
-    /// Segments above which entries of slow groups are written again rather than left to hold old segments.
+    /// Segments that the log is meant to have at most. Above, what few live entries hold an old segment are written
+    /// again; if they are many, the log grows and an alarm is raised.
     pub max_segments: usize,
     /// Bytes of the latest entries that stay in memory, over all groups.
     pub cache_bytes: usize,
@@ -99,6 +103,9 @@ pub(super) struct Inner {
     room: Notify,
     disk: Arc<dyn Disk>,
     pub(super) groups: Arc<Vec<Arc<Mutex<Index>>>>,
+    newest: Arc<AtomicU64>,
+    segment_bytes: u64,
+    capacity: u64,
     /// In simulation the engine is driven by whoever submits.
     inline: Option<Mutex<Engine>>,
 }
@@ -170,12 +177,28 @@ impl Inner {
             room: Notify::new(),
             disk,
             groups: engine.groups.clone(),
+            newest: engine.newest.clone(),
+            segment_bytes: engine.config.segment_bytes as u64,
+            capacity: (engine.config.segment_bytes * engine.config.max_segments) as u64,
             inline,
         }
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How much of the log a group holds.
+    pub(super) fn held(&self, written: &Written) -> Held {
+        let newest = self.newest.load(Ordering::Relaxed);
+        let span = written.oldest().map_or(0, |oldest| newest.saturating_sub(oldest) + 1);
+        Held { live: written.bytes(), span: span * self.segment_bytes, capacity: self.capacity }
+    }
+
+    /// The last entry that must go for a group to hold no more than this.
+    pub(super) fn excess(&self, written: &Written, keep: u64, span: u64) -> Option<u64> {
+        let beyond = self.newest.load(Ordering::Relaxed) + 1;
+        written.excess(keep, beyond.saturating_sub(span / self.segment_bytes))
     }
 
     pub(super) fn check_alive(&self) -> io::Result<()> {
@@ -250,28 +273,34 @@ impl Inner {
 
     /// Reads the bytes of an entry from its file.
     pub(super) fn read_entry(&self, group: u16, index: u64, place: Place) -> io::Result<Bytes> {
-        use super::record::{self, Kind, RECORD};
-        let head = RECORD + 8;
-        let mut bytes = vec![0; head + place.len as usize];
-        let offset = u64::from(place.offset) - head as u64;
-        self.disk.read_at(&segment_name(place.segment), offset, &mut bytes)?;
-        let record = record::parse(&bytes, place.segment).filter(|record| {
-            matches!(record.kind, Kind::Entry | Kind::Copy)
-                && record.group == group
-                && record.payload.get(..8) == Some(&index.to_le_bytes())
-        });
-        if record.is_none() {
-            let file = segment_name(place.segment);
-            let message =
-                format!("entry {index} of group {group} in {file} cannot be read: {}", self.disk.location());
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-        }
-        Ok(Bytes::from(bytes).slice(head..))
+        engine::read_entry(&*self.disk, group, index, place).map_err(|error| {
+            io::Error::new(error.kind(), format!("log in {}: {error}", self.disk.location()))
+        })
     }
 }
 
 fn stopped(why: &str) -> io::Error {
     io::Error::other(format!("the log has stopped: {why}"))
+}
+
+/// What an operator can do about an error of the engine: its kind says whose it is.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        // The engine's own: see `Engine::put`.
+        io::ErrorKind::InvalidInput => "restart this node with larger log segments",
+        // The engine's own: see `engine::read_entry`.
+        io::ErrorKind::InvalidData => {
+            "the log is damaged: remove this node from the cluster and add it under a new id, its peers have its data"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "make room on its disk, then restart this node"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "let this node's user write there, then restart it"
+        }
+        io::ErrorKind::NotFound => "someone removed files of the log: put them back, then restart this node",
+        _ => "restart this node once its disk is sound",
+    }
 }
 
 /// Carries operations out and tells everyone; the first failure is the last thing that happens to the log.
@@ -280,8 +309,7 @@ fn finish(inner: &Inner, ops: Vec<Op>, commit: impl FnOnce(&[Op]) -> io::Result<
     let result = match failed {
         Some(failed) => Err(failed),
         None => commit(&ops).map_err(|error| {
-            let failed =
-                format!("{}: {error}; restart this node once its disk is sound", inner.disk.location());
+            let failed = format!("{}: {error}; {}", inner.disk.location(), advice(&error));
             tracing::error!(%failed, "writing the log failed; nothing more is written");
             inner.queue().failed = Some(failed.clone());
             failed

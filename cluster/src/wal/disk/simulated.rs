@@ -1,5 +1,6 @@
 //! A disk in memory that does what disks do at their worst: loses what was not synced, tears a write at any byte,
-//! keeps a later write and loses an earlier one, fails once, is full, flips a bit. Deterministic.
+//! keeps a later write and loses an earlier one, fails once, is full, flips a bit. In front of it a page cache that
+//! outlives the process, not the power. Deterministic.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,12 +18,14 @@ pub enum Fault {
         /// Bytes of it that are written all the same.
         keep: usize,
     },
-    /// The `n`-th sync from now fails; what it should have made durable is lost, as on a real disk.
+    /// The `n`-th sync from now fails. What it should have made durable can still be read, and no later sync makes
+    /// it so, as the page cache of a real system has it: the pages count as clean.
     Sync {
         /// Syncs that succeed before.
         after: usize,
     },
-    /// The power goes at the `n`-th write or sync from now: it and everything after fail until `crash`.
+    /// The power goes, or the process, at the `n`-th write or sync from now: it and everything after fail until
+    /// `crash` or `kill`.
     Power {
         /// Operations that succeed before.
         after: usize,
@@ -32,18 +35,10 @@ pub enum Fault {
 #[derive(Debug, Clone, Default)]
 struct Contents {
     durable: Vec<u8>,
+    /// What a read sees: the page cache.
+    cached: Vec<u8>,
     /// Writes since the last sync.
     pending: Vec<(u64, Vec<u8>)>,
-}
-
-impl Contents {
-    fn now(&self) -> Vec<u8> {
-        let mut bytes = self.durable.clone();
-        for (offset, write) in &self.pending {
-            apply(&mut bytes, *offset, write);
-        }
-        bytes
-    }
 }
 
 fn apply(bytes: &mut Vec<u8>, offset: u64, write: &[u8]) {
@@ -60,6 +55,7 @@ struct State {
     fault: Option<Fault>,
     dead: bool,
     operations: usize,
+    written: usize,
 }
 
 /// A simulated folder; clones share it.
@@ -81,6 +77,18 @@ impl SimDisk {
         self.state().operations
     }
 
+    /// Bytes written so far.
+    pub fn written(&self) -> usize {
+        self.state().written
+    }
+
+    /// The process is gone, the power is not: the next one reads what this one wrote, synced or not.
+    pub fn kill(&self) {
+        let mut state = self.state();
+        state.dead = false;
+        state.fault = None;
+    }
+
     /// The power goes and comes back. Of each write that was not synced, `keep(write's number, its length)` says
     /// how many of its first bytes the disk had taken.
     pub fn crash(&self, mut keep: impl FnMut(usize, usize) -> usize) {
@@ -92,6 +100,7 @@ impl SimDisk {
                 apply(&mut contents.durable, offset, &write[..kept]);
                 number += 1;
             }
+            contents.cached.clone_from(&contents.durable);
         }
         state.dead = false;
         state.fault = None;
@@ -99,10 +108,12 @@ impl SimDisk {
 
     /// Flips one bit of a file.
     pub fn flip(&self, name: &str, offset: usize, bit: u8) {
-        if let Some(byte) =
-            self.state().files.get_mut(name).and_then(|contents| contents.durable.get_mut(offset))
-        {
-            *byte ^= 1 << bit;
+        if let Some(contents) = self.state().files.get_mut(name) {
+            for bytes in [&mut contents.durable, &mut contents.cached] {
+                if let Some(byte) = bytes.get_mut(offset) {
+                    *byte ^= 1 << bit;
+                }
+            }
         }
     }
 
@@ -158,7 +169,7 @@ impl Disk for SimDisk {
     }
 
     fn len(&self, name: &str) -> io::Result<u64> {
-        self.state().files.get(name).map(|contents| contents.now().len() as u64).ok_or_else(|| missing(name))
+        self.state().files.get(name).map(|contents| contents.cached.len() as u64).ok_or_else(|| missing(name))
     }
 
     fn create(&self, name: &str, len: u64) -> io::Result<()> {
@@ -166,7 +177,9 @@ impl Disk for SimDisk {
         if state.fails(true).is_some() {
             return Err(io::Error::other("simulated: create failed"));
         }
-        state.files.insert(name.to_owned(), Contents { durable: vec![0; len as usize], pending: Vec::new() });
+        let zeros = vec![0; len as usize];
+        let contents = Contents { durable: zeros.clone(), cached: zeros, pending: Vec::new() };
+        state.files.insert(name.to_owned(), contents);
         Ok(())
     }
 
@@ -183,10 +196,8 @@ impl Disk for SimDisk {
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let state = self.state();
         let contents = state.files.get(name).ok_or_else(|| missing(name))?;
-        let bytes = if contents.pending.is_empty() { None } else { Some(contents.now()) };
-        let bytes = bytes.as_ref().unwrap_or(&contents.durable);
         let from = offset as usize;
-        let found = bytes.get(from..from + buffer.len());
+        let found = contents.cached.get(from..from + buffer.len());
         buffer.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
@@ -194,8 +205,10 @@ impl Disk for SimDisk {
     fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = self.state();
         let failed = state.fails(true);
-        let contents = state.files.get_mut(name).ok_or_else(|| missing(name))?;
         let kept = failed.unwrap_or(bytes.len()).min(bytes.len());
+        state.written += kept;
+        let contents = state.files.get_mut(name).ok_or_else(|| missing(name))?;
+        apply(&mut contents.cached, offset, &bytes[..kept]);
         contents.pending.push((offset, bytes[..kept].to_vec()));
         match failed {
             None => Ok(()),
