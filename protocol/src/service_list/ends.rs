@@ -119,6 +119,9 @@ impl<T: TableMut> Context<'_, T> {
                 Some((_, Due::Idempotency(hash))) => self.table.delete(&key::idempotency(&hash)),
                 Some((_, Due::Registration(terminal))) => self.expire_registration(&terminal)?,
                 Some((_, Due::Settled(command))) => self.table.delete(&key::settled(&command)),
+                Some((_, Due::Forgotten(terminal, stream))) => {
+                    self.table.delete(&key::forgotten(&terminal, stream));
+                }
                 None => {
                     return Err(TableError(format!("a key of the deadlines is damaged: {deadline:02x?}")));
                 }

@@ -1,7 +1,7 @@
 //! The keys of the tables, pinned by hand: one tag byte, then big-endian parts, so that a scan follows the order
 //! of time and seq. No values here.
 
-use crate::id::{Channel, CommandId, KeyFingerprint, MessageId, Seq, TenantId, TerminalId};
+use crate::id::{Channel, CommandId, KeyFingerprint, MessageId, Seq, Stream, TenantId, TerminalId};
 use crate::time::GroupTime;
 
 /// Keys below this tag belong to the host of the state machine (what it applied, its membership).
@@ -18,6 +18,7 @@ const ENDED: u8 = 0x17;
 const TENANTS: u8 = 0x18;
 const QUOTAS: u8 = 0x19;
 const SETTLED: u8 = 0x1a;
+const FORGOTTEN: u8 = 0x1b;
 /// The key of the meta group's directory; see `crate::directory`.
 pub const DIRECTORY: [u8; 1] = [0x30];
 
@@ -107,6 +108,11 @@ pub(crate) fn settled(command: &CommandId) -> Vec<u8> {
     [&[SETTLED], &command.0[..]].concat()
 }
 
+/// A life of a terminal that was ended lately.
+pub(crate) fn forgotten(terminal: &TerminalId, stream: Stream) -> Vec<u8> {
+    [&[FORGOTTEN], &terminal.0[..], &stream.0.to_be_bytes()].concat()
+}
+
 /// Something that ends by time. Stored: tags are pinned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Due {
@@ -120,6 +126,8 @@ pub(crate) enum Due {
     Registration(TerminalId),
     /// The memory of what a retried command came to.
     Settled(CommandId),
+    /// The memory of an ended life.
+    Forgotten(TerminalId, Stream),
 }
 
 /// The key that brings `due` up at `time`.
@@ -150,6 +158,11 @@ pub(crate) fn deadline(time: GroupTime, due: &Due) -> Vec<u8> {
         Due::Settled(command) => {
             key.push(4);
             key.extend_from_slice(&command.0);
+        }
+        Due::Forgotten(terminal, stream) => {
+            key.push(5);
+            key.extend_from_slice(&terminal.0);
+            key.extend_from_slice(&stream.0.to_be_bytes());
         }
     }
     key
@@ -182,6 +195,10 @@ pub(crate) fn parse_deadline(key: &[u8]) -> Option<(GroupTime, Due)> {
         2 => Due::Idempotency(rest.try_into().ok()?),
         3 => Due::Registration(TerminalId(rest.try_into().ok()?)),
         4 => Due::Settled(CommandId(rest.try_into().ok()?)),
+        5 => {
+            let (terminal, stream) = rest.split_first_chunk::<16>()?;
+            Due::Forgotten(TerminalId(*terminal), Stream(u64::from_be_bytes(stream.try_into().ok()?)))
+        }
         _ => return None,
     };
     Some((GroupTime(u64::from_be_bytes(*time)), due))
@@ -214,6 +231,7 @@ mod tests {
             Due::Idempotency([1; 16]),
             Due::Registration(terminal),
             Due::Settled(CommandId([2; 16])),
+            Due::Forgotten(terminal, Stream(8)),
         ];
         let keys: Vec<_> = dues.iter().map(|due| deadline(GroupTime(256), due)).collect();
         for (key, due) in keys.iter().zip(&dues) {

@@ -6,6 +6,7 @@ use super::key::{self, Due};
 use super::row::{self, Current, Quota, Reachability, Row};
 use super::{TableError, TableMut};
 use crate::id::*;
+use crate::limits;
 use crate::stage::End;
 
 /// Refusals are answers; a `TableError` stops the node.
@@ -20,6 +21,10 @@ impl<T: TableMut> Context<'_, T> {
                 true => Ok(Reply::Registered { stream: row.stream, existed: true }),
                 false => Err(Refusal::OtherTenant),
             });
+        }
+        // A late copy of the command that began a life which has ended: seqs would count in it a second time.
+        if self.table.get(&key::forgotten(&terminal, register.stream))?.is_some() {
+            return Ok(Err(Refusal::StaleStream));
         }
         let mut quota: Quota = read(self.table, &key::quota(register.tenant))?.unwrap_or_default();
         if let Some(max_terminals) = quota.max_terminals.filter(|max| quota.terminals >= *max) {
@@ -158,6 +163,8 @@ impl<T: TableMut> Context<'_, T> {
             let session = SessionRef { node: old.node, epoch: row.epoch };
             self.effects.push(Effect::Superseded { terminal: *terminal, session });
         }
+        self.table.put(&key::forgotten(terminal, row.stream), bytes::Bytes::new());
+        self.at(self.now + limits::COMMAND_LIFETIME, &Due::Forgotten(*terminal, row.stream));
         self.table.delete(&key::terminal(terminal));
         self.table.delete(&key::tenant_terminal(row.tenant, terminal));
         let mut quota: Quota = read(self.table, &key::quota(row.tenant))?.unwrap_or_default();
