@@ -15,6 +15,8 @@ use reveille_protocol::wire::session::Push;
 
 /// Without faults a push is received within this: a notification, a connection, an attach.
 const PROMPT: u64 = 1000;
+/// How long a leader waits for a session before it notifies the terminal as well.
+const SILENCE: u64 = 3000;
 
 /// What a publisher wants, and what it heard.
 #[derive(Debug, Clone, Default)]
@@ -55,6 +57,8 @@ pub struct History {
     pub unregistered: BTreeSet<usize>,
     /// Terminals that notifications do not reach, or not for every push.
     pub hard_of_hearing: BTreeSet<usize>,
+    /// Pushes that were stored while the leader waited for a session that is no more.
+    pub waits_for_silence: BTreeSet<MessageId>,
     stored: BTreeMap<MessageId, Stored>,
     numbers: BTreeMap<u64, MessageId>,
     /// By terminal, stream and seq: each time it was given.
@@ -175,7 +179,8 @@ impl History {
             let publication = &self.publications[&stored.number];
             if publication.calm && !self.hard_of_hearing.contains(&device) {
                 let received = receipts.and_then(|receipts| receipts.first()).map(|receipt| receipt.at);
-                let late = received.is_none_or(|at| at > stored.at + PROMPT);
+                let silence = if self.waits_for_silence.contains(id) { SILENCE } else { 0 };
+                let late = received.is_none_or(|at| at > stored.at + silence + PROMPT);
                 assert!(!late, "push {} was stored at {}, received {received:?}", stored.number, stored.at);
             }
             let Some((end, at)) = stored.end else {
@@ -208,8 +213,9 @@ impl History {
             // a first one that nobody knew of, and what a retry heard after its terminal was unregistered.
             let binding = match &publication.refused {
                 None | Some(Refusal::TooLate { .. } | Refusal::Unknown) => false,
+                Some(_) if publication.tries > 1 || publication.accepted.is_some() => false,
                 Some(Refusal::UnknownTerminal) => !self.unregistered.contains(&publication.device),
-                Some(_) => publication.tries == 1 && publication.accepted.is_none(),
+                Some(_) => true,
             };
             assert!(!binding || stored.is_none(), "push {number} was refused and is there: {publication:?}");
         }
@@ -268,6 +274,7 @@ pub fn check_tables(table: &MemoryTable) {
     for (_, value) in of(0x17) {
         let _: Ended = load(value).expect("an ended push");
     }
+    let mut forgotten: BTreeSet<&[u8]> = of(0x1b).map(|(key, _)| key).collect();
     let (mut ends, mut idempotent, mut retried) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (key, _) in of(0x15) {
         match key[8] {
@@ -277,10 +284,12 @@ pub fn check_tables(table: &MemoryTable) {
             // One of a terminal that was unregistered goes when it comes up.
             3 => {}
             4 => assert!(settled.contains(&key[9..]) && retried.insert(&key[9..]), "a deadline of no retry"),
+            5 => assert!(forgotten.remove(&key[9..]), "a deadline of a life that nobody remembers"),
             kind => panic!("a deadline of kind {kind}"),
         }
     }
     assert!(due.is_empty(), "a pending push has no deadline");
+    assert!(forgotten.is_empty(), "an ended life has no deadline");
     assert_eq!((ends.len(), idempotent.len()), (ended.len(), keys.len()), "matters without a deadline");
     assert_eq!(retried.len(), settled.len(), "retried commands without a deadline");
 }

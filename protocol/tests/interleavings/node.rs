@@ -225,6 +225,13 @@ impl World {
         }
     }
 
+    pub fn has_session(&self, node: u64, terminal: &TerminalId, attempt: Attempt) -> bool {
+        self.connections.values().any(|connection| {
+            let of_it = connection.server.as_ref().is_some_and(|server| server.terminal() == *terminal);
+            connection.node == node && of_it && connection.registered == Some(attempt)
+        })
+    }
+
     /// For a session of this node; `false` if there is none for it.
     pub fn reach_session(&mut self, node: u64, message: SessionMessage) -> bool {
         let (terminal, attempt) = match &message {

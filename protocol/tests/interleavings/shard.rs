@@ -109,10 +109,28 @@ impl World {
             effects.iter().for_each(|effect| println!("{:>8}   {effect:?}", self.now));
         }
         self.history.applied(self.now, &self.table, &entry, &replies, &effects);
+        for effect in &effects {
+            if let Effect::Stored { message, .. } = effect
+                && self.misses_its_session(&message.terminal)
+            {
+                self.history.waits_for_silence.insert(*message);
+            }
+        }
         if let Some(term) = leader {
             self.take_effects(term, &effects);
         }
         replies
+    }
+
+    /// Is the terminal's row of a session that the leader's own node does not have? The leader's shell learns of that
+    /// by the silence timer only; another node would have reported it.
+    fn misses_its_session(&self, terminal: &TerminalId) -> bool {
+        let row = view::terminal(&self.table, terminal).expect("memory cannot fail");
+        let Some((row, current)) = row.and_then(|row| row.current.map(|current| (row, current))) else {
+            return false;
+        };
+        let leads = self.leader().is_some_and(|leader| leader.node == current.node.0);
+        leads && !self.has_session(current.node.0, terminal, row.attempt)
     }
 
     fn take_effects(&mut self, term: u64, effects: &[Effect]) {
