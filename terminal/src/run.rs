@@ -7,7 +7,7 @@ use rand::Rng;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::row::{Linger, Urgency};
-use reveille_protocol::session::terminal::{self as rules, Closed};
+use reveille_protocol::session::terminal::{self as rules, Closed, Memory};
 use reveille_protocol::wire::notification::Notification;
 use reveille_protocol::wire::session::Listening;
 use tokio::sync::{mpsc, watch};
@@ -39,10 +39,10 @@ pub(crate) struct Run {
     events: mpsc::Sender<Event>,
     leaving: watch::Receiver<bool>,
     confirmed: watch::Sender<Seq>,
+    /// Kept from session to session: one that is made between two of them must not be taken for seen.
+    confirmations: watch::Receiver<Seq>,
     /// Highest seq given to the application in this process.
     given: Seq,
-    /// The stream that `given` counts in.
-    stream: Stream,
     check_in: Duration,
     origin: Instant,
 }
@@ -71,6 +71,7 @@ impl Run {
         leaving: watch::Receiver<bool>,
     ) -> Run {
         let memory = store.memory();
+        let (confirmed, confirmations) = watch::channel(Seq(0));
         Run {
             check_in: config.check_in.unwrap_or(limits::CHECK_IN),
             config,
@@ -78,9 +79,9 @@ impl Run {
             listener,
             events,
             leaving,
-            confirmed: watch::Sender::new(Seq(0)),
+            confirmed,
+            confirmations,
             given: memory.last,
-            stream: memory.stream,
             store,
             origin: Instant::now(),
         }
@@ -110,7 +111,6 @@ impl Run {
         let spread = 0.9 + 0.2 * rand::rng().random::<f64>();
         let check_in = tokio::time::sleep(self.check_in.mul_f64(spread));
         tokio::pin!(check_in);
-        let mut confirmed = self.confirmed.subscribe();
         loop {
             tokio::select! {
                 Some(notification) = self.listener.notifications.recv() => {
@@ -125,9 +125,8 @@ impl Run {
                     return Ok(Vec::new());
                 }
                 // Confirmed after its session was gone: saved now, and said by connecting.
-                Ok(()) = confirmed.changed() => {
-                    let seq = *confirmed.borrow_and_update();
-                    if self.confirm_offline(seq)? {
+                Ok(()) = self.confirmations.changed() => {
+                    if self.confirm_offline()? {
                         return Ok(Vec::new());
                     }
                 }
@@ -142,14 +141,24 @@ impl Run {
         notification.epoch >= self.store.memory().epoch
     }
 
-    fn confirm_offline(&mut self, seq: Seq) -> Result<bool, StoreError> {
+    /// Saves what was confirmed while no session was open; whether that was anything new.
+    fn confirm_offline(&mut self) -> Result<bool, StoreError> {
         let mut memory = self.store.memory();
-        let new = seq > memory.last && seq <= self.given;
+        let new = self.take_confirmed(&mut memory);
         if new {
-            memory.last = seq;
             self.store.save(memory, true)?;
         }
         Ok(new)
+    }
+
+    /// Takes in what was confirmed while no session was open; it must be saved durably if it was anything new.
+    fn take_confirmed(&mut self, memory: &mut Memory) -> bool {
+        let seq = *self.confirmations.borrow_and_update();
+        let new = seq > memory.last && seq <= self.given;
+        if new {
+            memory.last = seq;
+        }
+        new
     }
 
     /// Connects until a session has come to a good end.
@@ -168,12 +177,12 @@ impl Run {
                             events: &self.events,
                             notifications: &mut self.listener.notifications,
                             confirmed: &self.confirmed,
+                            confirmations: &mut self.confirmations,
                             leaving: &self.leaving,
                         };
                         receive(stream, address, config, &mut around).await?
                     };
                     self.given = outcome.given;
-                    self.stream = self.store.memory().stream;
                     if let Some(welcome) = &outcome.welcome {
                         let asked = Duration::from_secs(u64::from(welcome.check_in));
                         self.check_in = self.config.check_in.unwrap_or(asked);
@@ -204,11 +213,12 @@ impl Run {
         Ok(())
     }
 
-    /// A new attempt, saved before it is used.
+    /// A new attempt, saved before it is used. Its Hello tells what was confirmed since the last session.
     fn begin(&mut self) -> Result<rules::Config, StoreError> {
         let mut memory = self.store.memory();
+        let confirmed = self.take_confirmed(&mut memory);
         memory.attempt = Attempt(memory.attempt.0 + 1);
-        self.store.save(memory, false)?;
+        self.store.save(memory, confirmed)?;
         let port = self.listener.address().port();
         Ok(rules::Config {
             terminal: self.identity.terminal(),
