@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::client::TlsStream;
 
-use crate::event::{Event, Received};
+use crate::event::{Confirmation, Event, Received};
 use crate::listen::Gate;
 use crate::store::Store;
 
@@ -32,8 +32,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) gate: &'a Gate,
     pub(crate) events: &'a mpsc::Sender<Event>,
     pub(crate) notifications: &'a mut mpsc::Receiver<Notification>,
-    pub(crate) confirmed: &'a watch::Sender<Seq>,
-    pub(crate) confirmations: &'a mut watch::Receiver<Seq>,
+    pub(crate) confirmed: &'a watch::Sender<Confirmation>,
+    pub(crate) confirmations: &'a mut watch::Receiver<Confirmation>,
     pub(crate) leaving: &'a watch::Receiver<bool>,
 }
 
@@ -159,8 +159,13 @@ impl Session<'_, '_> {
     }
 
     fn confirmed(&mut self) -> Result<(), crate::store::StoreError> {
-        let seq = *self.around.confirmations.borrow_and_update();
-        self.handle(rules::Event::Confirmed(seq))
+        let Confirmation { stream, seq } = *self.around.confirmations.borrow_and_update();
+        // Both change with the same Welcome; a seq of another stream would confirm pushes that were not processed.
+        if stream == self.machine.memory().stream {
+            self.handle(rules::Event::Confirmed(seq))
+        } else {
+            Ok(())
+        }
     }
 
     fn notified(&mut self, notification: &Notification) -> Result<(), crate::store::StoreError> {
@@ -180,6 +185,13 @@ impl Session<'_, '_> {
                 Command::Save(memory) => self.around.store.save(memory, memory.last != before.last)?,
                 Command::Welcomed(welcome) => {
                     self.around.gate.set_secret(welcome.notify_secret);
+                    self.around.confirmed.send_if_modified(|confirmed| {
+                        if confirmed.stream != welcome.stream {
+                            *confirmed = Confirmation { stream: welcome.stream, seq: Seq(0) };
+                        }
+                        // Nothing was confirmed by that.
+                        false
+                    });
                     self.waiting.push_back(Event::Connected {
                         node: welcome.node,
                         address: self.address,
@@ -204,6 +216,7 @@ impl Session<'_, '_> {
                         maybe_seen: push.maybe_seen,
                         lives_for: push.lives_for,
                         node: self.welcome.as_ref().map(|welcome| welcome.node).unwrap_or_default(),
+                        stream,
                         confirmed: self.around.confirmed.clone(),
                     }));
                 }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::connect::connect;
 use crate::disconnect::{self, Next};
-use crate::event::Event;
+use crate::event::{Confirmation, Event};
 use crate::identity::Identity;
 use crate::listen::Listener;
 use crate::receive::{Surroundings, receive};
@@ -38,9 +38,9 @@ pub(crate) struct Run {
     listener: Listener,
     events: mpsc::Sender<Event>,
     leaving: watch::Receiver<bool>,
-    confirmed: watch::Sender<Seq>,
+    confirmed: watch::Sender<Confirmation>,
     /// Kept from session to session: one that is made between two of them must not be taken for seen.
-    confirmations: watch::Receiver<Seq>,
+    confirmations: watch::Receiver<Confirmation>,
     /// Highest seq given to the application in this process.
     given: Seq,
     check_in: Duration,
@@ -71,7 +71,8 @@ impl Run {
         leaving: watch::Receiver<bool>,
     ) -> Run {
         let memory = store.memory();
-        let (confirmed, confirmations) = watch::channel(Seq(0));
+        let (confirmed, confirmations) =
+            watch::channel(Confirmation { stream: memory.stream, seq: memory.last });
         Run {
             check_in: config.check_in.unwrap_or(limits::CHECK_IN),
             config,
@@ -153,8 +154,8 @@ impl Run {
 
     /// Takes in what was confirmed while no session was open; it must be saved durably if it was anything new.
     fn take_confirmed(&mut self, memory: &mut Memory) -> bool {
-        let seq = *self.confirmations.borrow_and_update();
-        let new = seq > memory.last && seq <= self.given;
+        let Confirmation { stream, seq } = *self.confirmations.borrow_and_update();
+        let new = stream == memory.stream && seq > memory.last && seq <= self.given;
         if new {
             memory.last = seq;
         }
