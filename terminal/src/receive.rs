@@ -11,7 +11,7 @@ use reveille_protocol::limits;
 use reveille_protocol::session::terminal::{self as rules, Closed, Command};
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::notification::Notification;
-use reveille_protocol::wire::session::{Frame, NodeFrame, Welcome};
+use reveille_protocol::wire::session::{Frame, NodeFrame, TerminalFrame, Welcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -53,6 +53,7 @@ struct Session<'a, 's> {
     /// Events that the application has not taken yet; at most a window of pushes.
     waiting: VecDeque<Event>,
     welcome: Option<Welcome>,
+    goodbye_said: bool,
     closed: Option<Closed>,
 }
 
@@ -74,6 +75,7 @@ pub(crate) async fn receive(
         outgoing: Vec::new(),
         waiting: VecDeque::new(),
         welcome: None,
+        goodbye_said: false,
         closed: None,
     };
     let mut incoming = BytesMut::with_capacity(READ);
@@ -108,10 +110,7 @@ pub(crate) async fn receive(
                 match (room, session.waiting.pop_front()) {
                     (Ok(room), Some(event)) => room.send(event),
                     // The application has gone: what it did not take stays unconfirmed.
-                    _ => {
-                        session.waiting.clear();
-                        session.handle(rules::Event::Leave)?;
-                    }
+                    _ => session.leave()?,
                 }
             }
             Ok(()) = session.around.confirmations.changed() => session.confirmed()?,
@@ -121,8 +120,7 @@ pub(crate) async fn receive(
             // An error: the handle is gone, and the task with it soon.
             Ok(()) = leaving.changed(), if !leave_said => {
                 leave_said = true;
-                session.waiting.clear();
-                session.handle(rules::Event::Leave)?;
+                session.leave()?;
             }
             () = timer => session.handle(rules::Event::Timeout)?,
         }
@@ -168,6 +166,14 @@ impl Session<'_, '_> {
         }
     }
 
+    /// The application leaves. What it confirmed before is taken first, so that the goodbye carries it.
+    fn leave(&mut self) -> Result<(), crate::store::StoreError> {
+        self.waiting.clear();
+        self.confirmed()?;
+        // With the last confirmation the goodbye may be said already; leaving again would not wait for its answer.
+        if self.goodbye_said { Ok(()) } else { self.handle(rules::Event::Leave) }
+    }
+
     fn notified(&mut self, notification: &Notification) -> Result<(), crate::store::StoreError> {
         if notification.epoch >= self.machine.memory().epoch {
             self.waiting.push_back(Event::Notified { id: notification.id, pending: notification.pending });
@@ -180,7 +186,10 @@ impl Session<'_, '_> {
         let before = self.machine.memory();
         for command in self.machine.handle(now(self.around.origin), event) {
             match command {
-                Command::Send(frame) => frame.encode(&mut self.outgoing),
+                Command::Send(frame) => {
+                    self.goodbye_said |= matches!(frame, TerminalFrame::Goodbye(_));
+                    frame.encode(&mut self.outgoing);
+                }
                 // Only what the application confirmed must survive the loss of power: the rest is found out again.
                 Command::Save(memory) => self.around.store.save(memory, memory.last != before.last)?,
                 Command::Welcomed(welcome) => {

@@ -89,7 +89,12 @@ impl Run {
     }
 
     pub(crate) async fn run(mut self) {
-        if let Err(End::Store(error)) = self.live().await {
+        let mut end = self.live().await;
+        if let Err(End::Left) = end {
+            // Confirmed with no session open: the Hello of the next start tells it.
+            end = self.confirm_offline().map(|_| ()).map_err(End::Store);
+        }
+        if let Err(End::Store(error)) = end {
             // Without its memory it could not tell old from new: it rather ends.
             let what = format!("the terminal's memory cannot be saved: {error}");
             tracing::error!(%what);
@@ -114,6 +119,10 @@ impl Run {
         tokio::pin!(check_in);
         loop {
             tokio::select! {
+                // Who leaves does not connect for anything else.
+                biased;
+                // Set, or the handle is gone: the same.
+                _ = self.leaving.changed() => return Err(End::Left),
                 Some(notification) = self.listener.notifications.recv() => {
                     if self.is_current(&notification) {
                         let Notification { id, pending, hints, .. } = notification;
@@ -131,8 +140,6 @@ impl Run {
                         return Ok(Vec::new());
                     }
                 }
-                // Set, or the handle is gone: the same.
-                _ = self.leaving.changed() => return Err(End::Left),
             }
         }
     }
