@@ -21,6 +21,9 @@ use crate::receive::{Surroundings, receive};
 use crate::resolve::backoff;
 use crate::store::{Store, StoreError};
 
+/// Failures in a row after which the application is told: fewer happen whenever a node restarts.
+const TOLD_AFTER: u32 = 4;
+
 /// How a terminal behaves.
 pub(crate) struct Config {
     pub(crate) servers: Vec<String>,
@@ -171,7 +174,8 @@ impl Run {
 
     /// Connects until a session has come to a good end.
     async fn sessions(&mut self, hints: &[String]) -> Result<(), End> {
-        for failures in 0.. {
+        let mut failures: u32 = 0;
+        loop {
             let mut wait = backoff(failures);
             match connect(&self.identity, &self.config.servers, hints).await {
                 Ok((stream, address)) => {
@@ -191,7 +195,10 @@ impl Run {
                         receive(stream, address, config, &mut around).await?
                     };
                     self.given = outcome.given;
+                    failures = failures.saturating_add(1);
                     if let Some(welcome) = &outcome.welcome {
+                        // A session that lingers for months ends in this loop too; only what fails from now on counts.
+                        failures = 0;
                         let asked = Duration::from_secs(u64::from(welcome.check_in));
                         self.check_in = self.config.check_in.unwrap_or(asked);
                     }
@@ -209,7 +216,8 @@ impl Run {
                 }
                 Err(error) => {
                     tracing::info!(%error, again_in = ?wait, "cannot connect");
-                    if failures == 3 {
+                    failures = failures.saturating_add(1);
+                    if failures == TOLD_AFTER {
                         self.tell(Event::Problem { what: format!("{error}; trying on") }).await?;
                     }
                 }
@@ -218,7 +226,6 @@ impl Run {
                 return Err(End::Left);
             }
         }
-        Ok(())
     }
 
     /// A new attempt, saved before it is used. Its Hello tells what was confirmed since the last session.
