@@ -21,6 +21,10 @@ use crate::receive::{Surroundings, receive};
 use crate::resolve::backoff;
 use crate::store::{Store, StoreError};
 
+/// Shortest time between check-ins, whoever asks for less: by mistake a cluster could have all its terminals connect in
+/// a loop. They are a last resort; what is urgent is notified.
+const LEAST_CHECK_IN: Duration = Duration::from_secs(60);
+
 /// Failures in a row after which the application is told: fewer happen whenever a node restarts.
 const TOLD_AFTER: u32 = 4;
 
@@ -77,7 +81,7 @@ impl Run {
         let (confirmed, confirmations) =
             watch::channel(Confirmation { stream: memory.stream, seq: memory.last });
         Run {
-            check_in: config.check_in.unwrap_or(limits::CHECK_IN),
+            check_in: bounded_check_in(config.check_in.unwrap_or(limits::CHECK_IN)),
             config,
             identity,
             listener,
@@ -200,7 +204,7 @@ impl Run {
                         // A session that lingers for months ends in this loop too; only what fails from now on counts.
                         failures = 0;
                         let asked = Duration::from_secs(u64::from(welcome.check_in));
-                        self.check_in = self.config.check_in.unwrap_or(asked);
+                        self.check_in = bounded_check_in(self.config.check_in.unwrap_or(asked));
                     }
                     self.disconnected(&outcome.closed).await?;
                     match disconnect::next(&outcome.closed) {
@@ -252,5 +256,22 @@ impl Run {
 
     async fn tell(&self, event: Event) -> Result<(), End> {
         self.events.send(event).await.map_err(|_| End::Left)
+    }
+}
+
+/// Above, a registration must not end for want of a sign of its terminal; the jitter fits below that too.
+fn bounded_check_in(asked: Duration) -> Duration {
+    asked.clamp(LEAST_CHECK_IN, limits::REGISTRATION_LIFETIME / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_check_in_period_makes_a_loop_or_overflows() {
+        assert_eq!(bounded_check_in(Duration::ZERO), LEAST_CHECK_IN);
+        assert_eq!(bounded_check_in(limits::CHECK_IN), limits::CHECK_IN);
+        assert!(bounded_check_in(Duration::MAX).mul_f64(1.1) < limits::REGISTRATION_LIFETIME);
     }
 }
