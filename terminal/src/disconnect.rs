@@ -10,9 +10,8 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 const CLOSE: Duration = Duration::from_millis(500);
 /// Wait before a terminal that was refused tries again: something must change first.
 const REFUSED: Duration = Duration::from_secs(600);
-
-/// The longest that a node can ask a terminal to stay away.
-const LONGEST: Duration = Duration::from_secs(600);
+/// Longest wait that a node may ask for: one wrong number must not cut a terminal off from its cluster.
+const LONGEST_RETRY: Duration = Duration::from_secs(600);
 
 /// Closes the connection.
 pub(crate) async fn close(mut writer: impl AsyncWrite + Unpin) {
@@ -38,7 +37,7 @@ pub fn next(closed: &Closed) -> Next {
         Closed::Lost(_) => return Next::Again(Duration::ZERO),
         Closed::Bye(bye) => bye,
     };
-    let after = Duration::from_millis(*retry_after).min(LONGEST);
+    let after = Duration::from_millis(*retry_after).min(LONGEST_RETRY);
     match reason {
         ByeReason::Done => Next::Listen,
         // Connecting again would only throw the other one out in turn.
@@ -75,5 +74,17 @@ pub fn describe(closed: &Closed) -> String {
             ByeReason::AckAhead => "confirmed more than was sent",
         }
         .to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_cannot_send_a_terminal_away_for_long() {
+        let bye = |retry_after| Closed::Bye(Bye { reason: ByeReason::GoElsewhere, retry_after });
+        assert_eq!(next(&bye(1500)), Next::Again(Duration::from_millis(1500)));
+        assert_eq!(next(&bye(u64::MAX)), Next::Again(LONGEST_RETRY));
     }
 }

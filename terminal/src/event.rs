@@ -54,9 +54,6 @@ pub enum Event {
     },
 }
 
-/// The highest seq that the application has confirmed, and the stream that it counts in.
-pub(crate) type Confirmed = (Stream, Seq);
-
 /// A push, given to the application.
 #[derive(Debug)]
 pub struct Received {
@@ -76,20 +73,64 @@ pub struct Received {
     pub lives_for: u64,
     /// The node that delivered it.
     pub node: NodeId,
+    /// The stream that `seq` counts in.
     pub(crate) stream: Stream,
-    pub(crate) confirmed: watch::Sender<Confirmed>,
+    pub(crate) confirmed: watch::Sender<Confirmation>,
+}
+
+/// The highest seq that the application has confirmed in the terminal's present stream. Seqs of another stream count
+/// other pushes: streams have no order, so the session that meets a new one sets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Confirmation {
+    pub(crate) stream: Stream,
+    pub(crate) seq: Seq,
 }
 
 impl Received {
-    /// Confirms this push and every one before it. A push that is not confirmed comes again after a restart.
+    /// Confirms this push and every one before it. A push that is not confirmed comes again after a restart. Does
+    /// nothing once the registration has begun anew ([`Event::Reset`]): the push is over.
     pub fn confirm(self) {
-        self.confirmed.send_if_modified(|(stream, seq)| {
-            // One of a stream that is over says nothing of the seqs that count now.
-            let higher = *stream == self.stream && self.seq > *seq;
+        self.confirmed.send_if_modified(|confirmed| {
+            let higher = self.stream == confirmed.stream && self.seq > confirmed.seq;
             if higher {
-                *seq = self.seq;
+                confirmed.seq = self.seq;
             }
             higher
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(stream: u64, seq: u64, confirmed: &watch::Sender<Confirmation>) -> Received {
+        Received {
+            message: MessageId {
+                terminal: TerminalId([1; 16]),
+                check: Stream(stream).check(),
+                seq: Seq(seq),
+            },
+            seq: Seq(seq),
+            channel: Channel(0),
+            headers: Vec::new(),
+            body: Bytes::new(),
+            maybe_seen: false,
+            lives_for: 1000,
+            node: NodeId(1),
+            stream: Stream(stream),
+            confirmed: confirmed.clone(),
+        }
+    }
+
+    #[test]
+    fn only_the_present_streams_pushes_can_be_confirmed() {
+        let confirmed = watch::Sender::new(Confirmation { stream: Stream(7), seq: Seq(0) });
+        let now = |seq| Confirmation { stream: Stream(7), seq: Seq(seq) };
+        push(7, 3, &confirmed).confirm();
+        push(7, 2, &confirmed).confirm();
+        assert_eq!(*confirmed.borrow(), now(3), "cumulative");
+        push(9, 50, &confirmed).confirm();
+        assert_eq!(*confirmed.borrow(), now(3), "of another stream");
     }
 }

@@ -11,13 +11,13 @@ use reveille_protocol::limits;
 use reveille_protocol::session::terminal::{self as rules, Closed, Command};
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::notification::Notification;
-use reveille_protocol::wire::session::{Frame, NodeFrame, Welcome};
+use reveille_protocol::wire::session::{Frame, NodeFrame, TerminalFrame, Welcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::client::TlsStream;
 
-use crate::event::{Confirmed, Event, Received};
+use crate::event::{Confirmation, Event, Received};
 use crate::listen::Gate;
 use crate::store::Store;
 
@@ -32,8 +32,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) gate: &'a Gate,
     pub(crate) events: &'a mpsc::Sender<Event>,
     pub(crate) notifications: &'a mut mpsc::Receiver<Notification>,
-    pub(crate) confirmed: &'a watch::Sender<Confirmed>,
-    pub(crate) confirmations: &'a mut watch::Receiver<Confirmed>,
+    pub(crate) confirmed: &'a watch::Sender<Confirmation>,
+    pub(crate) confirmations: &'a mut watch::Receiver<Confirmation>,
     pub(crate) leaving: &'a watch::Receiver<bool>,
 }
 
@@ -53,6 +53,7 @@ struct Session<'a, 's> {
     /// Events that the application has not taken yet; at most a window of pushes.
     waiting: VecDeque<Event>,
     welcome: Option<Welcome>,
+    goodbye_said: bool,
     closed: Option<Closed>,
 }
 
@@ -74,6 +75,7 @@ pub(crate) async fn receive(
         outgoing: Vec::new(),
         waiting: VecDeque::new(),
         welcome: None,
+        goodbye_said: false,
         closed: None,
     };
     let mut incoming = BytesMut::with_capacity(READ);
@@ -108,11 +110,7 @@ pub(crate) async fn receive(
                 match (room, session.waiting.pop_front()) {
                     (Ok(room), Some(event)) => room.send(event),
                     // The application has gone: what it did not take stays unconfirmed.
-                    _ => {
-                        session.waiting.clear();
-                        session.confirmed()?;
-                        session.handle(rules::Event::Leave)?;
-                    }
+                    _ => session.leave()?,
                 }
             }
             Ok(()) = session.around.confirmations.changed() => session.confirmed()?,
@@ -122,10 +120,7 @@ pub(crate) async fn receive(
             // An error: the handle is gone, and the task with it soon.
             Ok(()) = leaving.changed(), if !leave_said => {
                 leave_said = true;
-                session.waiting.clear();
-                // What was confirmed before goes with the goodbye, whichever of the two was noticed first.
-                session.confirmed()?;
-                session.handle(rules::Event::Leave)?;
+                session.leave()?;
             }
             () = timer => session.handle(rules::Event::Timeout)?,
         }
@@ -161,13 +156,22 @@ impl Session<'_, '_> {
         }
     }
 
-    /// Tells the rules what the application has confirmed by now.
     fn confirmed(&mut self) -> Result<(), crate::store::StoreError> {
-        let (stream, seq) = *self.around.confirmations.borrow_and_update();
+        let Confirmation { stream, seq } = *self.around.confirmations.borrow_and_update();
+        // Both change with the same Welcome; a seq of another stream would confirm pushes that were not processed.
         if stream == self.machine.memory().stream {
-            self.handle(rules::Event::Confirmed(seq))?;
+            self.handle(rules::Event::Confirmed(seq))
+        } else {
+            Ok(())
         }
-        Ok(())
+    }
+
+    /// The application leaves. What it confirmed before is taken first, so that the goodbye carries it.
+    fn leave(&mut self) -> Result<(), crate::store::StoreError> {
+        self.waiting.clear();
+        self.confirmed()?;
+        // With the last confirmation the goodbye may be said already; leaving again would not wait for its answer.
+        if self.goodbye_said { Ok(()) } else { self.handle(rules::Event::Leave) }
     }
 
     fn notified(&mut self, notification: &Notification) -> Result<(), crate::store::StoreError> {
@@ -182,16 +186,19 @@ impl Session<'_, '_> {
         let before = self.machine.memory();
         for command in self.machine.handle(now(self.around.origin), event) {
             match command {
-                Command::Send(frame) => frame.encode(&mut self.outgoing),
+                Command::Send(frame) => {
+                    self.goodbye_said |= matches!(frame, TerminalFrame::Goodbye(_));
+                    frame.encode(&mut self.outgoing);
+                }
                 // Only what the application confirmed must survive the loss of power: the rest is found out again.
                 Command::Save(memory) => self.around.store.save(memory, memory.last != before.last)?,
                 Command::Welcomed(welcome) => {
                     self.around.gate.set_secret(welcome.notify_secret);
-                    // Before the first push of a new stream: confirmations of the old one do not count any more.
                     self.around.confirmed.send_if_modified(|confirmed| {
-                        if confirmed.0 != welcome.stream {
-                            *confirmed = (welcome.stream, Seq(0));
+                        if confirmed.stream != welcome.stream {
+                            *confirmed = Confirmation { stream: welcome.stream, seq: Seq(0) };
                         }
+                        // Nothing was confirmed by that.
                         false
                     });
                     self.waiting.push_back(Event::Connected {

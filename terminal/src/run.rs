@@ -7,22 +7,26 @@ use rand::Rng;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::row::{Linger, Urgency};
-use reveille_protocol::session::terminal::{self as rules, Closed};
+use reveille_protocol::session::terminal::{self as rules, Closed, Memory};
 use reveille_protocol::wire::notification::Notification;
 use reveille_protocol::wire::session::Listening;
 use tokio::sync::{mpsc, watch};
 
 use crate::connect::connect;
 use crate::disconnect::{self, Next};
-use crate::event::{Confirmed, Event};
+use crate::event::{Confirmation, Event};
 use crate::identity::Identity;
 use crate::listen::Listener;
 use crate::receive::{Surroundings, receive};
 use crate::resolve::backoff;
 use crate::store::{Store, StoreError};
 
-/// Shortest time between two check-ins that a node may ask for: a node's mistake must not drain batteries.
-const MIN_CHECK_IN: Duration = Duration::from_secs(60);
+/// Shortest time between check-ins, whoever asks for less: by mistake a cluster could have all its terminals connect in
+/// a loop. They are a last resort; what is urgent is notified.
+const LEAST_CHECK_IN: Duration = Duration::from_secs(60);
+
+/// Failures in a row after which the application is told: fewer happen whenever a node restarts.
+const TOLD_AFTER: u32 = 4;
 
 /// How a terminal behaves.
 pub(crate) struct Config {
@@ -41,13 +45,11 @@ pub(crate) struct Run {
     listener: Listener,
     events: mpsc::Sender<Event>,
     leaving: watch::Receiver<bool>,
-    confirmed: watch::Sender<Confirmed>,
-    /// One for the terminal's life: what is confirmed between two sessions must not be missed.
-    confirmations: watch::Receiver<Confirmed>,
+    confirmed: watch::Sender<Confirmation>,
+    /// Kept from session to session: one that is made between two of them must not be taken for seen.
+    confirmations: watch::Receiver<Confirmation>,
     /// Highest seq given to the application in this process.
     given: Seq,
-    /// The stream that `given` counts in.
-    stream: Stream,
     check_in: Duration,
     origin: Instant,
 }
@@ -76,9 +78,10 @@ impl Run {
         leaving: watch::Receiver<bool>,
     ) -> Run {
         let memory = store.memory();
-        let (confirmed, confirmations) = watch::channel((memory.stream, memory.last));
+        let (confirmed, confirmations) =
+            watch::channel(Confirmation { stream: memory.stream, seq: memory.last });
         Run {
-            check_in: config.check_in.unwrap_or(limits::CHECK_IN),
+            check_in: bounded_check_in(config.check_in.unwrap_or(limits::CHECK_IN)),
             config,
             identity,
             listener,
@@ -87,14 +90,18 @@ impl Run {
             confirmed,
             confirmations,
             given: memory.last,
-            stream: memory.stream,
             store,
             origin: Instant::now(),
         }
     }
 
     pub(crate) async fn run(mut self) {
-        if let Err(End::Store(error)) = self.live().await {
+        let mut end = self.live().await;
+        if let Err(End::Left) = end {
+            // Confirmed with no session open: the Hello of the next start tells it.
+            end = self.confirm_offline().map(|_| ()).map_err(End::Store);
+        }
+        if let Err(End::Store(error)) = end {
             // Without its memory it could not tell old from new: it rather ends.
             let what = format!("the terminal's memory cannot be saved: {error}");
             tracing::error!(%what);
@@ -119,6 +126,10 @@ impl Run {
         tokio::pin!(check_in);
         loop {
             tokio::select! {
+                // Who leaves does not connect for anything else.
+                biased;
+                // Set, or the handle is gone: the same.
+                _ = self.leaving.changed() => return Err(End::Left),
                 Some(notification) = self.listener.notifications.recv() => {
                     if self.is_current(&notification) {
                         let Notification { id, pending, hints, .. } = notification;
@@ -136,11 +147,6 @@ impl Run {
                         return Ok(Vec::new());
                     }
                 }
-                // Set, or the handle is gone: the same.
-                _ = self.leaving.changed() => {
-                    self.confirm_offline()?;
-                    return Err(End::Left);
-                }
             }
         }
     }
@@ -150,21 +156,29 @@ impl Run {
         notification.epoch >= self.store.memory().epoch
     }
 
-    /// Saves what was confirmed without a session; `true` if there was something.
+    /// Saves what was confirmed while no session was open; whether that was anything new.
     fn confirm_offline(&mut self) -> Result<bool, StoreError> {
-        let (stream, seq) = *self.confirmations.borrow_and_update();
         let mut memory = self.store.memory();
-        let new = stream == memory.stream && seq > memory.last && seq <= self.given;
+        let new = self.take_confirmed(&mut memory);
         if new {
-            memory.last = seq;
             self.store.save(memory, true)?;
         }
         Ok(new)
     }
 
+    /// Takes in what was confirmed while no session was open; it must be saved durably if it was anything new.
+    fn take_confirmed(&mut self, memory: &mut Memory) -> bool {
+        let Confirmation { stream, seq } = *self.confirmations.borrow_and_update();
+        let new = stream == memory.stream && seq > memory.last && seq <= self.given;
+        if new {
+            memory.last = seq;
+        }
+        new
+    }
+
     /// Connects until a session has come to a good end.
     async fn sessions(&mut self, hints: &[String]) -> Result<(), End> {
-        let mut failures = 0;
+        let mut failures: u32 = 0;
         loop {
             let mut wait = backoff(failures);
             match connect(&self.identity, &self.config.servers, hints).await {
@@ -185,11 +199,12 @@ impl Run {
                         receive(stream, address, config, &mut around).await?
                     };
                     self.given = outcome.given;
-                    self.stream = self.store.memory().stream;
+                    failures = failures.saturating_add(1);
                     if let Some(welcome) = &outcome.welcome {
+                        // A session that lingers for months ends in this loop too; only what fails from now on counts.
                         failures = 0;
-                        let asked = Duration::from_secs(u64::from(welcome.check_in)).max(MIN_CHECK_IN);
-                        self.check_in = self.config.check_in.unwrap_or(asked);
+                        let asked = Duration::from_secs(u64::from(welcome.check_in));
+                        self.check_in = bounded_check_in(self.config.check_in.unwrap_or(asked));
                     }
                     self.disconnected(&outcome.closed).await?;
                     match disconnect::next(&outcome.closed) {
@@ -205,25 +220,24 @@ impl Run {
                 }
                 Err(error) => {
                     tracing::info!(%error, again_in = ?wait, "cannot connect");
-                    if failures == 3 {
+                    failures = failures.saturating_add(1);
+                    if failures == TOLD_AFTER {
                         self.tell(Event::Problem { what: format!("{error}; trying on") }).await?;
                     }
                 }
             }
             if tokio::time::timeout(wait, self.leaving.changed()).await.is_ok() {
-                self.confirm_offline()?;
                 return Err(End::Left);
             }
-            failures += 1;
         }
     }
 
-    /// A new attempt, saved before it is used, with what was confirmed since the session before.
+    /// A new attempt, saved before it is used. Its Hello tells what was confirmed since the last session.
     fn begin(&mut self) -> Result<rules::Config, StoreError> {
-        self.confirm_offline()?;
         let mut memory = self.store.memory();
+        let confirmed = self.take_confirmed(&mut memory);
         memory.attempt = Attempt(memory.attempt.0 + 1);
-        self.store.save(memory, false)?;
+        self.store.save(memory, confirmed)?;
         let port = self.listener.address().port();
         Ok(rules::Config {
             terminal: self.identity.terminal(),
@@ -242,5 +256,22 @@ impl Run {
 
     async fn tell(&self, event: Event) -> Result<(), End> {
         self.events.send(event).await.map_err(|_| End::Left)
+    }
+}
+
+/// Above, a registration must not end for want of a sign of its terminal; the jitter fits below that too.
+fn bounded_check_in(asked: Duration) -> Duration {
+    asked.clamp(LEAST_CHECK_IN, limits::REGISTRATION_LIFETIME / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_check_in_period_makes_a_loop_or_overflows() {
+        assert_eq!(bounded_check_in(Duration::ZERO), LEAST_CHECK_IN);
+        assert_eq!(bounded_check_in(limits::CHECK_IN), limits::CHECK_IN);
+        assert!(bounded_check_in(Duration::MAX).mul_f64(1.1) < limits::REGISTRATION_LIFETIME);
     }
 }

@@ -1,9 +1,9 @@
 //! The terminal's memory on disk: which attempt, which stream, what was confirmed last. Survives kill -9 and power
 //! loss at any moment. Keys are in `identity`.
 //!
-//! One file with two slots of 52 bytes, written in turn, so that a torn write leaves the other one; each at the start of
-//! a block of 4096, so that no disk tears both at once. Slot, little endian: magic `RVTM`, format u32, number u64,
-//! attempt u64, stream u64, epoch u64, last u64, the first 4 bytes of the SHA-256 of all before.
+//! One file with two slots of 52 bytes, each in a block of its own. The slot that is on the disk for certain is not
+//! written before the other one is, so that a torn write leaves it whole. Slot, little endian: magic `RVTM`, format
+//! u32, number u64, attempt u64, stream u64, epoch u64, last u64, checksum u32.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -17,7 +17,8 @@ use reveille_protocol::session::terminal::Memory;
 const MAGIC: &[u8; 4] = b"RVTM";
 const FORMAT: u32 = 1;
 const SLOT: usize = 52;
-/// From one slot to the other: the largest block that disks write as one.
+/// From one slot to the next: no disk in use writes a sector larger than this, and a sector that a power cut spoils
+/// must not hold both slots.
 const BLOCK: usize = 4096;
 const NAME: &str = "memory";
 
@@ -46,6 +47,8 @@ pub struct Store {
     path: PathBuf,
     file: File,
     number: u64,
+    /// The slot that is on the disk for certain.
+    durable: usize,
     memory: Memory,
 }
 
@@ -62,23 +65,26 @@ impl Store {
             Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(folder.to_owned())),
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
-        let mut bytes = vec![0; BLOCK + SLOT];
+        let mut bytes = [0; BLOCK + SLOT];
         let len = file.metadata().map_err(io)?.len().min(bytes.len() as u64) as usize;
         file.read_exact_at(&mut bytes[..len], 0).map_err(io)?;
-        let found = [0, BLOCK]
-            .iter()
-            .filter_map(|at| parse(&bytes[*at..*at + SLOT]))
-            .max_by_key(|(number, _)| *number);
-        // Zeros are a file whose first save was cut short by a loss of power: nothing depends on it yet, because the
-        // first attempt is made only when that save is durable.
-        let empty = bytes.iter().all(|byte| *byte == 0);
-        let (number, memory) = match found {
-            Some(found) => found,
-            None if empty => (0, Memory::default()),
+        let slots = bytes.chunks(BLOCK).map(|block| parse(&block[..SLOT])).enumerate();
+        let found =
+            slots.filter_map(|(slot, found)| Some((slot, found?))).max_by_key(|(_, (number, _))| *number);
+        // No file, or one of which a power cut at the first start left only the length. Nothing can be lost by taking
+        // it for new: once a save has been durable one slot is never zeros again. Even if a disk forgot both, the
+        // cluster names the last attempt and the last ack, and what was confirmed but not acked comes again.
+        let new = found.is_none() && bytes.iter().all(|byte| *byte == 0);
+        let (durable, (number, memory)) = match found {
+            Some(found) => {
+                // A process that was killed may have left it in the page cache only.
+                file.sync_data().map_err(io)?;
+                found
+            }
+            None if new => (0, (0, Memory::default())),
             None => return Err(StoreError::Damaged(path)),
         };
-        let new = found.is_none();
-        let mut store = Store { path, file, number, memory };
+        let mut store = Store { path, file, number, durable, memory };
         if new {
             store.save(Memory::default(), true)?;
             File::open(folder)
@@ -96,13 +102,15 @@ impl Store {
     /// Saves. A process that is killed after this has it; with `durable`, so has one whose machine loses power.
     pub fn save(&mut self, memory: Memory, durable: bool) -> Result<(), StoreError> {
         let number = self.number + 1;
-        let slot = format(number, &memory);
-        let offset = (number % 2) * BLOCK as u64;
-        let written = self.file.write_all_at(&slot, offset);
+        let slot = 1 - self.durable;
+        let written = self.file.write_all_at(&format(number, &memory), (slot * BLOCK) as u64);
         let written = if durable { written.and_then(|()| self.file.sync_data()) } else { written };
         written.map_err(|error| StoreError::Io { path: self.path.clone(), error })?;
         self.number = number;
         self.memory = memory;
+        if durable {
+            self.durable = slot;
+        }
         Ok(())
     }
 }
@@ -151,26 +159,52 @@ mod tests {
         Memory { attempt: Attempt(3), stream: Stream(4), epoch: Epoch(5), last: Seq(last) }
     }
 
+    fn spoil(folder: &std::path::Path, slot: usize) {
+        let file = OpenOptions::new().write(true).open(folder.join(NAME)).unwrap();
+        file.write_all_at(&[0xff; 20], (slot * BLOCK + 10) as u64).unwrap();
+    }
+
     #[test]
     fn remembers_the_latest_and_survives_a_torn_write() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path()).unwrap();
         store.save(memory(1), true).unwrap();
+        let durable = store.durable;
         store.save(memory(2), false).unwrap();
-        let latest = (store.number % 2) * BLOCK as u64;
+        store.save(memory(3), false).unwrap();
         drop(store);
-        assert_eq!(Store::open(folder.path()).unwrap().memory(), memory(2));
-        let file = OpenOptions::new().write(true).open(folder.path().join(NAME)).unwrap();
-        file.write_all_at(&[0xff; 20], latest + 10).unwrap();
-        assert_eq!(Store::open(folder.path()).unwrap().memory(), memory(1), "the slot before");
-        file.write_all_at(&[0xff; BLOCK + SLOT], 0).unwrap();
+        assert_eq!(Store::open(folder.path()).unwrap().memory(), memory(3));
+        spoil(folder.path(), 1 - durable);
+        assert_eq!(Store::open(folder.path()).unwrap().memory(), memory(1), "the last durable one");
+        spoil(folder.path(), durable);
         assert!(matches!(Store::open(folder.path()), Err(StoreError::Damaged(_))));
-        file.write_all_at(&[0; BLOCK + SLOT], 0).unwrap();
-        assert_eq!(
-            Store::open(folder.path()).unwrap().memory(),
-            Memory::default(),
-            "its first save was cut short"
-        );
+    }
+
+    #[test]
+    fn what_was_found_at_the_start_is_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        store.save(memory(1), false).unwrap();
+        drop(store);
+        let mut store = Store::open(folder.path()).unwrap();
+        let found = store.durable;
+        store.save(memory(2), false).unwrap();
+        drop(store);
+        spoil(folder.path(), 1 - found);
+        assert_eq!(Store::open(folder.path()).unwrap().memory(), memory(1));
+    }
+
+    #[test]
+    fn zeros_of_a_first_start_that_lost_power_are_new() {
+        for len in [0, 10, BLOCK + SLOT, 3 * BLOCK] {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join(NAME), vec![0; len]).unwrap();
+            let mut store = Store::open(folder.path()).unwrap();
+            assert_eq!(store.memory(), Memory::default(), "{len}");
+            store.save(memory(1), true).unwrap();
+            drop(store);
+            assert_eq!(Store::open(folder.path()).unwrap().memory(), memory(1), "{len}");
+        }
     }
 
     #[test]
