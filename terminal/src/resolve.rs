@@ -1,6 +1,7 @@
 //! From names to addresses: every address of every server, in random order, nodes that a notification hinted
 //! first; and how long to wait before trying again.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use rand::seq::SliceRandom;
 
 /// Addresses that are tried in one round: a name may stand for hundreds.
 const MAX_ADDRESSES: usize = 16;
+/// Looking one name up takes at most this long; the next name may do.
+const LOOK_UP: Duration = Duration::from_secs(5);
 /// First and longest wait between rounds.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
@@ -43,7 +46,8 @@ async fn resolve(names: &[String]) -> Vec<Target> {
     let mut targets: Vec<Target> = Vec::new();
     for name in names {
         let Some((host, _)) = name.rsplit_once(':') else { continue };
-        match tokio::net::lookup_host(name).await {
+        let found = tokio::time::timeout(LOOK_UP, tokio::net::lookup_host(name)).await;
+        match found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(found) => {
                 for address in found {
                     let host = host.trim_matches(['[', ']']).to_owned();

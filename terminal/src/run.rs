@@ -25,6 +25,9 @@ use crate::store::{Store, StoreError};
 /// a loop. They are a last resort; what is urgent is notified.
 const LEAST_CHECK_IN: Duration = Duration::from_secs(60);
 
+/// Sessions that end sooner than this, and again and again, are made less and less often.
+const WORTH: Duration = Duration::from_secs(5);
+
 /// Failures in a row after which the application is told: fewer happen whenever a node restarts.
 const TOLD_AFTER: u32 = 4;
 
@@ -179,10 +182,18 @@ impl Run {
     /// Connects until a session has come to a good end.
     async fn sessions(&mut self, hints: &[String]) -> Result<(), End> {
         let mut failures: u32 = 0;
+        // Sessions in a row that ended as soon as they were welcome.
+        let mut short: u32 = 0;
         loop {
             let mut wait = backoff(failures);
-            match connect(&self.identity, &self.config.servers, hints).await {
+            let mut leaving = self.leaving.clone();
+            let connected = tokio::select! {
+                connected = connect(&self.identity, &self.config.servers, hints) => connected,
+                _ = leaving.changed() => return Err(End::Left),
+            };
+            match connected {
                 Ok((stream, address)) => {
+                    let began = Instant::now();
                     let config = self.begin()?;
                     let outcome = {
                         let mut around = Surroundings {
@@ -203,6 +214,7 @@ impl Run {
                     if let Some(welcome) = &outcome.welcome {
                         // A session that lingers for months ends in this loop too; only what fails from now on counts.
                         failures = 0;
+                        short = if began.elapsed() < WORTH { short.saturating_add(1) } else { 0 };
                         let asked = Duration::from_secs(u64::from(welcome.check_in));
                         self.check_in = bounded_check_in(self.config.check_in.unwrap_or(asked));
                     }
@@ -210,7 +222,7 @@ impl Run {
                     match disconnect::next(&outcome.closed) {
                         Next::Listen => return Ok(()),
                         // The node did answer: only what it asked for is waited, and a little spread.
-                        Next::Again(after) if outcome.welcome.is_some() => wait = after + backoff(0),
+                        Next::Again(after) if outcome.welcome.is_some() => wait = after + backoff(short),
                         Next::Again(after) => wait = wait.max(after),
                         Next::Refused(after, what) => {
                             self.tell(Event::Problem { what }).await?;

@@ -97,6 +97,9 @@ impl<E: Env> Shard<E> {
     ) -> Option<Seq> {
         let terminal = hand_off.terminal;
         let now = self.group_time();
+        // By the time that the group has agreed on, not this leader's own: after a failover group time may go on from a
+        // little before what only this node thought, and then an ack would pass over a push that still lives.
+        let agreed = self.checked(service_list::time(table))?;
         // From the ack on, to know what is on its way already: it names `prev` and counts for `remaining`.
         let most = limits::SESSION_WINDOW * 2;
         let waiting = self.checked(view::pending(table, &terminal, row.acked.next(), row.next_seq, most))?;
@@ -104,7 +107,7 @@ impl<E: Env> Shard<E> {
         let (mut prev, mut bytes) = (Seq(0), 0);
         for (index, (seq, message)) in waiting.into_iter().enumerate() {
             // What has expired by now will not be delivered, whoever leads next: group time never goes back.
-            if message.deadline <= now {
+            if message.deadline <= agreed {
                 continue;
             }
             if seq > after {

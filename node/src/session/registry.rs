@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use actix::Addr;
 use actix::prelude::SendError;
@@ -11,6 +12,8 @@ use reveille_protocol::wire::peer::SessionMessage;
 
 use super::actor::{Leave, Replaced, SessionActor, ToSession};
 
+/// A session with a full mailbox gets this long to take the word that it must leave.
+const LEAVE_WAIT: Duration = Duration::from_secs(30);
 /// Parts of the map, so that sessions that open and close do not wait for each other.
 const PARTS: usize = 16;
 
@@ -98,8 +101,11 @@ impl Registry {
             for (_, addr) in part.lock().unwrap_or_else(PoisonError::into_inner).values().flatten() {
                 // A step that has no common divisor with the range spreads evenly.
                 spread = (spread + 997) % within.max(1);
-                // A full mailbox: its connection breaks with the node, which says the same.
-                let _ = addr.try_send(Leave { retry_after: spread });
+                if let Err(SendError::Full(leave)) = addr.try_send(Leave { retry_after: spread }) {
+                    // It does not keep up; but it must hear this, or it would answer pings for a node that is fenced.
+                    let session = addr.clone();
+                    tokio::spawn(async move { tokio::time::timeout(LEAVE_WAIT, session.send(leave)).await });
+                }
             }
         }
     }
