@@ -131,7 +131,6 @@ impl World {
     }
 
     pub fn notification(&mut self, device: usize, epoch: Epoch, node: u64) {
-        self.check_worth_waking(device);
         let known = &self.devices[device];
         let heard = known.doing != Doing::Nothing && known.listens && !self.bad_luck(200);
         let terminal = self.devices[device].key.terminal();
@@ -148,14 +147,15 @@ impl World {
         }
     }
 
-    /// Without faults nobody is notified of what he has confirmed and gone away with.
+    /// Without faults nobody is notified who is away and has confirmed all there is.
     fn check_worth_waking(&self, device: usize) {
-        let known = &self.devices[device];
-        let row = view::terminal(&self.table, &known.key.terminal()).expect("memory cannot fail");
-        let over =
-            row.is_some_and(|row| row.stream == known.disk.stream && row.next_seq <= known.disk.last.next());
-        let idle = known.doing == Doing::Listening && self.now > CALM;
-        assert!(!(over && idle), "t{device} is woken for what it has confirmed");
+        let disk = self.devices[device].disk;
+        let terminal = self.devices[device].key.terminal();
+        let row = view::terminal(&self.table, &terminal).expect("memory cannot fail");
+        let over = row.is_some_and(|row| {
+            row.current.is_none() && row.stream == disk.stream && row.next_seq <= disk.last.next()
+        });
+        assert!(!(over && self.now > CALM), "t{device} is woken for what it has confirmed");
     }
 
     /// A leader has a terminal notified.
@@ -163,6 +163,7 @@ impl World {
         let device = self.devices.iter().position(|known| known.key.terminal() == terminal);
         let device = device.expect("only these terminals are registered");
         self.say(|| format!("n{node} notifies t{device}"));
+        self.check_worth_waking(device);
         let wait = self.dice.between(1, 30);
         self.after(wait, Happening::Notification { device, epoch, node });
     }

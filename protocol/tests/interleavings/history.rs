@@ -208,8 +208,9 @@ impl History {
             // a first one that nobody knew of, and what a retry heard after its terminal was unregistered.
             let binding = match &publication.refused {
                 None | Some(Refusal::TooLate { .. } | Refusal::Unknown) => false,
+                Some(_) if publication.tries > 1 || publication.accepted.is_some() => false,
                 Some(Refusal::UnknownTerminal) => !self.unregistered.contains(&publication.device),
-                Some(_) => publication.tries == 1 && publication.accepted.is_none(),
+                Some(_) => true,
             };
             assert!(!binding || stored.is_none(), "push {number} was refused and is there: {publication:?}");
         }
@@ -268,6 +269,7 @@ pub fn check_tables(table: &MemoryTable) {
     for (_, value) in of(0x17) {
         let _: Ended = load(value).expect("an ended push");
     }
+    let mut forgotten: BTreeSet<&[u8]> = of(0x1b).map(|(key, _)| key).collect();
     let (mut ends, mut idempotent, mut retried) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (key, _) in of(0x15) {
         match key[8] {
@@ -277,10 +279,12 @@ pub fn check_tables(table: &MemoryTable) {
             // One of a terminal that was unregistered goes when it comes up.
             3 => {}
             4 => assert!(settled.contains(&key[9..]) && retried.insert(&key[9..]), "a deadline of no retry"),
+            5 => assert!(forgotten.remove(&key[9..]), "a deadline of a life that nobody remembers"),
             kind => panic!("a deadline of kind {kind}"),
         }
     }
     assert!(due.is_empty(), "a pending push has no deadline");
+    assert!(forgotten.is_empty(), "an ended life has no deadline");
     assert_eq!((ends.len(), idempotent.len()), (ended.len(), keys.len()), "matters without a deadline");
     assert_eq!(retried.len(), settled.len(), "retried commands without a deadline");
 }
