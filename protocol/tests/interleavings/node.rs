@@ -67,6 +67,13 @@ impl Connection {
     }
 }
 
+impl Node {
+    /// Its latest incarnation, as the directory has it.
+    pub fn known(&self) -> u64 {
+        self.known
+    }
+}
+
 impl World {
     pub fn able_nodes(&self) -> Vec<u64> {
         let able = self.nodes.iter().filter(|(_, node)| node.alive && node.paused_until.is_none());
@@ -209,15 +216,14 @@ impl World {
             return;
         }
         let message = SessionMessage::decode(&message.encode()).expect("what is encoded decodes");
-        let (terminal, epoch) = match &message {
-            SessionMessage::Report(report) => return self.reported(from, to, *report),
-            SessionMessage::HandOff(hand_off) => (hand_off.terminal, Some(hand_off.epoch)),
-            SessionMessage::Supersede { terminal, .. } => (*terminal, None),
-        };
+        if let SessionMessage::Report(report) = message {
+            return self.reported(from, to, report);
+        }
+        let session = message.session();
         if self.reach_session(to, message) {
             return;
         }
-        if let Some(epoch) = epoch {
+        if let Some((terminal, epoch)) = session {
             let incarnation = Incarnation(self.nodes[&to].incarnation);
             let what = Reported::NoSuchSession { incarnation };
             let message = SessionMessage::Report(Report { group: GROUP, terminal, epoch, what });

@@ -9,7 +9,7 @@ use reveille_protocol::limits;
 use reveille_protocol::service_list::row::Urgency;
 use reveille_protocol::service_list::{self as list, Applied, Effect, MemoryTable, Reply, apply, view};
 use reveille_protocol::wire::entry::Entry;
-use reveille_protocol::wire::peer::{HandOff, HandedPush, Report, SessionMessage};
+use reveille_protocol::wire::peer::{HandOff, HandedPush, Report, Reported, SessionMessage};
 
 use crate::faults::Fault;
 use crate::route::Outcome;
@@ -267,7 +267,7 @@ impl World {
     /// To a session's node, which may be the leader's own; `false` if it certainly did not arrive.
     fn tell(&mut self, from: u64, to: u64, message: SessionMessage) -> bool {
         if from == to {
-            return self.reach_session(to, message);
+            return self.tell_here(to, message);
         }
         if self.bad_luck(self.storm.loss / 4) {
             return false;
@@ -277,6 +277,19 @@ impl World {
         }
         self.send(from, to, Happening::Peer { from, to, message });
         true
+    }
+
+    /// A leader whose own node does not have the session reports so to itself.
+    fn tell_here(&mut self, node: u64, message: SessionMessage) -> bool {
+        let session = message.session();
+        let reached = self.reach_session(node, message);
+        if let (false, Some((terminal, epoch))) = (reached, session) {
+            let what = Reported::NoSuchSession { incarnation: Incarnation(self.nodes[&node].known()) };
+            let report = Report { group: GROUP, terminal, epoch, what };
+            let message = SessionMessage::Report(report);
+            self.after(0, Happening::Peer { from: node, to: node, message });
+        }
+        reached
     }
 
     /// Reports of a session's node go to whom it takes for the leader.
