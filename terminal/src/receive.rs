@@ -32,7 +32,9 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) gate: &'a Gate,
     pub(crate) events: &'a mpsc::Sender<Event>,
     pub(crate) notifications: &'a mut mpsc::Receiver<Notification>,
+    /// For each push: how the application confirms it.
     pub(crate) confirmed: &'a watch::Sender<Seq>,
+    pub(crate) confirmations: &'a mut watch::Receiver<Seq>,
     pub(crate) leaving: &'a watch::Receiver<bool>,
 }
 
@@ -64,7 +66,6 @@ pub(crate) async fn receive(
 ) -> Result<Outcome, crate::store::StoreError> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let now = now(around.origin);
-    let mut confirmed = around.confirmed.subscribe();
     let mut leaving = around.leaving.clone();
     let mut leave_said = false;
     let mut session = Session {
@@ -114,10 +115,7 @@ pub(crate) async fn receive(
                     }
                 }
             }
-            Ok(()) = confirmed.changed() => {
-                let seq = *confirmed.borrow_and_update();
-                session.handle(rules::Event::Confirmed(seq))?;
-            }
+            Ok(()) = session.around.confirmations.changed() => session.confirmed()?,
             Some(notification) = session.around.notifications.recv() => {
                 session.notified(&notification)?;
             }
@@ -159,6 +157,12 @@ impl Session<'_, '_> {
                 }
             }
         }
+    }
+
+    /// Takes in how far the application has confirmed.
+    fn confirmed(&mut self) -> Result<(), crate::store::StoreError> {
+        let seq = *self.around.confirmations.borrow_and_update();
+        self.handle(rules::Event::Confirmed(seq))
     }
 
     fn notified(&mut self, notification: &Notification) -> Result<(), crate::store::StoreError> {

@@ -7,7 +7,7 @@ use rand::Rng;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::row::{Linger, Urgency};
-use reveille_protocol::session::terminal::{self as rules, Closed};
+use reveille_protocol::session::terminal::{self as rules, Closed, Memory};
 use reveille_protocol::wire::notification::Notification;
 use reveille_protocol::wire::session::Listening;
 use tokio::sync::{mpsc, watch};
@@ -38,11 +38,12 @@ pub(crate) struct Run {
     listener: Listener,
     events: mpsc::Sender<Event>,
     leaving: watch::Receiver<bool>,
+    /// What the application has confirmed, said by each push that it was given.
     confirmed: watch::Sender<Seq>,
+    /// The reading end; one for the whole life, so that what is confirmed between two sessions is not overlooked.
+    confirmations: watch::Receiver<Seq>,
     /// Highest seq given to the application in this process.
     given: Seq,
-    /// The stream that `given` counts in.
-    stream: Stream,
     check_in: Duration,
     origin: Instant,
 }
@@ -71,6 +72,7 @@ impl Run {
         leaving: watch::Receiver<bool>,
     ) -> Run {
         let memory = store.memory();
+        let (confirmed, confirmations) = watch::channel(memory.last);
         Run {
             check_in: config.check_in.unwrap_or(limits::CHECK_IN),
             config,
@@ -78,9 +80,9 @@ impl Run {
             listener,
             events,
             leaving,
-            confirmed: watch::Sender::new(Seq(0)),
+            confirmed,
+            confirmations,
             given: memory.last,
-            stream: memory.stream,
             store,
             origin: Instant::now(),
         }
@@ -110,7 +112,6 @@ impl Run {
         let spread = 0.9 + 0.2 * rand::rng().random::<f64>();
         let check_in = tokio::time::sleep(self.check_in.mul_f64(spread));
         tokio::pin!(check_in);
-        let mut confirmed = self.confirmed.subscribe();
         loop {
             tokio::select! {
                 Some(notification) = self.listener.notifications.recv() => {
@@ -125,9 +126,8 @@ impl Run {
                     return Ok(Vec::new());
                 }
                 // Confirmed after its session was gone: saved now, and said by connecting.
-                Ok(()) = confirmed.changed() => {
-                    let seq = *confirmed.borrow_and_update();
-                    if self.confirm_offline(seq)? {
+                Ok(()) = self.confirmations.changed() => {
+                    if self.keep_confirmed()? {
                         return Ok(Vec::new());
                     }
                 }
@@ -142,14 +142,24 @@ impl Run {
         notification.epoch >= self.store.memory().epoch
     }
 
-    fn confirm_offline(&mut self, seq: Seq) -> Result<bool, StoreError> {
+    /// Saves what was confirmed while no session was there to take it; `false` if nothing was.
+    fn keep_confirmed(&mut self) -> Result<bool, StoreError> {
         let mut memory = self.store.memory();
-        let new = seq > memory.last && seq <= self.given;
+        let new = self.take_confirmed(&mut memory);
         if new {
-            memory.last = seq;
             self.store.save(memory, true)?;
         }
         Ok(new)
+    }
+
+    /// Takes what was confirmed since it was last looked at into the memory; `false` if that is nothing new.
+    fn take_confirmed(&mut self, memory: &mut Memory) -> bool {
+        let seq = *self.confirmations.borrow_and_update();
+        let new = seq > memory.last && seq <= self.given;
+        if new {
+            memory.last = seq;
+        }
+        new
     }
 
     /// Connects until a session has come to a good end.
@@ -168,12 +178,12 @@ impl Run {
                             events: &self.events,
                             notifications: &mut self.listener.notifications,
                             confirmed: &self.confirmed,
+                            confirmations: &mut self.confirmations,
                             leaving: &self.leaving,
                         };
                         receive(stream, address, config, &mut around).await?
                     };
                     self.given = outcome.given;
-                    self.stream = self.store.memory().stream;
                     if let Some(welcome) = &outcome.welcome {
                         let asked = Duration::from_secs(u64::from(welcome.check_in));
                         self.check_in = self.config.check_in.unwrap_or(asked);
@@ -204,11 +214,12 @@ impl Run {
         Ok(())
     }
 
-    /// A new attempt, saved before it is used.
+    /// A new attempt, saved before it is used. Its Hello confirms what was confirmed since the last session.
     fn begin(&mut self) -> Result<rules::Config, StoreError> {
         let mut memory = self.store.memory();
-        memory.attempt = Attempt(memory.attempt.0 + 1);
-        self.store.save(memory, false)?;
+        memory.attempt = Attempt(memory.attempt.0.saturating_add(1));
+        let confirmed = self.take_confirmed(&mut memory);
+        self.store.save(memory, confirmed)?;
         let port = self.listener.address().port();
         Ok(rules::Config {
             terminal: self.identity.terminal(),

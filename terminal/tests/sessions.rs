@@ -1,0 +1,206 @@
+//! A terminal against a node whose every frame is the test's: what is confirmed when, what is said after it, how long is
+//! waited. The rules of a session without sockets and disk are tested in `protocol`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use reveille_protocol::id::{Channel, Epoch, NodeId, Seq, Stream};
+use reveille_protocol::wire::session::{
+    Ack, Bye, ByeReason, Frame, Hello, NodeFrame, Nonce, Push, TerminalFrame, Welcome,
+};
+use reveille_terminal::{Builder, Event, Linger, Received, Terminal};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// One life of the terminal's registration, and the next.
+const LIVES: [Stream; 2] = [Stream(7), Stream(8)];
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: not in time"))
+}
+
+/// A node of which only the session port exists.
+struct Node {
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    folder: TempDir,
+}
+
+impl Node {
+    async fn start() -> Node {
+        let folder = tempfile::tempdir().unwrap();
+        let (ca_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        std::fs::write(folder.path().join("ca.pem"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
+        let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()])
+            .unwrap()
+            .signed_by(&key, &Issuer::new(ca, ca_key))
+            .unwrap();
+        let mut config = rustls::ServerConfig::builder_with_provider(reveille_terminal::identity::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+            )
+            .unwrap();
+        config.alpn_protocols = vec![reveille_terminal::identity::SESSION_ALPN.to_vec()];
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Node { listener, tls: TlsAcceptor::from(Arc::new(config)), folder }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    fn builder(&self) -> Builder {
+        let address = self.listener.local_addr().unwrap().to_string();
+        Builder::new([address], self.folder.path().join("ca.pem"), self.state())
+            .listen(([127, 0, 0, 1], 0).into())
+    }
+
+    /// A connection that has not said anything yet.
+    async fn knock(&self) -> TcpStream {
+        soon("a connection", self.listener.accept()).await.unwrap().0
+    }
+
+    /// The terminal's next session, and its Hello.
+    async fn session(&self) -> (Session, Hello) {
+        let stream = self.tls.accept(self.knock().await).await.unwrap();
+        let mut session = Session { stream, buffer: BytesMut::new() };
+        match session.hear().await {
+            Some(TerminalFrame::Hello(hello)) => (session, hello),
+            other => panic!("no Hello but {other:?}"),
+        }
+    }
+}
+
+struct Session {
+    stream: TlsStream<TcpStream>,
+    buffer: BytesMut,
+}
+
+impl Session {
+    async fn say(&mut self, frame: NodeFrame) {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        self.stream.write_all(&bytes).await.unwrap();
+        self.stream.flush().await.unwrap();
+    }
+
+    async fn welcome(&mut self, stream: Stream, acked: u64, pending: u32, linger: Linger) {
+        let welcome = Welcome {
+            node: NodeId(1),
+            stream,
+            epoch: Epoch(1),
+            acked: Seq(acked),
+            pending,
+            linger,
+            notify_secret: [3; 32],
+            check_in: 3600,
+        };
+        self.say(NodeFrame::Welcome(welcome)).await;
+    }
+
+    async fn push(&mut self, seq: u64, remaining: u32) {
+        let push = Push {
+            seq: Seq(seq),
+            prev: Seq(seq - 1),
+            maybe_seen: false,
+            remaining,
+            lives_for: 60_000,
+            channel: Channel(0),
+            headers: Vec::new(),
+            body: Bytes::from_static(b"body"),
+        };
+        self.say(NodeFrame::Push(push)).await;
+    }
+
+    /// The terminal's next frame; `None` once it has closed the connection.
+    async fn hear(&mut self) -> Option<TerminalFrame> {
+        loop {
+            if let Some(frame) = TerminalFrame::take(&mut self.buffer).unwrap() {
+                return Some(frame);
+            }
+            let read = soon("a frame", self.stream.read_buf(&mut self.buffer)).await;
+            if matches!(read, Ok(0) | Err(_)) {
+                return None;
+            }
+        }
+    }
+
+    async fn hears(&mut self, frame: TerminalFrame) {
+        assert_eq!(self.hear().await, Some(frame));
+    }
+
+    /// Nothing that the terminal says before its answer to a ping: it has taken in what came before.
+    async fn pongs(&mut self, nonce: u64) {
+        self.say(NodeFrame::Ping(Nonce(nonce))).await;
+        self.hears(TerminalFrame::Pong(Nonce(nonce))).await;
+    }
+}
+
+fn ack(seq: u64) -> TerminalFrame {
+    TerminalFrame::Ack(Ack { seq: Seq(seq) })
+}
+
+fn goodbye(seq: u64) -> TerminalFrame {
+    TerminalFrame::Goodbye(Ack { seq: Seq(seq) })
+}
+
+/// The application's next push.
+async fn received(terminal: &mut Terminal) -> Received {
+    loop {
+        match soon("a push", terminal.next()).await.expect("the terminal lives") {
+            Event::Received(push) => return push,
+            _ => {}
+        }
+    }
+}
+
+async fn disconnected(terminal: &mut Terminal) -> String {
+    loop {
+        match soon("an end", terminal.next()).await.expect("the terminal lives") {
+            Event::Disconnected { reason } => return reason,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_confirmed_between_two_sessions_is_said_in_the_next_hello() {
+    let node = Node::start().await;
+    let mut terminal = node.builder().start().await.unwrap();
+    let (mut session, _) = node.session().await;
+    session.welcome(LIVES[0], 0, 1, Linger::AtOnce).await;
+    session.push(1, 0).await;
+    let push = received(&mut terminal).await;
+    drop(session);
+    disconnected(&mut terminal).await;
+    // It is connecting again; the application confirms while nobody answers.
+    let knocking = node.knock().await;
+    push.confirm();
+    drop(knocking);
+    let (mut session, hello) = node.session().await;
+    assert_eq!((hello.stream, hello.last), (LIVES[0], Seq(1)));
+    session.welcome(LIVES[0], 1, 0, Linger::AtOnce).await;
+    session.hears(goodbye(1)).await;
+}
