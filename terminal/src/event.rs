@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use reveille_protocol::id::*;
+use reveille_protocol::session::terminal::Memory;
 use tokio::sync::watch;
 
 /// Something that happened to a terminal.
@@ -73,16 +74,33 @@ pub struct Received {
     pub lives_for: u64,
     /// The node that delivered it.
     pub node: NodeId,
-    pub(crate) confirmed: watch::Sender<Seq>,
+    pub(crate) stream: Stream,
+    pub(crate) confirmed: watch::Sender<Confirmed>,
+}
+
+/// How far the application has confirmed. A seq says nothing without the stream that it counts in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Confirmed {
+    /// The terminal's present stream.
+    pub(crate) stream: Stream,
+    pub(crate) seq: Seq,
+}
+
+impl Confirmed {
+    /// What this says of the stream that `memory` is of, if it is more than it knows.
+    pub(crate) fn beyond(self, memory: &Memory) -> Option<Seq> {
+        (self.stream == memory.stream && self.seq > memory.last).then_some(self.seq)
+    }
 }
 
 impl Received {
-    /// Confirms this push and every one before it. A push that is not confirmed comes again after a restart.
+    /// Confirms this push and every one before it. A push that is not confirmed comes again after a restart. One of a
+    /// stream that is over ([`Event::Reset`]) is over with it: confirming it confirms nothing of the new one.
     pub fn confirm(self) {
         self.confirmed.send_if_modified(|confirmed| {
-            let higher = self.seq > *confirmed;
+            let higher = self.stream == confirmed.stream && self.seq > confirmed.seq;
             if higher {
-                *confirmed = self.seq;
+                confirmed.seq = self.seq;
             }
             higher
         });

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::client::TlsStream;
 
-use crate::event::{Event, Received};
+use crate::event::{Confirmed, Event, Received};
 use crate::listen::Gate;
 use crate::store::Store;
 
@@ -33,8 +33,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) events: &'a mpsc::Sender<Event>,
     pub(crate) notifications: &'a mut mpsc::Receiver<Notification>,
     /// For each push: how the application confirms it.
-    pub(crate) confirmed: &'a watch::Sender<Seq>,
-    pub(crate) confirmations: &'a mut watch::Receiver<Seq>,
+    pub(crate) confirmed: &'a watch::Sender<Confirmed>,
+    pub(crate) confirmations: &'a mut watch::Receiver<Confirmed>,
     pub(crate) leaving: &'a watch::Receiver<bool>,
 }
 
@@ -159,10 +159,24 @@ impl Session<'_, '_> {
         }
     }
 
+    /// From here on only what is confirmed of this stream counts.
+    fn begin_stream(&self, stream: Stream, acked: Seq) {
+        self.around.confirmed.send_if_modified(|confirmed| {
+            if confirmed.stream != stream {
+                *confirmed = Confirmed { stream, seq: acked };
+            }
+            // The application has said nothing.
+            false
+        });
+    }
+
     /// Takes in how far the application has confirmed.
     fn confirmed(&mut self) -> Result<(), crate::store::StoreError> {
-        let seq = *self.around.confirmations.borrow_and_update();
-        self.handle(rules::Event::Confirmed(seq))
+        let confirmed = *self.around.confirmations.borrow_and_update();
+        match confirmed.beyond(&self.machine.memory()) {
+            Some(seq) => self.handle(rules::Event::Confirmed(seq)),
+            None => Ok(()),
+        }
     }
 
     fn notified(&mut self, notification: &Notification) -> Result<(), crate::store::StoreError> {
@@ -182,6 +196,7 @@ impl Session<'_, '_> {
                 Command::Save(memory) => self.around.store.save(memory, memory.last != before.last)?,
                 Command::Welcomed(welcome) => {
                     self.around.gate.set_secret(welcome.notify_secret);
+                    self.begin_stream(welcome.stream, welcome.acked);
                     self.waiting.push_back(Event::Connected {
                         node: welcome.node,
                         address: self.address,
@@ -205,6 +220,7 @@ impl Session<'_, '_> {
                         body: push.body,
                         maybe_seen: push.maybe_seen,
                         lives_for: push.lives_for,
+                        stream,
                         node: self.welcome.as_ref().map(|welcome| welcome.node).unwrap_or_default(),
                         confirmed: self.around.confirmed.clone(),
                     }));

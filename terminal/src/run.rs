@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::connect::connect;
 use crate::disconnect::{self, Next};
-use crate::event::Event;
+use crate::event::{Confirmed, Event};
 use crate::identity::Identity;
 use crate::listen::Listener;
 use crate::receive::{Surroundings, receive};
@@ -39,9 +39,9 @@ pub(crate) struct Run {
     events: mpsc::Sender<Event>,
     leaving: watch::Receiver<bool>,
     /// What the application has confirmed, said by each push that it was given.
-    confirmed: watch::Sender<Seq>,
+    confirmed: watch::Sender<Confirmed>,
     /// The reading end; one for the whole life, so that what is confirmed between two sessions is not overlooked.
-    confirmations: watch::Receiver<Seq>,
+    confirmations: watch::Receiver<Confirmed>,
     /// Highest seq given to the application in this process.
     given: Seq,
     check_in: Duration,
@@ -72,7 +72,8 @@ impl Run {
         leaving: watch::Receiver<bool>,
     ) -> Run {
         let memory = store.memory();
-        let (confirmed, confirmations) = watch::channel(memory.last);
+        let (confirmed, confirmations) =
+            watch::channel(Confirmed { stream: memory.stream, seq: memory.last });
         Run {
             check_in: config.check_in.unwrap_or(limits::CHECK_IN),
             config,
@@ -154,12 +155,14 @@ impl Run {
 
     /// Takes what was confirmed since it was last looked at into the memory; `false` if that is nothing new.
     fn take_confirmed(&mut self, memory: &mut Memory) -> bool {
-        let seq = *self.confirmations.borrow_and_update();
-        let new = seq > memory.last && seq <= self.given;
-        if new {
-            memory.last = seq;
+        let confirmed = *self.confirmations.borrow_and_update();
+        match confirmed.beyond(memory) {
+            Some(seq) => {
+                memory.last = seq;
+                true
+            }
+            None => false,
         }
-        new
     }
 
     /// Connects until a session has come to a good end.

@@ -204,3 +204,39 @@ async fn what_is_confirmed_between_two_sessions_is_said_in_the_next_hello() {
     session.welcome(LIVES[0], 1, 0, Linger::AtOnce).await;
     session.hears(goodbye(1)).await;
 }
+
+#[tokio::test]
+async fn a_confirmation_counts_in_its_own_stream_only() {
+    let node = Node::start().await;
+    let mut terminal = node.builder().linger(Linger::Forever).start().await.unwrap();
+    let (mut session, _) = node.session().await;
+    session.welcome(LIVES[0], 0, 60, Linger::Forever).await;
+    let mut old = Vec::new();
+    for seq in 1..=60 {
+        session.push(seq, 60 - seq as u32).await;
+        old.push(received(&mut terminal).await);
+    }
+    let late = old.remove(2);
+    old.pop().unwrap().confirm();
+    session.hears(ack(60)).await;
+    drop(session);
+    // The registration began anew.
+    let (mut session, hello) = node.session().await;
+    assert_eq!((hello.stream, hello.last), (LIVES[0], Seq(60)));
+    session.welcome(LIVES[1], 0, 3, Linger::Forever).await;
+    let mut new = Vec::new();
+    for seq in 1..=3 {
+        session.push(seq, 3 - seq as u32).await;
+        new.push(received(&mut terminal).await);
+    }
+    late.confirm();
+    session.pongs(1).await;
+    new.remove(0).confirm();
+    session.hears(ack(1)).await;
+    // Nor does it displace one that was not read yet.
+    new.remove(0).confirm();
+    old.remove(0).confirm();
+    session.hears(ack(2)).await;
+    terminal.shutdown().await;
+    session.hears(goodbye(2)).await;
+}
