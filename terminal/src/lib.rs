@@ -186,7 +186,9 @@ impl Terminal {
         self.gate.stats()
     }
 
-    /// Says goodbye if a session is open, and ends. Pushes that were not confirmed come again at the next start.
+    /// Says goodbye if a session is open, and ends. What was confirmed before this is saved, and told to the cluster
+    /// now or at the next start; pushes that were not confirmed come again then. A terminal that is only dropped ends
+    /// where it stands.
     pub async fn shutdown(mut self) {
         self.leave.send_replace(true);
         // Nobody reads events any more; the task must not wait for room.

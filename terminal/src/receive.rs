@@ -11,7 +11,7 @@ use reveille_protocol::limits;
 use reveille_protocol::session::terminal::{self as rules, Closed, Command};
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::notification::Notification;
-use reveille_protocol::wire::session::{Frame, NodeFrame, Welcome};
+use reveille_protocol::wire::session::{Frame, NodeFrame, TerminalFrame, Welcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -54,6 +54,8 @@ struct Session<'a, 's> {
     /// Events that the application has not taken yet; at most a window of pushes.
     waiting: VecDeque<Event>,
     welcome: Option<Welcome>,
+    /// The Goodbye is on its way; its answer is still waited for.
+    leaving: bool,
     closed: Option<Closed>,
 }
 
@@ -75,6 +77,7 @@ pub(crate) async fn receive(
         outgoing: Vec::new(),
         waiting: VecDeque::new(),
         welcome: None,
+        leaving: false,
         closed: None,
     };
     let mut incoming = BytesMut::with_capacity(READ);
@@ -111,7 +114,8 @@ pub(crate) async fn receive(
                     // The application has gone: what it did not take stays unconfirmed.
                     _ => {
                         session.waiting.clear();
-                        session.handle(rules::Event::Leave)?;
+                        session.confirmed()?;
+                        session.leave()?;
                     }
                 }
             }
@@ -123,7 +127,9 @@ pub(crate) async fn receive(
             Ok(()) = leaving.changed(), if !leave_said => {
                 leave_said = true;
                 session.waiting.clear();
-                session.handle(rules::Event::Leave)?;
+                // What the application confirmed before it left is part of the goodbye.
+                session.confirmed()?;
+                session.leave()?;
             }
             () = timer => session.handle(rules::Event::Timeout)?,
         }
@@ -179,6 +185,11 @@ impl Session<'_, '_> {
         }
     }
 
+    /// The application wants the session to end. One that ends already still waits for the node's answer.
+    fn leave(&mut self) -> Result<(), crate::store::StoreError> {
+        if self.leaving { Ok(()) } else { self.handle(rules::Event::Leave) }
+    }
+
     fn notified(&mut self, notification: &Notification) -> Result<(), crate::store::StoreError> {
         if notification.epoch >= self.machine.memory().epoch {
             self.waiting.push_back(Event::Notified { id: notification.id, pending: notification.pending });
@@ -191,7 +202,10 @@ impl Session<'_, '_> {
         let before = self.machine.memory();
         for command in self.machine.handle(now(self.around.origin), event) {
             match command {
-                Command::Send(frame) => frame.encode(&mut self.outgoing),
+                Command::Send(frame) => {
+                    self.leaving |= matches!(frame, TerminalFrame::Goodbye(_));
+                    frame.encode(&mut self.outgoing);
+                }
                 // Only what the application confirmed must survive the loss of power: the rest is found out again.
                 Command::Save(memory) => self.around.store.save(memory, memory.last != before.last)?,
                 Command::Welcomed(welcome) => {

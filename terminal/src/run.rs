@@ -90,7 +90,12 @@ impl Run {
     }
 
     pub(crate) async fn run(mut self) {
-        if let Err(End::Store(error)) = self.live().await {
+        let end = match self.live().await {
+            // Without a session the disk hears it alone; the next Hello says it.
+            Ok(()) | Err(End::Left) => self.keep_confirmed().err(),
+            Err(End::Store(error)) => Some(error),
+        };
+        if let Some(error) = end {
             // Without its memory it could not tell old from new: it rather ends.
             let what = format!("the terminal's memory cannot be saved: {error}");
             tracing::error!(%what);

@@ -240,3 +240,55 @@ async fn a_confirmation_counts_in_its_own_stream_only() {
     terminal.shutdown().await;
     session.hears(goodbye(2)).await;
 }
+
+#[tokio::test]
+async fn what_is_confirmed_before_shutdown_is_said_on_the_way_out() {
+    let node = Node::start().await;
+    for (round, linger) in [Linger::AtOnce, Linger::Forever].repeat(12).into_iter().enumerate() {
+        let seq = round as u64 + 1;
+        let mut terminal = node.builder().linger(linger).start().await.unwrap();
+        let (mut session, _) = node.session().await;
+        session.welcome(LIVES[0], seq - 1, 1, linger).await;
+        session.push(seq, 0).await;
+        received(&mut terminal).await.confirm();
+        let mut ending = std::pin::pin!(terminal.shutdown());
+        assert!(futures::poll!(&mut ending).is_pending());
+        let said = loop {
+            match session.hear().await {
+                Some(TerminalFrame::Ack(_)) => {}
+                other => break other,
+            }
+        };
+        assert_eq!(said, Some(goodbye(seq)), "round {round}");
+        let waits = tokio::time::timeout(Duration::from_millis(50), &mut ending).await.is_err();
+        assert!(waits, "round {round}: it waits for the node's answer");
+        session.say(NodeFrame::Bye(Bye { reason: ByeReason::Done, retry_after: 0 })).await;
+        soon("the end", ending).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_confirmed_without_a_session_before_shutdown_is_saved() {
+    let node = Node::start().await;
+    let mut terminal = node.builder().start().await.unwrap();
+    let (mut session, _) = node.session().await;
+    session.welcome(LIVES[0], 0, 1, Linger::AtOnce).await;
+    session.push(1, 0).await;
+    let push = received(&mut terminal).await;
+    drop(session);
+    disconnected(&mut terminal).await;
+    let _connecting = node.knock().await;
+    push.confirm();
+    terminal.shutdown().await;
+    let mut terminal = node.builder().start().await.unwrap();
+    // Those of before may still be in the backlog.
+    let hello = loop {
+        let Ok(stream) = node.tls.accept(node.knock().await).await else { continue };
+        match (Session { stream, buffer: BytesMut::new() }).hear().await {
+            Some(TerminalFrame::Hello(hello)) => break hello,
+            _ => {}
+        }
+    };
+    assert_eq!(hello.last, Seq(1));
+    assert!(terminal.next().await.is_some());
+}
