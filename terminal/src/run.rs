@@ -174,7 +174,12 @@ impl Run {
     async fn sessions(&mut self, hints: &[String]) -> Result<(), End> {
         for failures in 0.. {
             let mut wait = backoff(failures);
-            match connect(&self.identity, &self.config.servers, hints).await {
+            // A round of nodes that do not answer takes most of a minute.
+            let connected = tokio::select! {
+                connected = connect(&self.identity, &self.config.servers, hints) => connected,
+                _ = self.leaving.changed() => return Err(End::Left),
+            };
+            match connected {
                 Ok((stream, address)) => {
                     let config = self.begin()?;
                     let outcome = {

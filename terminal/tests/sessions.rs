@@ -292,3 +292,13 @@ async fn what_is_confirmed_without_a_session_before_shutdown_is_saved() {
     assert_eq!(hello.last, Seq(1));
     assert!(terminal.next().await.is_some());
 }
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_a_node_that_does_not_answer() {
+    let node = Node::start().await;
+    let terminal = node.builder().start().await.unwrap();
+    let _silent = node.knock().await;
+    let began = Instant::now();
+    soon("the end", terminal.shutdown()).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
