@@ -21,6 +21,10 @@ use crate::receive::{Surroundings, receive};
 use crate::resolve::backoff;
 use crate::store::{Store, StoreError};
 
+/// A session that was welcomed and held this long ends a row of failures. A shorter one continues it: else a node that
+/// welcomes and then breaks would be connected to, at the price of a handshake and an attach, as fast as it answers.
+const HELD: Duration = Duration::from_secs(1);
+
 /// How a terminal behaves.
 pub(crate) struct Config {
     pub(crate) servers: Vec<String>,
@@ -172,15 +176,16 @@ impl Run {
 
     /// Connects until a session has come to a good end.
     async fn sessions(&mut self, hints: &[String]) -> Result<(), End> {
-        for failures in 0.. {
-            let mut wait = backoff(failures);
+        let mut failures = 0;
+        loop {
             // A round of nodes that do not answer takes most of a minute.
             let connected = tokio::select! {
                 connected = connect(&self.identity, &self.config.servers, hints) => connected,
                 _ = self.leaving.changed() => return Err(End::Left),
             };
-            match connected {
+            let wait = match connected {
                 Ok((stream, address)) => {
+                    let began = Instant::now();
                     let config = self.begin()?;
                     let outcome = {
                         let mut around = Surroundings {
@@ -201,30 +206,35 @@ impl Run {
                         let asked = Duration::from_secs(u64::from(welcome.check_in));
                         self.check_in = self.config.check_in.unwrap_or(asked);
                     }
+                    if outcome.welcome.is_some() && began.elapsed() >= HELD {
+                        failures = 0;
+                    }
                     self.disconnected(&outcome.closed).await?;
                     match disconnect::next(&outcome.closed) {
                         Next::Listen => return Ok(()),
-                        // The node did answer: only what it asked for is waited, and a little spread.
-                        Next::Again(after) if outcome.welcome.is_some() => wait = after + backoff(0),
-                        Next::Again(after) => wait = wait.max(after),
+                        // The node did answer: what it asked for is waited, and the spread on top.
+                        Next::Again(after) if outcome.welcome.is_some() => after + backoff(failures),
+                        Next::Again(after) => backoff(failures).max(after),
                         Next::Refused(after, what) => {
                             self.tell(Event::Problem { what }).await?;
-                            wait = after;
+                            after
                         }
                     }
                 }
                 Err(error) => {
+                    let wait = backoff(failures);
                     tracing::info!(%error, again_in = ?wait, "cannot connect");
                     if failures == 3 {
                         self.tell(Event::Problem { what: format!("{error}; trying on") }).await?;
                     }
+                    wait
                 }
-            }
+            };
+            failures = failures.saturating_add(1);
             if tokio::time::timeout(wait, self.leaving.changed()).await.is_ok() {
                 return Err(End::Left);
             }
         }
-        Ok(())
     }
 
     /// A new attempt, saved before it is used. Its Hello confirms what was confirmed since the last session.

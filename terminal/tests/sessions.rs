@@ -302,3 +302,36 @@ async fn shutdown_does_not_wait_for_a_node_that_does_not_answer() {
     soon("the end", terminal.shutdown()).await;
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
+
+#[tokio::test]
+async fn failures_before_a_good_session_do_not_count_after_it() {
+    let node = Node::start().await;
+    let _terminal = node.builder().linger(Linger::Forever).start().await.unwrap();
+    for _ in 0..6 {
+        drop(node.knock().await);
+    }
+    let (mut session, _) = node.session().await;
+    session.welcome(LIVES[0], 0, 0, Linger::Forever).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    drop(session);
+    drop(node.knock().await);
+    let failed = Instant::now();
+    let _again = node.knock().await;
+    assert!(failed.elapsed() < Duration::from_secs(1), "{:?}", failed.elapsed());
+}
+
+#[tokio::test]
+async fn a_node_that_welcomes_and_then_breaks_the_protocol_is_not_hammered() {
+    let node = Node::start().await;
+    let _terminal = node.builder().linger(Linger::Forever).start().await.unwrap();
+    let began = Instant::now();
+    let mut sessions = 0;
+    while began.elapsed() < Duration::from_secs(3) {
+        let next = tokio::time::timeout(Duration::from_secs(1), node.session()).await;
+        let Ok((mut session, _)) = next else { continue };
+        sessions += 1;
+        session.welcome(LIVES[0], 0, 0, Linger::Forever).await;
+        let _ = session.stream.write_all(&[0xa5; 100]).await;
+    }
+    assert!((3..12).contains(&sessions), "{sessions} sessions in 3 s");
+}
