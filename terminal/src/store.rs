@@ -1,8 +1,10 @@
 //! The terminal's memory on disk: which attempt, which stream, what was confirmed last. Survives kill -9 and power
 //! loss at any moment. Keys are in `identity`.
 //!
-//! One file with two slots of 52 bytes, written in turn, so that a torn write leaves the other one. Slot, little
-//! endian: magic `RVTM`, format u32, number u64, attempt u64, stream u64, epoch u64, last u64, crc u32.
+//! One file of two blocks of 4096 bytes with a slot of 52 bytes at the front of each. A save never touches the slot that
+//! was last made durable, so whatever a crash tears, that one is left; what was confirmed is always in it. Slot, little
+//! endian: magic `RVTM`, format u32, number u64, attempt u64, stream u64, epoch u64, last u64, the first four bytes of
+//! the SHA-256 of what is before them.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -16,6 +18,8 @@ use reveille_protocol::session::terminal::Memory;
 const MAGIC: &[u8; 4] = b"RVTM";
 const FORMAT: u32 = 1;
 const SLOT: usize = 52;
+/// What a disk writes as one, or tears as one: the largest sector in use.
+const BLOCK: usize = 4096;
 const NAME: &str = "memory";
 
 /// The memory cannot be used.
@@ -43,6 +47,8 @@ pub struct Store {
     path: PathBuf,
     file: File,
     number: u64,
+    /// The block whose slot is on the disk for certain, 0 or 1.
+    durable: usize,
     memory: Memory,
 }
 
@@ -59,23 +65,26 @@ impl Store {
             Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(folder.to_owned())),
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
-        let mut bytes = [0; 2 * SLOT];
+        let mut bytes = [0; 2 * BLOCK];
         let len = file.metadata().map_err(io)?.len().min(bytes.len() as u64) as usize;
         file.read_exact_at(&mut bytes[..len], 0).map_err(io)?;
-        let found = bytes.chunks_exact(SLOT).filter_map(parse).max_by_key(|(number, _)| *number);
-        let (number, memory) = match found {
-            Some(found) => found,
-            None if len == 0 => (0, Memory::default()),
-            None => return Err(StoreError::Damaged(path)),
-        };
-        let new = len == 0;
-        let mut store = Store { path, file, number, memory };
-        if new {
-            store.save(Memory::default(), true)?;
-            File::open(folder)
-                .and_then(|folder| folder.sync_all())
-                .map_err(|error| StoreError::Io { path: folder.to_owned(), error })?;
+        let slots = bytes.chunks_exact(BLOCK).map(|block| parse(&block[..SLOT])).enumerate();
+        let found = slots.filter_map(|(block, slot)| Some((block, slot?))).max_by_key(|(_, slot)| slot.0);
+        if let Some((durable, (number, memory))) = found {
+            // An earlier process may have written it and been killed before it was on the disk.
+            file.sync_data().map_err(io)?;
+            return Ok(Store { path, file, number, durable, memory });
         }
+        // Empty, or zeros: power was lost at the first start, before the sync below came back. Nothing can depend on
+        // it: until then no session was begun, and after it one of the slots is never zeros again.
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Err(StoreError::Damaged(path));
+        }
+        // Both blocks are taken now, so that a disk which fills up later does not end a running terminal.
+        file.write_all_at(&bytes, 0).map_err(io)?;
+        let mut store = Store { path, file, number: 0, durable: 0, memory: Memory::default() };
+        store.save(Memory::default(), true)?;
+        sync_folder(folder)?;
         Ok(store)
     }
 
@@ -88,14 +97,24 @@ impl Store {
     pub fn save(&mut self, memory: Memory, durable: bool) -> Result<(), StoreError> {
         let number = self.number + 1;
         let slot = format(number, &memory);
-        let offset = (number % 2) * SLOT as u64;
-        let written = self.file.write_all_at(&slot, offset);
+        let block = 1 - self.durable;
+        let written = self.file.write_all_at(&slot, (block * BLOCK) as u64);
         let written = if durable { written.and_then(|()| self.file.sync_data()) } else { written };
         written.map_err(|error| StoreError::Io { path: self.path.clone(), error })?;
+        if durable {
+            self.durable = block;
+        }
         self.number = number;
         self.memory = memory;
         Ok(())
     }
+}
+
+/// Makes the names in a folder durable.
+fn sync_folder(folder: &Path) -> Result<(), StoreError> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| StoreError::Io { path: folder.to_owned(), error })
 }
 
 fn format(number: u64, memory: &Memory) -> [u8; SLOT] {
@@ -142,19 +161,84 @@ mod tests {
         Memory { attempt: Attempt(3), stream: Stream(4), epoch: Epoch(5), last: Seq(last) }
     }
 
+    /// Writes behind the store's back.
+    fn overwrite(folder: &Path, bytes: &[u8], at: u64) {
+        let file = OpenOptions::new().write(true).open(folder.join(NAME)).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+    }
+
     #[test]
-    fn remembers_the_latest_and_survives_a_torn_write() {
+    fn remembers_the_latest() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        for last in 1..10 {
+            store.save(memory(last), last % 3 == 0).unwrap();
+            drop(store);
+            store = Store::open(folder.path()).unwrap();
+            assert_eq!(store.memory(), memory(last));
+        }
+    }
+
+    /// Loss of power tears whatever was written since the last sync: what was confirmed is in neither.
+    #[test]
+    fn what_was_saved_durably_survives_the_loss_of_all_that_was_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(NAME);
+        let mut store = Store::open(folder.path()).unwrap();
+        for reopened in [false, true, false, true] {
+            store.save(memory(1), true).unwrap();
+            let synced = fs::read(&path).unwrap();
+            if reopened {
+                drop(store);
+                store = Store::open(folder.path()).unwrap();
+            }
+            for last in 2..5 {
+                store.save(memory(last), false).unwrap();
+            }
+            let written = fs::read(&path).unwrap();
+            drop(store);
+            for (block, (old, new)) in synced.chunks(4096).zip(written.chunks(4096)).enumerate() {
+                if old != new {
+                    overwrite(folder.path(), &[0xff; 52], block as u64 * 4096);
+                }
+            }
+            store = Store::open(folder.path()).unwrap();
+            assert_eq!(store.memory(), memory(1), "reopened before: {reopened}");
+        }
+    }
+
+    #[test]
+    fn a_torn_disk_block_leaves_the_other_slot() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path()).unwrap();
         store.save(memory(1), true).unwrap();
-        store.save(memory(2), false).unwrap();
-        let latest = (store.number % 2) * SLOT as u64;
+        store.save(memory(2), true).unwrap();
         drop(store);
-        assert_eq!(Store::open(folder.path()).unwrap().memory(), memory(2));
-        let file = OpenOptions::new().write(true).open(folder.path().join(NAME)).unwrap();
-        file.write_all_at(&[0xff; 20], latest + 10).unwrap();
-        assert_eq!(Store::open(folder.path()).unwrap().memory(), memory(1), "the slot before");
-        file.write_all_at(&[0xff; 2 * SLOT], 0).unwrap();
+        let before = fs::read(folder.path().join(NAME)).unwrap();
+        let mut left = Vec::new();
+        for block in 0..2 {
+            overwrite(folder.path(), &before, 0);
+            overwrite(folder.path(), &vec![0xff; 4096], block * 4096);
+            left.push(Store::open(folder.path()).unwrap().memory().last);
+        }
+        left.sort();
+        assert_eq!(left, [Seq(1), Seq(2)]);
+        overwrite(folder.path(), &vec![0xff; 8192], 0);
+        assert!(matches!(Store::open(folder.path()), Err(StoreError::Damaged(_))));
+    }
+
+    #[test]
+    fn zeros_are_a_first_start_that_lost_power_and_anything_else_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        for len in [0, 1, 52, 104, 4096, 4148, 8192] {
+            fs::write(folder.path().join(NAME), vec![0; len]).unwrap();
+            let mut store = Store::open(folder.path()).unwrap();
+            assert_eq!(store.memory(), Memory::default(), "{len} zeros");
+            store.save(memory(1), true).unwrap();
+            drop(store);
+            assert_eq!(Store::open(folder.path()).unwrap().memory(), memory(1));
+        }
+        fs::write(folder.path().join(NAME), [0, 0, 1]).unwrap();
         assert!(matches!(Store::open(folder.path()), Err(StoreError::Damaged(_))));
     }
 
