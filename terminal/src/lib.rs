@@ -122,7 +122,7 @@ impl Builder {
         self
     }
 
-    /// How often to connect without being notified, instead of what the cluster asks for.
+    /// How often to connect without being notified, instead of what the cluster asks for: from a minute to 30 days.
     pub fn check_in(mut self, period: Duration) -> Builder {
         self.check_in = Some(period);
         self

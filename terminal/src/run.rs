@@ -25,6 +25,11 @@ use crate::store::{Store, StoreError};
 /// welcomes and then breaks would be connected to, at the price of a handshake and an attach, as fast as it answers.
 const HELD: Duration = Duration::from_secs(1);
 
+/// The shortest and the longest check-in period, whoever asks for another. Below a minute it is a connection held open at
+/// the price of a handshake each; above a third of a registration's lifetime two that fail end the registration.
+const CHECK_IN: (Duration, Duration) =
+    (Duration::from_secs(60), Duration::from_secs(limits::REGISTRATION_LIFETIME.as_secs() / 3));
+
 /// How a terminal behaves.
 pub(crate) struct Config {
     pub(crate) servers: Vec<String>,
@@ -66,6 +71,11 @@ impl From<StoreError> for End {
     }
 }
 
+/// The terminal's own period, or what its cluster asks for.
+fn check_in(config: &Config, asked: Duration) -> Duration {
+    config.check_in.unwrap_or(asked).clamp(CHECK_IN.0, CHECK_IN.1)
+}
+
 impl Run {
     pub(crate) fn new(
         config: Config,
@@ -79,7 +89,7 @@ impl Run {
         let (confirmed, confirmations) =
             watch::channel(Confirmed { stream: memory.stream, seq: memory.last });
         Run {
-            check_in: config.check_in.unwrap_or(limits::CHECK_IN),
+            check_in: check_in(&config, limits::CHECK_IN),
             config,
             identity,
             listener,
@@ -204,7 +214,7 @@ impl Run {
                     self.given = outcome.given;
                     if let Some(welcome) = &outcome.welcome {
                         let asked = Duration::from_secs(u64::from(welcome.check_in));
-                        self.check_in = self.config.check_in.unwrap_or(asked);
+                        self.check_in = check_in(&self.config, asked);
                     }
                     if outcome.welcome.is_some() && began.elapsed() >= HELD {
                         failures = 0;

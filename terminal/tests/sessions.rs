@@ -335,3 +335,35 @@ async fn a_node_that_welcomes_and_then_breaks_the_protocol_is_not_hammered() {
     }
     assert!((3..12).contains(&sessions), "{sessions} sessions in 3 s");
 }
+
+#[tokio::test]
+async fn no_check_in_period_makes_it_connect_in_a_loop() {
+    for own in [Some(Duration::ZERO), Some(Duration::MAX), None] {
+        let node = Node::start().await;
+        let builder = node.builder();
+        let builder = match own {
+            Some(period) => builder.check_in(period),
+            None => builder,
+        };
+        let mut terminal = builder.start().await.unwrap();
+        let (mut session, _) = node.session().await;
+        let mut welcome = Vec::new();
+        NodeFrame::Welcome(Welcome {
+            node: NodeId(1),
+            stream: LIVES[0],
+            epoch: Epoch(1),
+            acked: Seq(0),
+            pending: 0,
+            linger: Linger::AtOnce,
+            notify_secret: [3; 32],
+            check_in: 0,
+        })
+        .encode(&mut welcome);
+        session.stream.write_all(&welcome).await.unwrap();
+        session.hears(goodbye(0)).await;
+        session.say(NodeFrame::Bye(Bye { reason: ByeReason::Done, retry_after: 0 })).await;
+        disconnected(&mut terminal).await;
+        let again = tokio::time::timeout(Duration::from_millis(500), terminal.next()).await;
+        assert!(again.is_err(), "{own:?}: {again:?}");
+    }
+}
