@@ -11,6 +11,9 @@ const CLOSE: Duration = Duration::from_millis(500);
 /// Wait before a terminal that was refused tries again: something must change first.
 const REFUSED: Duration = Duration::from_secs(600);
 
+/// Longest wait that a node may ask for: its pushes, and those of every other node, wait as long.
+const LONGEST: Duration = Duration::from_secs(600);
+
 /// Closes the connection.
 pub(crate) async fn close(mut writer: impl AsyncWrite + Unpin) {
     // A peer that has gone does not hear it, which is as good.
@@ -35,7 +38,7 @@ pub fn next(closed: &Closed) -> Next {
         Closed::Lost(_) => return Next::Again(Duration::ZERO),
         Closed::Bye(bye) => bye,
     };
-    let after = Duration::from_millis(*retry_after);
+    let after = Duration::from_millis(*retry_after).min(LONGEST);
     match reason {
         ByeReason::Done => Next::Listen,
         // Connecting again would only throw the other one out in turn.
@@ -72,5 +75,21 @@ pub fn describe(closed: &Closed) -> String {
             ByeReason::AckAhead => "confirmed more than was sent",
         }
         .to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_node_can_send_a_terminal_away_for_good() {
+        for reason in
+            [ByeReason::GoElsewhere, ByeReason::TooSlow, ByeReason::StaleAttempt(Default::default())]
+        {
+            let bye = |retry_after| next(&Closed::Bye(Bye { reason, retry_after }));
+            assert_eq!(bye(1500), Next::Again(Duration::from_millis(1500)));
+            assert_eq!(bye(u64::MAX), Next::Again(LONGEST));
+        }
     }
 }
