@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use bytes::BytesMut;
 use reveille_protocol::id::*;
@@ -12,7 +12,7 @@ use reveille_protocol::session::terminal::{self as rules, Closed, Command};
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::notification::Notification;
 use reveille_protocol::wire::session::{Frame, NodeFrame, TerminalFrame, Welcome};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::client::TlsStream;
@@ -23,6 +23,8 @@ use crate::store::Store;
 
 /// Bytes taken from the connection at once.
 const READ: usize = 16 * 1024;
+/// How long a connection that takes no more bytes is still read: what is there is there already.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What a session uses of the terminal around it.
 pub(crate) struct Surroundings<'a> {
@@ -91,6 +93,9 @@ pub(crate) async fn receive(
             let written = tokio::time::timeout(limits::WRITE_DEADLINE, write).await;
             session.outgoing.clear();
             if !matches!(written, Ok(Ok(()))) && session.closed.is_none() {
+                // A node that closed the connection has said why, and how long to stay away.
+                let last = tokio::time::timeout(LAST_WORDS, session.read_on(&mut reader, &mut incoming));
+                last.await.unwrap_or(Ok(()))?;
                 session.handle(rules::Event::PeerClosed)?;
             }
         }
@@ -145,6 +150,19 @@ pub(crate) fn now(origin: Clock) -> Instant {
 }
 
 impl Session<'_, '_> {
+    /// Reads until the node has said its last word or the connection's end is found.
+    async fn read_on(
+        &mut self,
+        reader: &mut (impl AsyncRead + Unpin),
+        incoming: &mut BytesMut,
+    ) -> Result<(), crate::store::StoreError> {
+        while self.closed.is_none() {
+            let read = reader.read_buf(incoming).await;
+            self.read(read, incoming)?;
+        }
+        Ok(())
+    }
+
     fn read(
         &mut self,
         read: io::Result<usize>,

@@ -121,6 +121,10 @@ impl Session {
     }
 
     async fn push(&mut self, seq: u64, remaining: u32) {
+        self.push_of(seq, remaining, Bytes::from_static(b"body")).await;
+    }
+
+    async fn push_of(&mut self, seq: u64, remaining: u32, body: Bytes) {
         let push = Push {
             seq: Seq(seq),
             prev: Seq(seq - 1),
@@ -129,7 +133,7 @@ impl Session {
             lives_for: 60_000,
             channel: Channel(0),
             headers: Vec::new(),
-            body: Bytes::from_static(b"body"),
+            body,
         };
         self.say(NodeFrame::Push(push)).await;
     }
@@ -365,5 +369,27 @@ async fn no_check_in_period_makes_it_connect_in_a_loop() {
         disconnected(&mut terminal).await;
         let again = tokio::time::timeout(Duration::from_millis(500), terminal.next()).await;
         assert!(again.is_err(), "{own:?}: {again:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_bye_is_heard_even_if_the_connection_breaks_with_it() {
+    let node = Node::start().await;
+    for round in 1..=10 {
+        let mut terminal = node.builder().linger(Linger::Forever).start().await.unwrap();
+        let (mut session, _) = node.session().await;
+        session.welcome(LIVES[0], 0, 1, Linger::Forever).await;
+        session.push(1, 0).await;
+        let push = received(&mut terminal).await;
+        session.pongs(round).await;
+        session.say(NodeFrame::Bye(Bye { reason: ByeReason::Superseded, retry_after: 0 })).await;
+        // Closed with a reset: the terminal's own words fail from here on.
+        session.stream.get_ref().0.set_zero_linger().unwrap();
+        drop(session);
+        push.confirm();
+        let reason = disconnected(&mut terminal).await;
+        assert!(reason.contains("took over"), "round {round}: {reason}");
+        terminal.shutdown().await;
+        std::fs::remove_dir_all(node.state()).unwrap();
     }
 }
