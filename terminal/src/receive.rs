@@ -23,6 +23,8 @@ use crate::store::Store;
 
 /// Bytes taken from the connection at once.
 const READ: usize = 16 * 1024;
+/// Events that wait in a session before it stops to read: a window of pushes, and what may stand between them.
+const MAX_WAITING: usize = limits::SESSION_WINDOW + 16;
 /// How long a connection that takes no more bytes is still read: what is there is there already.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -110,7 +112,8 @@ pub(crate) async fn receive(
             }
         };
         tokio::select! {
-            read = reader.read_buf(&mut incoming), if session.closed.is_none() => {
+            // One that sends more than its window finds the connection full; nothing else is bounded by it.
+            read = reader.read_buf(&mut incoming), if session.closed.is_none() && session.has_room() => {
                 session.read(read, &mut incoming)?;
             }
             room = session.around.events.reserve(), if !session.waiting.is_empty() => {
@@ -156,11 +159,16 @@ impl Session<'_, '_> {
         reader: &mut (impl AsyncRead + Unpin),
         incoming: &mut BytesMut,
     ) -> Result<(), crate::store::StoreError> {
-        while self.closed.is_none() {
+        while self.closed.is_none() && self.has_room() {
             let read = reader.read_buf(incoming).await;
             self.read(read, incoming)?;
         }
         Ok(())
+    }
+
+    /// Whether the application is no further behind than a node may be ahead of its acks.
+    fn has_room(&self) -> bool {
+        self.waiting.len() < MAX_WAITING
     }
 
     fn read(
@@ -210,7 +218,10 @@ impl Session<'_, '_> {
 
     fn notified(&mut self, notification: &Notification) -> Result<(), crate::store::StoreError> {
         if notification.epoch >= self.machine.memory().epoch {
-            self.waiting.push_back(Event::Notified { id: notification.id, pending: notification.pending });
+            if self.has_room() {
+                let Notification { id, pending, .. } = *notification;
+                self.waiting.push_back(Event::Notified { id, pending });
+            }
             self.handle(rules::Event::Notified)?;
         }
         Ok(())

@@ -393,3 +393,18 @@ async fn a_bye_is_heard_even_if_the_connection_breaks_with_it() {
         std::fs::remove_dir_all(node.state()).unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_node_that_pushes_more_than_its_window_is_not_read_on() {
+    let node = Node::start().await;
+    let _terminal = node.builder().linger(Linger::Forever).start().await.unwrap();
+    let (mut session, _) = node.session().await;
+    session.welcome(LIVES[0], 0, 1000, Linger::Forever).await;
+    let pushed = async {
+        for seq in 1..=1000 {
+            session.push_of(seq, 1, vec![0; 60_000].into()).await;
+        }
+    };
+    let all = tokio::time::timeout(Duration::from_secs(5), pushed).await.is_ok();
+    assert!(!all, "60 MB wait in the terminal for an application that takes nothing");
+}
