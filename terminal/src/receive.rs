@@ -128,7 +128,8 @@ pub(crate) async fn receive(
                 }
             }
             Ok(()) = session.around.confirmations.changed() => session.confirmed()?,
-            Some(notification) = session.around.notifications.recv() => {
+            // One that comes after the goodbye is of a push that this session will not bring: it stays for the next.
+            Some(notification) = session.around.notifications.recv(), if session.lasts() => {
                 session.notified(&notification)?;
             }
             // An error: the handle is gone, and the task with it soon.
@@ -209,6 +210,11 @@ impl Session<'_, '_> {
             Some(seq) => self.handle(rules::Event::Confirmed(seq)),
             None => Ok(()),
         }
+    }
+
+    /// Whether it is not about to end.
+    fn lasts(&self) -> bool {
+        !self.leaving && self.closed.is_none()
     }
 
     /// The application wants the session to end. One that ends already still waits for the node's answer.

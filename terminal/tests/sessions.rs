@@ -16,11 +16,14 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use reveille_protocol::id::{Channel, Epoch, NodeId, Seq, Stream};
+use reveille_protocol::wire::notification::{self, Notification};
 use reveille_protocol::wire::session::{
     Ack, Bye, ByeReason, Frame, Hello, NodeFrame, Nonce, Push, TerminalFrame, Welcome,
 };
 use reveille_terminal::{Builder, Event, Linger, Received, Terminal};
-use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::{DigitallySignedStruct, SignatureScheme};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +31,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 const PATIENCE: Duration = Duration::from_secs(10);
+const SECRET: [u8; 32] = [3; 32];
 /// One life of the terminal's registration, and the next.
 const LIVES: [Stream; 2] = [Stream(7), Stream(8)];
 
@@ -39,7 +43,48 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 struct Node {
     listener: TcpListener,
     tls: TlsAcceptor,
+    /// The cluster's CA.
+    issuer: Issuer<'static, KeyPair>,
     folder: TempDir,
+}
+
+/// Believes every terminal's listening key: whose it is does not matter here.
+#[derive(Debug)]
+struct AnyKey;
+
+impl ServerCertVerifier for AnyKey {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        reveille_terminal::identity::provider().signature_verification_algorithms.supported_schemes()
+    }
 }
 
 impl Node {
@@ -49,10 +94,9 @@ impl Node {
         let mut ca = CertificateParams::new(Vec::new()).unwrap();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         std::fs::write(folder.path().join("ca.pem"), ca.self_signed(&ca_key).unwrap().pem()).unwrap();
-        let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()])
-            .unwrap()
-            .signed_by(&key, &Issuer::new(ca, ca_key))
-            .unwrap();
+        let issuer = Issuer::new(ca, ca_key);
+        let certificate =
+            CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
         let mut config = rustls::ServerConfig::builder_with_provider(reveille_terminal::identity::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
@@ -64,7 +108,7 @@ impl Node {
             .unwrap();
         config.alpn_protocols = vec![reveille_terminal::identity::SESSION_ALPN.to_vec()];
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Node { listener, tls: TlsAcceptor::from(Arc::new(config)), folder }
+        Node { listener, tls: TlsAcceptor::from(Arc::new(config)), issuer, folder }
     }
 
     fn state(&self) -> PathBuf {
@@ -80,6 +124,38 @@ impl Node {
     /// A connection that has not said anything yet.
     async fn knock(&self) -> TcpStream {
         soon("a connection", self.listener.accept()).await.unwrap().0
+    }
+
+    /// Notifies a terminal, and waits until it has acknowledged.
+    async fn notify(&self, port: u16) {
+        let key = KeyPair::generate().unwrap();
+        let certificate =
+            CertificateParams::new(Vec::new()).unwrap().signed_by(&key, &self.issuer).unwrap().der().clone();
+        let mut tls = rustls::ClientConfig::builder_with_provider(reveille_terminal::identity::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyKey))
+            .with_client_auth_cert(vec![certificate], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+            .unwrap();
+        tls.alpn_protocols = vec![notification::ALPN.to_vec()];
+        let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        let cid = notification::first_cid(&SECRET, 1);
+        config.initial_dst_cid_provider(Arc::new(move || quinn::ConnectionId::new(&cid)));
+        let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
+        let connecting =
+            endpoint.connect_with(config, ([127, 0, 0, 1], port).into(), notification::SERVER_NAME).unwrap();
+        let connection = soon("a handshake", connecting).await.unwrap();
+        let notification = Notification {
+            id: 5,
+            epoch: Epoch(1),
+            pending: 1,
+            urgency: reveille_terminal::Urgency::Normal,
+            hints: Vec::new(),
+        };
+        connection.send_datagram(notification.encode().into()).unwrap();
+        soon("an acknowledgement", connection.read_datagram()).await.unwrap();
     }
 
     /// The terminal's next session, and its Hello.
@@ -114,7 +190,7 @@ impl Session {
             acked: Seq(acked),
             pending,
             linger,
-            notify_secret: [3; 32],
+            notify_secret: SECRET,
             check_in: 3600,
         };
         self.say(NodeFrame::Welcome(welcome)).await;
@@ -173,18 +249,17 @@ fn goodbye(seq: u64) -> TerminalFrame {
 /// The application's next push.
 async fn received(terminal: &mut Terminal) -> Received {
     loop {
-        match soon("a push", terminal.next()).await.expect("the terminal lives") {
-            Event::Received(push) => return push,
-            _ => {}
+        if let Event::Received(push) = soon("a push", terminal.next()).await.expect("the terminal lives") {
+            return push;
         }
     }
 }
 
 async fn disconnected(terminal: &mut Terminal) -> String {
     loop {
-        match soon("an end", terminal.next()).await.expect("the terminal lives") {
-            Event::Disconnected { reason } => return reason,
-            _ => {}
+        let event = soon("an end", terminal.next()).await.expect("the terminal lives");
+        if let Event::Disconnected { reason } = event {
+            return reason;
         }
     }
 }
@@ -288,9 +363,9 @@ async fn what_is_confirmed_without_a_session_before_shutdown_is_saved() {
     // Those of before may still be in the backlog.
     let hello = loop {
         let Ok(stream) = node.tls.accept(node.knock().await).await else { continue };
-        match (Session { stream, buffer: BytesMut::new() }).hear().await {
-            Some(TerminalFrame::Hello(hello)) => break hello,
-            _ => {}
+        let mut session = Session { stream, buffer: BytesMut::new() };
+        if let Some(TerminalFrame::Hello(hello)) = session.hear().await {
+            break hello;
         }
     };
     assert_eq!(hello.last, Seq(1));
@@ -359,7 +434,7 @@ async fn no_check_in_period_makes_it_connect_in_a_loop() {
             acked: Seq(0),
             pending: 0,
             linger: Linger::AtOnce,
-            notify_secret: [3; 32],
+            notify_secret: SECRET,
             check_in: 0,
         })
         .encode(&mut welcome);
@@ -407,4 +482,17 @@ async fn a_node_that_pushes_more_than_its_window_is_not_read_on() {
     };
     let all = tokio::time::timeout(Duration::from_secs(5), pushed).await.is_ok();
     assert!(!all, "60 MB wait in the terminal for an application that takes nothing");
+}
+
+#[tokio::test]
+async fn a_notification_that_comes_while_a_session_ends_makes_it_connect_again() {
+    let node = Node::start().await;
+    let _terminal = node.builder().start().await.unwrap();
+    let (mut session, hello) = node.session().await;
+    session.welcome(LIVES[0], 0, 0, Linger::AtOnce).await;
+    session.hears(goodbye(0)).await;
+    // Published once the node had detached the terminal, before its Bye arrives.
+    node.notify(hello.listening.unwrap().port).await;
+    session.say(NodeFrame::Bye(Bye { reason: ByeReason::Done, retry_after: 0 })).await;
+    node.session().await;
 }
