@@ -57,7 +57,7 @@ impl Store {
     pub fn open(folder: &Path) -> Result<Store, StoreError> {
         let path = folder.join(NAME);
         let io = |error| StoreError::Io { path: path.clone(), error };
-        fs::create_dir_all(folder).map_err(io)?;
+        make_folder(folder)?;
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io)?;
         match file.try_lock() {
@@ -108,6 +108,17 @@ impl Store {
         self.memory = memory;
         Ok(())
     }
+}
+
+/// Makes the folder, durably: the keys in it are the terminal.
+fn make_folder(folder: &Path) -> Result<(), StoreError> {
+    let missing: Vec<&Path> = folder.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
+    fs::create_dir_all(folder).map_err(|error| StoreError::Io { path: folder.to_owned(), error })?;
+    let mut parents = missing.into_iter().filter_map(Path::parent);
+    // The parent of a relative path's first part is the working folder, written as an empty path.
+    parents.try_for_each(|parent| {
+        sync_folder(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+    })
 }
 
 /// Makes the names in a folder durable.
