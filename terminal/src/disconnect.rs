@@ -10,8 +10,9 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 const CLOSE: Duration = Duration::from_millis(500);
 /// Wait before a terminal that was refused tries again: something must change first.
 const REFUSED: Duration = Duration::from_secs(600);
-/// Longest wait that a node may ask for: one wrong number must not cut a terminal off from its cluster.
-const LONGEST_RETRY: Duration = Duration::from_secs(600);
+
+/// Longest wait that a node may ask for: its pushes, and those of every other node, wait as long.
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// Closes the connection.
 pub(crate) async fn close(mut writer: impl AsyncWrite + Unpin) {
@@ -37,7 +38,7 @@ pub fn next(closed: &Closed) -> Next {
         Closed::Lost(_) => return Next::Again(Duration::ZERO),
         Closed::Bye(bye) => bye,
     };
-    let after = Duration::from_millis(*retry_after).min(LONGEST_RETRY);
+    let after = Duration::from_millis(*retry_after).min(LONGEST);
     match reason {
         ByeReason::Done => Next::Listen,
         // Connecting again would only throw the other one out in turn.
@@ -82,9 +83,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_cannot_send_a_terminal_away_for_long() {
-        let bye = |retry_after| Closed::Bye(Bye { reason: ByeReason::GoElsewhere, retry_after });
-        assert_eq!(next(&bye(1500)), Next::Again(Duration::from_millis(1500)));
-        assert_eq!(next(&bye(u64::MAX)), Next::Again(LONGEST_RETRY));
+    fn no_node_can_send_a_terminal_away_for_good() {
+        for reason in
+            [ByeReason::GoElsewhere, ByeReason::TooSlow, ByeReason::StaleAttempt(Default::default())]
+        {
+            let bye = |retry_after| next(&Closed::Bye(Bye { reason, retry_after }));
+            assert_eq!(bye(1500), Next::Again(Duration::from_millis(1500)));
+            assert_eq!(bye(u64::MAX), Next::Again(LONGEST));
+        }
     }
 }

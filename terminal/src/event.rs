@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use reveille_protocol::id::*;
+use reveille_protocol::session::terminal::Memory;
 use tokio::sync::watch;
 
 /// Something that happened to a terminal.
@@ -73,22 +74,28 @@ pub struct Received {
     pub lives_for: u64,
     /// The node that delivered it.
     pub node: NodeId,
-    /// The stream that `seq` counts in.
     pub(crate) stream: Stream,
-    pub(crate) confirmed: watch::Sender<Confirmation>,
+    pub(crate) confirmed: watch::Sender<Confirmed>,
 }
 
-/// The highest seq that the application has confirmed in the terminal's present stream. Seqs of another stream count
-/// other pushes: streams have no order, so the session that meets a new one sets it.
+/// How far the application has confirmed. A seq says nothing without the stream that it counts in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Confirmation {
+pub(crate) struct Confirmed {
+    /// The terminal's present stream.
     pub(crate) stream: Stream,
     pub(crate) seq: Seq,
 }
 
+impl Confirmed {
+    /// What this says of the stream that `memory` is of, if it is more than it knows.
+    pub(crate) fn beyond(self, memory: &Memory) -> Option<Seq> {
+        (self.stream == memory.stream && self.seq > memory.last).then_some(self.seq)
+    }
+}
+
 impl Received {
-    /// Confirms this push and every one before it. A push that is not confirmed comes again after a restart. Does
-    /// nothing once the registration has begun anew ([`Event::Reset`]): the push is over.
+    /// Confirms this push and every one before it. A push that is not confirmed comes again after a restart. One of a
+    /// stream that is over ([`Event::Reset`]) is over with it: confirming it confirms nothing of the new one.
     pub fn confirm(self) {
         self.confirmed.send_if_modified(|confirmed| {
             let higher = self.stream == confirmed.stream && self.seq > confirmed.seq;
@@ -97,40 +104,5 @@ impl Received {
             }
             higher
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn push(stream: u64, seq: u64, confirmed: &watch::Sender<Confirmation>) -> Received {
-        Received {
-            message: MessageId {
-                terminal: TerminalId([1; 16]),
-                check: Stream(stream).check(),
-                seq: Seq(seq),
-            },
-            seq: Seq(seq),
-            channel: Channel(0),
-            headers: Vec::new(),
-            body: Bytes::new(),
-            maybe_seen: false,
-            lives_for: 1000,
-            node: NodeId(1),
-            stream: Stream(stream),
-            confirmed: confirmed.clone(),
-        }
-    }
-
-    #[test]
-    fn only_the_present_streams_pushes_can_be_confirmed() {
-        let confirmed = watch::Sender::new(Confirmation { stream: Stream(7), seq: Seq(0) });
-        let now = |seq| Confirmation { stream: Stream(7), seq: Seq(seq) };
-        push(7, 3, &confirmed).confirm();
-        push(7, 2, &confirmed).confirm();
-        assert_eq!(*confirmed.borrow(), now(3), "cumulative");
-        push(9, 50, &confirmed).confirm();
-        assert_eq!(*confirmed.borrow(), now(3), "of another stream");
     }
 }

@@ -122,7 +122,7 @@ impl Builder {
         self
     }
 
-    /// How often to connect without being notified, instead of what the cluster asks for; at least a minute.
+    /// How often to connect without being notified, instead of what the cluster asks for: from a minute to 30 days.
     pub fn check_in(mut self, period: Duration) -> Builder {
         self.check_in = Some(period);
         self
@@ -186,7 +186,9 @@ impl Terminal {
         self.gate.stats()
     }
 
-    /// Says goodbye if a session is open, and ends. Pushes that were not confirmed come again at the next start.
+    /// Says goodbye if a session is open, and ends. What was confirmed before this is saved, and told to the cluster
+    /// now or at the next start; pushes that were not confirmed come again then. A terminal that is only dropped ends
+    /// where it stands.
     pub async fn shutdown(mut self) {
         self.leave.send_replace(true);
         // Nobody reads events any more; the task must not wait for room.

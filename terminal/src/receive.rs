@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::time::Instant as Clock;
+use std::time::{Duration, Instant as Clock};
 
 use bytes::BytesMut;
 use reveille_protocol::id::*;
@@ -12,17 +12,21 @@ use reveille_protocol::session::terminal::{self as rules, Closed, Command};
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::notification::Notification;
 use reveille_protocol::wire::session::{Frame, NodeFrame, TerminalFrame, Welcome};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::client::TlsStream;
 
-use crate::event::{Confirmation, Event, Received};
+use crate::event::{Confirmed, Event, Received};
 use crate::listen::Gate;
 use crate::store::Store;
 
 /// Bytes taken from the connection at once.
 const READ: usize = 16 * 1024;
+/// Events that wait in a session before it stops to read: a window of pushes, and what may stand between them.
+const MAX_WAITING: usize = limits::SESSION_WINDOW + 16;
+/// How long a connection that takes no more bytes is still read: what is there is there already.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What a session uses of the terminal around it.
 pub(crate) struct Surroundings<'a> {
@@ -32,8 +36,9 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) gate: &'a Gate,
     pub(crate) events: &'a mpsc::Sender<Event>,
     pub(crate) notifications: &'a mut mpsc::Receiver<Notification>,
-    pub(crate) confirmed: &'a watch::Sender<Confirmation>,
-    pub(crate) confirmations: &'a mut watch::Receiver<Confirmation>,
+    /// For each push: how the application confirms it.
+    pub(crate) confirmed: &'a watch::Sender<Confirmed>,
+    pub(crate) confirmations: &'a mut watch::Receiver<Confirmed>,
     pub(crate) leaving: &'a watch::Receiver<bool>,
 }
 
@@ -53,7 +58,8 @@ struct Session<'a, 's> {
     /// Events that the application has not taken yet; at most a window of pushes.
     waiting: VecDeque<Event>,
     welcome: Option<Welcome>,
-    goodbye_said: bool,
+    /// The Goodbye is on its way; its answer is still waited for.
+    leaving: bool,
     closed: Option<Closed>,
 }
 
@@ -75,7 +81,7 @@ pub(crate) async fn receive(
         outgoing: Vec::new(),
         waiting: VecDeque::new(),
         welcome: None,
-        goodbye_said: false,
+        leaving: false,
         closed: None,
     };
     let mut incoming = BytesMut::with_capacity(READ);
@@ -89,6 +95,9 @@ pub(crate) async fn receive(
             let written = tokio::time::timeout(limits::WRITE_DEADLINE, write).await;
             session.outgoing.clear();
             if !matches!(written, Ok(Ok(()))) && session.closed.is_none() {
+                // A node that closed the connection has said why, and how long to stay away.
+                let last = tokio::time::timeout(LAST_WORDS, session.read_on(&mut reader, &mut incoming));
+                last.await.unwrap_or(Ok(()))?;
                 session.handle(rules::Event::PeerClosed)?;
             }
         }
@@ -103,23 +112,32 @@ pub(crate) async fn receive(
             }
         };
         tokio::select! {
-            read = reader.read_buf(&mut incoming), if session.closed.is_none() => {
+            // One that sends more than its window finds the connection full; nothing else is bounded by it.
+            read = reader.read_buf(&mut incoming), if session.closed.is_none() && session.has_room() => {
                 session.read(read, &mut incoming)?;
             }
             room = session.around.events.reserve(), if !session.waiting.is_empty() => {
                 match (room, session.waiting.pop_front()) {
                     (Ok(room), Some(event)) => room.send(event),
                     // The application has gone: what it did not take stays unconfirmed.
-                    _ => session.leave()?,
+                    _ => {
+                        session.waiting.clear();
+                        session.confirmed()?;
+                        session.leave()?;
+                    }
                 }
             }
             Ok(()) = session.around.confirmations.changed() => session.confirmed()?,
-            Some(notification) = session.around.notifications.recv() => {
+            // One that comes after the goodbye is of a push that this session will not bring: it stays for the next.
+            Some(notification) = session.around.notifications.recv(), if session.lasts() => {
                 session.notified(&notification)?;
             }
             // An error: the handle is gone, and the task with it soon.
             Ok(()) = leaving.changed(), if !leave_said => {
                 leave_said = true;
+                session.waiting.clear();
+                // What the application confirmed before it left is part of the goodbye.
+                session.confirmed()?;
                 session.leave()?;
             }
             () = timer => session.handle(rules::Event::Timeout)?,
@@ -136,6 +154,24 @@ pub(crate) fn now(origin: Clock) -> Instant {
 }
 
 impl Session<'_, '_> {
+    /// Reads until the node has said its last word or the connection's end is found.
+    async fn read_on(
+        &mut self,
+        reader: &mut (impl AsyncRead + Unpin),
+        incoming: &mut BytesMut,
+    ) -> Result<(), crate::store::StoreError> {
+        while self.closed.is_none() && self.has_room() {
+            let read = reader.read_buf(incoming).await;
+            self.read(read, incoming)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the application is no further behind than a node may be ahead of its acks.
+    fn has_room(&self) -> bool {
+        self.waiting.len() < MAX_WAITING
+    }
+
     fn read(
         &mut self,
         read: io::Result<usize>,
@@ -156,27 +192,42 @@ impl Session<'_, '_> {
         }
     }
 
+    /// From here on only what is confirmed of this stream counts.
+    fn begin_stream(&self, stream: Stream, acked: Seq) {
+        self.around.confirmed.send_if_modified(|confirmed| {
+            if confirmed.stream != stream {
+                *confirmed = Confirmed { stream, seq: acked };
+            }
+            // The application has said nothing.
+            false
+        });
+    }
+
+    /// Takes in how far the application has confirmed.
     fn confirmed(&mut self) -> Result<(), crate::store::StoreError> {
-        let Confirmation { stream, seq } = *self.around.confirmations.borrow_and_update();
-        // Both change with the same Welcome; a seq of another stream would confirm pushes that were not processed.
-        if stream == self.machine.memory().stream {
-            self.handle(rules::Event::Confirmed(seq))
-        } else {
-            Ok(())
+        let confirmed = *self.around.confirmations.borrow_and_update();
+        match confirmed.beyond(&self.machine.memory()) {
+            Some(seq) => self.handle(rules::Event::Confirmed(seq)),
+            None => Ok(()),
         }
     }
 
-    /// The application leaves. What it confirmed before is taken first, so that the goodbye carries it.
+    /// Whether it is not about to end.
+    fn lasts(&self) -> bool {
+        !self.leaving && self.closed.is_none()
+    }
+
+    /// The application wants the session to end. One that ends already still waits for the node's answer.
     fn leave(&mut self) -> Result<(), crate::store::StoreError> {
-        self.waiting.clear();
-        self.confirmed()?;
-        // With the last confirmation the goodbye may be said already; leaving again would not wait for its answer.
-        if self.goodbye_said { Ok(()) } else { self.handle(rules::Event::Leave) }
+        if self.leaving { Ok(()) } else { self.handle(rules::Event::Leave) }
     }
 
     fn notified(&mut self, notification: &Notification) -> Result<(), crate::store::StoreError> {
         if notification.epoch >= self.machine.memory().epoch {
-            self.waiting.push_back(Event::Notified { id: notification.id, pending: notification.pending });
+            if self.has_room() {
+                let Notification { id, pending, .. } = *notification;
+                self.waiting.push_back(Event::Notified { id, pending });
+            }
             self.handle(rules::Event::Notified)?;
         }
         Ok(())
@@ -187,20 +238,14 @@ impl Session<'_, '_> {
         for command in self.machine.handle(now(self.around.origin), event) {
             match command {
                 Command::Send(frame) => {
-                    self.goodbye_said |= matches!(frame, TerminalFrame::Goodbye(_));
+                    self.leaving |= matches!(frame, TerminalFrame::Goodbye(_));
                     frame.encode(&mut self.outgoing);
                 }
                 // Only what the application confirmed must survive the loss of power: the rest is found out again.
                 Command::Save(memory) => self.around.store.save(memory, memory.last != before.last)?,
                 Command::Welcomed(welcome) => {
                     self.around.gate.set_secret(welcome.notify_secret);
-                    self.around.confirmed.send_if_modified(|confirmed| {
-                        if confirmed.stream != welcome.stream {
-                            *confirmed = Confirmation { stream: welcome.stream, seq: Seq(0) };
-                        }
-                        // Nothing was confirmed by that.
-                        false
-                    });
+                    self.begin_stream(welcome.stream, welcome.acked);
                     self.waiting.push_back(Event::Connected {
                         node: welcome.node,
                         address: self.address,
@@ -224,8 +269,8 @@ impl Session<'_, '_> {
                         body: push.body,
                         maybe_seen: push.maybe_seen,
                         lives_for: push.lives_for,
-                        node: self.welcome.as_ref().map(|welcome| welcome.node).unwrap_or_default(),
                         stream,
+                        node: self.welcome.as_ref().map(|welcome| welcome.node).unwrap_or_default(),
                         confirmed: self.around.confirmed.clone(),
                     }));
                 }

@@ -10,8 +10,8 @@ use rand::seq::SliceRandom;
 
 /// Addresses that are tried in one round: a name may stand for hundreds.
 const MAX_ADDRESSES: usize = 16;
-/// Looking one name up takes at most this long; the next name may do.
-const LOOK_UP: Duration = Duration::from_secs(5);
+/// A name that has no address by then has none in this round: a resolver may take minutes to give up.
+const LOOKUP: Duration = Duration::from_secs(5);
 /// First and longest wait between rounds.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
@@ -26,8 +26,7 @@ pub struct Target {
 
 /// The addresses to try, best first.
 pub async fn targets(servers: &[String], hints: &[String]) -> Vec<Target> {
-    let mut hinted = resolve(hints).await;
-    let mut others = resolve(servers).await;
+    let (mut hinted, mut others) = futures::join!(resolve(hints), resolve(servers));
     others.shuffle(&mut rand::rng());
     hinted.retain(|hint| {
         // A hint only orders what the terminal would try anyway: it cannot send it somewhere else.
@@ -44,9 +43,13 @@ pub async fn targets(servers: &[String], hints: &[String]) -> Vec<Target> {
 
 async fn resolve(names: &[String]) -> Vec<Target> {
     let mut targets: Vec<Target> = Vec::new();
-    for name in names {
-        let Some((host, _)) = name.rsplit_once(':') else { continue };
-        let found = tokio::time::timeout(LOOK_UP, tokio::net::lookup_host(name)).await;
+    // All at once: one dead name server must not cost its wait for each name.
+    let lookups = names.iter().map(|name| tokio::time::timeout(LOOKUP, tokio::net::lookup_host(name)));
+    for (name, found) in names.iter().zip(futures::future::join_all(lookups).await) {
+        let Some((host, _)) = name.rsplit_once(':') else {
+            tracing::warn!(%name, "server name without a port");
+            continue;
+        };
         match found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(found) => {
                 for address in found {

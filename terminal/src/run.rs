@@ -14,22 +14,21 @@ use tokio::sync::{mpsc, watch};
 
 use crate::connect::connect;
 use crate::disconnect::{self, Next};
-use crate::event::{Confirmation, Event};
+use crate::event::{Confirmed, Event};
 use crate::identity::Identity;
 use crate::listen::Listener;
 use crate::receive::{Surroundings, receive};
 use crate::resolve::backoff;
 use crate::store::{Store, StoreError};
 
-/// Shortest time between check-ins, whoever asks for less: by mistake a cluster could have all its terminals connect in
-/// a loop. They are a last resort; what is urgent is notified.
-const LEAST_CHECK_IN: Duration = Duration::from_secs(60);
+/// A session that was welcomed and held this long ends a row of failures. A shorter one continues it: else a node that
+/// welcomes and then breaks would be connected to, at the price of a handshake and an attach, as fast as it answers.
+const HELD: Duration = Duration::from_secs(1);
 
-/// Sessions that end sooner than this, and again and again, are made less and less often.
-const WORTH: Duration = Duration::from_secs(5);
-
-/// Failures in a row after which the application is told: fewer happen whenever a node restarts.
-const TOLD_AFTER: u32 = 4;
+/// The shortest and the longest check-in period, whoever asks for another. Below a minute it is a connection held open at
+/// the price of a handshake each; above a third of a registration's lifetime two that fail end the registration.
+const CHECK_IN: (Duration, Duration) =
+    (Duration::from_secs(60), Duration::from_secs(limits::REGISTRATION_LIFETIME.as_secs() / 3));
 
 /// How a terminal behaves.
 pub(crate) struct Config {
@@ -48,9 +47,10 @@ pub(crate) struct Run {
     listener: Listener,
     events: mpsc::Sender<Event>,
     leaving: watch::Receiver<bool>,
-    confirmed: watch::Sender<Confirmation>,
-    /// Kept from session to session: one that is made between two of them must not be taken for seen.
-    confirmations: watch::Receiver<Confirmation>,
+    /// What the application has confirmed, said by each push that it was given.
+    confirmed: watch::Sender<Confirmed>,
+    /// The reading end; one for the whole life, so that what is confirmed between two sessions is not overlooked.
+    confirmations: watch::Receiver<Confirmed>,
     /// Highest seq given to the application in this process.
     given: Seq,
     check_in: Duration,
@@ -71,6 +71,11 @@ impl From<StoreError> for End {
     }
 }
 
+/// The terminal's own period, or what its cluster asks for.
+fn check_in(config: &Config, asked: Duration) -> Duration {
+    config.check_in.unwrap_or(asked).clamp(CHECK_IN.0, CHECK_IN.1)
+}
+
 impl Run {
     pub(crate) fn new(
         config: Config,
@@ -82,9 +87,9 @@ impl Run {
     ) -> Run {
         let memory = store.memory();
         let (confirmed, confirmations) =
-            watch::channel(Confirmation { stream: memory.stream, seq: memory.last });
+            watch::channel(Confirmed { stream: memory.stream, seq: memory.last });
         Run {
-            check_in: bounded_check_in(config.check_in.unwrap_or(limits::CHECK_IN)),
+            check_in: check_in(&config, limits::CHECK_IN),
             config,
             identity,
             listener,
@@ -99,12 +104,12 @@ impl Run {
     }
 
     pub(crate) async fn run(mut self) {
-        let mut end = self.live().await;
-        if let Err(End::Left) = end {
-            // Confirmed with no session open: the Hello of the next start tells it.
-            end = self.confirm_offline().map(|_| ()).map_err(End::Store);
-        }
-        if let Err(End::Store(error)) = end {
+        let end = match self.live().await {
+            // Without a session the disk hears it alone; the next Hello says it.
+            Ok(()) | Err(End::Left) => self.keep_confirmed().err(),
+            Err(End::Store(error)) => Some(error),
+        };
+        if let Some(error) = end {
             // Without its memory it could not tell old from new: it rather ends.
             let what = format!("the terminal's memory cannot be saved: {error}");
             tracing::error!(%what);
@@ -129,10 +134,6 @@ impl Run {
         tokio::pin!(check_in);
         loop {
             tokio::select! {
-                // Who leaves does not connect for anything else.
-                biased;
-                // Set, or the handle is gone: the same.
-                _ = self.leaving.changed() => return Err(End::Left),
                 Some(notification) = self.listener.notifications.recv() => {
                     if self.is_current(&notification) {
                         let Notification { id, pending, hints, .. } = notification;
@@ -146,10 +147,12 @@ impl Run {
                 }
                 // Confirmed after its session was gone: saved now, and said by connecting.
                 Ok(()) = self.confirmations.changed() => {
-                    if self.confirm_offline()? {
+                    if self.keep_confirmed()? {
                         return Ok(Vec::new());
                     }
                 }
+                // Set, or the handle is gone: the same.
+                _ = self.leaving.changed() => return Err(End::Left),
             }
         }
     }
@@ -159,8 +162,8 @@ impl Run {
         notification.epoch >= self.store.memory().epoch
     }
 
-    /// Saves what was confirmed while no session was open; whether that was anything new.
-    fn confirm_offline(&mut self) -> Result<bool, StoreError> {
+    /// Saves what was confirmed while no session was there to take it; `false` if nothing was.
+    fn keep_confirmed(&mut self) -> Result<bool, StoreError> {
         let mut memory = self.store.memory();
         let new = self.take_confirmed(&mut memory);
         if new {
@@ -169,29 +172,28 @@ impl Run {
         Ok(new)
     }
 
-    /// Takes in what was confirmed while no session was open; it must be saved durably if it was anything new.
+    /// Takes what was confirmed since it was last looked at into the memory; `false` if that is nothing new.
     fn take_confirmed(&mut self, memory: &mut Memory) -> bool {
-        let Confirmation { stream, seq } = *self.confirmations.borrow_and_update();
-        let new = stream == memory.stream && seq > memory.last && seq <= self.given;
-        if new {
-            memory.last = seq;
+        let confirmed = *self.confirmations.borrow_and_update();
+        match confirmed.beyond(memory) {
+            Some(seq) => {
+                memory.last = seq;
+                true
+            }
+            None => false,
         }
-        new
     }
 
     /// Connects until a session has come to a good end.
     async fn sessions(&mut self, hints: &[String]) -> Result<(), End> {
-        let mut failures: u32 = 0;
-        // Sessions in a row that ended as soon as they were welcome.
-        let mut short: u32 = 0;
+        let mut failures = 0;
         loop {
-            let mut wait = backoff(failures);
-            let mut leaving = self.leaving.clone();
+            // A round of nodes that do not answer takes most of a minute.
             let connected = tokio::select! {
                 connected = connect(&self.identity, &self.config.servers, hints) => connected,
-                _ = leaving.changed() => return Err(End::Left),
+                _ = self.leaving.changed() => return Err(End::Left),
             };
-            match connected {
+            let wait = match connected {
                 Ok((stream, address)) => {
                     let began = Instant::now();
                     let config = self.begin()?;
@@ -210,45 +212,46 @@ impl Run {
                         receive(stream, address, config, &mut around).await?
                     };
                     self.given = outcome.given;
-                    failures = failures.saturating_add(1);
                     if let Some(welcome) = &outcome.welcome {
-                        // A session that lingers for months ends in this loop too; only what fails from now on counts.
-                        failures = 0;
-                        short = if began.elapsed() < WORTH { short.saturating_add(1) } else { 0 };
                         let asked = Duration::from_secs(u64::from(welcome.check_in));
-                        self.check_in = bounded_check_in(self.config.check_in.unwrap_or(asked));
+                        self.check_in = check_in(&self.config, asked);
+                    }
+                    if outcome.welcome.is_some() && began.elapsed() >= HELD {
+                        failures = 0;
                     }
                     self.disconnected(&outcome.closed).await?;
                     match disconnect::next(&outcome.closed) {
                         Next::Listen => return Ok(()),
-                        // The node did answer: only what it asked for is waited, and a little spread.
-                        Next::Again(after) if outcome.welcome.is_some() => wait = after + backoff(short),
-                        Next::Again(after) => wait = wait.max(after),
+                        // The node did answer: what it asked for is waited, and the spread on top.
+                        Next::Again(after) if outcome.welcome.is_some() => after + backoff(failures),
+                        Next::Again(after) => backoff(failures).max(after),
                         Next::Refused(after, what) => {
                             self.tell(Event::Problem { what }).await?;
-                            wait = after;
+                            after
                         }
                     }
                 }
                 Err(error) => {
+                    let wait = backoff(failures);
                     tracing::info!(%error, again_in = ?wait, "cannot connect");
-                    failures = failures.saturating_add(1);
-                    if failures == TOLD_AFTER {
+                    if failures == 3 {
                         self.tell(Event::Problem { what: format!("{error}; trying on") }).await?;
                     }
+                    wait
                 }
-            }
+            };
+            failures = failures.saturating_add(1);
             if tokio::time::timeout(wait, self.leaving.changed()).await.is_ok() {
                 return Err(End::Left);
             }
         }
     }
 
-    /// A new attempt, saved before it is used. Its Hello tells what was confirmed since the last session.
+    /// A new attempt, saved before it is used. Its Hello confirms what was confirmed since the last session.
     fn begin(&mut self) -> Result<rules::Config, StoreError> {
         let mut memory = self.store.memory();
+        memory.attempt = Attempt(memory.attempt.0.saturating_add(1));
         let confirmed = self.take_confirmed(&mut memory);
-        memory.attempt = Attempt(memory.attempt.0 + 1);
         self.store.save(memory, confirmed)?;
         let port = self.listener.address().port();
         Ok(rules::Config {
@@ -268,22 +271,5 @@ impl Run {
 
     async fn tell(&self, event: Event) -> Result<(), End> {
         self.events.send(event).await.map_err(|_| End::Left)
-    }
-}
-
-/// Above, a registration must not end for want of a sign of its terminal; the jitter fits below that too.
-fn bounded_check_in(asked: Duration) -> Duration {
-    asked.clamp(LEAST_CHECK_IN, limits::REGISTRATION_LIFETIME / 2)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_check_in_period_makes_a_loop_or_overflows() {
-        assert_eq!(bounded_check_in(Duration::ZERO), LEAST_CHECK_IN);
-        assert_eq!(bounded_check_in(limits::CHECK_IN), limits::CHECK_IN);
-        assert!(bounded_check_in(Duration::MAX).mul_f64(1.1) < limits::REGISTRATION_LIFETIME);
     }
 }

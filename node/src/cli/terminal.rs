@@ -31,7 +31,7 @@ pub(super) struct TerminalArgs {
     /// The tenant's enrolment token, for a terminal that the cluster does not know.
     #[arg(long, env = "REVEILLE_ENROLMENT", hide_env_values = true)]
     enrolment: Option<String>,
-    /// Connect this often without being notified, as 6h, at least 1m; default: as the cluster asks.
+    /// Connect this often without being notified, as 6h, from a minute to 30 days; default: as the cluster asks.
     #[arg(long, value_parser = humantime::parse_duration)]
     check_in: Option<Duration>,
     /// End after so many pushes.
