@@ -213,6 +213,24 @@ async fn a_terminal_that_never_acks_is_closed_and_its_push_stays() {
     assert_eq!((push.seq, push.maybe_seen), (Seq(1), true));
 }
 
+/// A ticket that one node gave is good at every other: resuming costs no node any memory for a terminal.
+#[tokio::test]
+async fn a_ticket_of_one_node_resumes_at_another() {
+    let dev = Dev::start();
+    let raw = Raw::new(&dev.ca());
+    let mut first = raw.connect(dev.node(1)["session"].as_str().unwrap()).await;
+    assert_eq!(first.stream.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+    first.say(TerminalFrame::Hello(raw.hello(1))).await;
+    assert!(matches!(first.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
+    let mut second = raw.connect(dev.node(2)["session"].as_str().unwrap()).await;
+    assert_eq!(second.stream.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Resumed));
+    second.say(TerminalFrame::Hello(raw.hello(2))).await;
+    assert!(
+        matches!(second.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))),
+        "its key is known without a certificate"
+    );
+}
+
 /// Whoever says nothing, or does not go when told to, loses the connection all the same: it is worth a permit.
 #[tokio::test]
 async fn a_connection_without_a_session_is_not_kept() {
