@@ -79,6 +79,7 @@ async fn publish(member: Arc<Member<Sim>>, number: u64, terminal: u8) -> Option<
 
 async fn start(nodes: &mut [SimNode], at: usize, network: &Network) {
     nodes[at].start(network).await;
+    nodes[at].begin().await;
     let others = nodes.iter().enumerate().filter(|(other, _)| *other != at);
     let others: Vec<_> = others.filter_map(|(_, node)| node.member().cloned()).collect();
     nodes[at].link_up(&others);
@@ -163,6 +164,30 @@ async fn scenario(network: Network) {
     for node in &nodes {
         node.member().unwrap().shutdown().await;
     }
+}
+
+/// Each node's first start ends before it began the groups that it was to begin.
+async fn first_start_cut_short(network: Network) {
+    let mut nodes: Vec<SimNode> = (1..=NODES).map(|id| SimNode::new(id, Duration::ZERO)).collect();
+    for node in &mut nodes {
+        node.start(&network).await;
+        node.crash(&network, &[]).await;
+    }
+    for at in 0..nodes.len() {
+        start(&mut nodes, at, &network).await;
+    }
+    settle(&nodes).await;
+    for node in &nodes {
+        node.member().unwrap().join().await.expect("an incarnation");
+    }
+    for node in &nodes {
+        node.member().unwrap().shutdown().await;
+    }
+}
+
+#[test]
+fn a_first_start_that_was_cut_short_is_made_up_for() {
+    SimRuntime::with_seed(1).block_on(first_start_cut_short(Network::new(1)));
 }
 
 /// The leader's process dies: its peers' links break, and a majority elects without waiting for timers.

@@ -247,11 +247,13 @@ impl SimNode {
             }
         });
         network.0.lock().unwrap().ports.insert(self.id, deliver);
-        if create {
-            member.initialise().await.expect("the groups begin");
-        }
         self.running = Some((member, wal));
         network.note(format!("{} starts", self.id));
+    }
+
+    /// What a node does at each start, once it is reachable.
+    pub async fn begin(&self) {
+        self.member().expect("a running node").initialise().await.expect("the groups begin");
     }
 
     /// The links to the others are there.
