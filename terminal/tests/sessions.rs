@@ -379,7 +379,8 @@ async fn shutdown_does_not_wait_for_a_node_that_does_not_answer() {
     let _silent = node.knock().await;
     let began = Instant::now();
     soon("the end", terminal.shutdown()).await;
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    // A node that does not answer is given three seconds.
+    assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -396,7 +397,8 @@ async fn failures_before_a_good_session_do_not_count_after_it() {
     drop(node.knock().await);
     let failed = Instant::now();
     let _again = node.knock().await;
-    assert!(failed.elapsed() < Duration::from_secs(1), "{:?}", failed.elapsed());
+    // After six failures in a row it would be 1.6 s at the least.
+    assert!(failed.elapsed() < Duration::from_millis(1500), "{:?}", failed.elapsed());
 }
 
 #[tokio::test]
@@ -412,7 +414,7 @@ async fn a_node_that_welcomes_and_then_breaks_the_protocol_is_not_hammered() {
         session.welcome(LIVES[0], 0, 0, Linger::Forever).await;
         let _ = session.stream.write_all(&[0xa5; 100]).await;
     }
-    assert!((3..12).contains(&sessions), "{sessions} sessions in 3 s");
+    assert!((1..12).contains(&sessions), "{sessions} sessions in 3 s");
 }
 
 #[tokio::test]
