@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use openraft::type_config::TypeConfigExt;
-use reveille_protocol::dispatch::{Command, Event};
+use reveille_protocol::dispatch::{Command, Event, HandOffOrder};
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
+use reveille_protocol::service_list;
 use reveille_protocol::service_list::row::{Row, Urgency};
-use reveille_protocol::service_list::{self, view};
 use reveille_protocol::stage::Stage;
-use reveille_protocol::wire::peer::{HandOff, HandedPush, Report, Reported, SessionMessage};
+use reveille_protocol::wire::peer::{Report, Reported, SessionMessage};
 
 use super::{ReaderOf, Shard, State};
 use crate::env::{Env, Transport};
@@ -41,21 +41,10 @@ impl<E: Env> Shard<E> {
         let mut commands = VecDeque::from(commands);
         while let Some(command) = commands.pop_front() {
             let event = match command {
-                Command::HandOff { terminal, node, stream, epoch, attempt, after, maybe_seen, limit } => {
-                    let hand_off = HandOff {
-                        group: self.group,
-                        term: state.dispatch.term().unwrap_or_default(),
-                        terminal,
-                        stream,
-                        epoch,
-                        attempt,
-                        pushes: Vec::new(),
-                        covers: Seq(0),
-                    };
-                    let upto = row_of(&terminal).and_then(|row| {
-                        self.hand_off(state, table, &row, node, hand_off, after, maybe_seen, limit)
-                    });
-                    Event::HandedOff { terminal, epoch, upto }
+                Command::HandOff(order) => {
+                    let row = row_of(&order.terminal);
+                    let upto = row.and_then(|row| self.hand_off(state, table, &row, &order));
+                    Event::HandedOff { terminal: order.terminal, epoch: order.epoch, upto }
                 }
                 Command::Notify { terminal, urgency, attempt } => {
                     if row_of(&terminal)
@@ -79,58 +68,19 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    /// Reads what waits after `after` and sends it to the session's node; the last seq sent.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "one caller; the command's fields, and what to read them from"
-    )]
+    /// Sends what waits to the session's node; the last seq sent.
     fn hand_off(
         &self,
         state: &mut State,
         table: &ReaderOf<'_, E>,
         row: &Row,
-        node: NodeId,
-        mut hand_off: HandOff,
-        after: Seq,
-        maybe_seen: Seq,
-        limit: usize,
+        order: &HandOffOrder,
     ) -> Option<Seq> {
-        let terminal = hand_off.terminal;
-        let now = self.group_time();
-        // By the time that the group has agreed on, not this leader's own: after a failover group time may go on from a
-        // little before what only this node thought, and then an ack would pass over a push that still lives.
-        let agreed = self.checked(service_list::time(table))?;
-        // From the ack on, to know what is on its way already: it names `prev` and counts for `remaining`.
-        let most = limits::SESSION_WINDOW * 2;
-        let waiting = self.checked(view::pending(table, &terminal, row.acked.next(), row.next_seq, most))?;
-        let check = hand_off.stream.check();
-        let (mut prev, mut bytes) = (Seq(0), 0);
-        for (index, (seq, message)) in waiting.into_iter().enumerate() {
-            // What has expired by now will not be delivered, whoever leads next: group time never goes back.
-            if message.deadline <= agreed {
-                continue;
-            }
-            if seq > after {
-                bytes += message.body.len();
-                let full = hand_off.pushes.len() >= limit || bytes > limits::SESSION_WINDOW_BYTES;
-                if full && !hand_off.pushes.is_empty() {
-                    break;
-                }
-                hand_off.pushes.push(HandedPush {
-                    seq,
-                    prev,
-                    maybe_seen: seq <= maybe_seen,
-                    remaining: row.pending.saturating_sub(index as u32 + 1),
-                    lives_for: message.deadline.since(now).as_millis() as u64,
-                    channel: message.channel,
-                    headers: message.headers,
-                    body: message.body,
-                });
-            }
-            prev = seq;
-        }
+        let HandOffOrder { terminal, node, .. } = *order;
+        let leader = (self.group, state.dispatch.term().unwrap_or_default());
+        let hand_off = self.checked(order.fill(table, row, leader, self.group_time()))?;
+        let check = order.stream.check();
         let upto = hand_off.pushes.last().map(|push| push.seq);
-        hand_off.covers = upto.unwrap_or(Seq(row.next_seq.0 - 1));
         let seqs: Vec<Seq> = hand_off.pushes.iter().map(|push| push.seq).collect();
         let sent = self.tell(node, SessionMessage::HandOff(hand_off));
         for seq in seqs.into_iter().filter(|_| sent) {

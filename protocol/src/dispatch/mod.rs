@@ -5,11 +5,13 @@
 //! [`Facts`], and the machine compares them with what it has already done. So a lost message, a repeated one, or
 //! a new leader that starts with nothing all come to the same: the next look at the facts repairs it.
 
+mod hand_off;
 pub mod ladder;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+pub use self::hand_off::HandOffOrder;
 use crate::id::*;
 use crate::limits;
 use crate::service_list::row::{Current, Reachability, Row, Urgency};
@@ -131,25 +133,8 @@ pub enum Event {
 /// What the shell must do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Read pushes after `after` (at most the session window), send them to the node; answer with `HandedOff`.
-    HandOff {
-        /// For whom.
-        terminal: TerminalId,
-        /// Where its session is.
-        node: NodeId,
-        /// Its life.
-        stream: Stream,
-        /// The session's epoch.
-        epoch: Epoch,
-        /// The attempt that got it.
-        attempt: Attempt,
-        /// Only pushes above this.
-        after: Seq,
-        /// Pushes up to here were given to an earlier session.
-        maybe_seen: Seq,
-        /// How many at most.
-        limit: usize,
-    },
+    /// Fill it, send that to the node; answer with `HandedOff`.
+    HandOff(HandOffOrder),
     /// Send a notification; answer with `Notified`.
     Notify {
         /// To whom.
@@ -319,7 +304,7 @@ impl Dispatch {
         let on_the_way = handed.0.saturating_sub(facts.acked.0) as usize;
         let room = limits::SESSION_WINDOW.saturating_sub(on_the_way);
         if handed.next() < facts.next_seq && room > 0 {
-            out.push(Command::HandOff {
+            out.push(Command::HandOff(HandOffOrder {
                 terminal,
                 node: session.node,
                 stream: facts.stream,
@@ -328,7 +313,7 @@ impl Dispatch {
                 after: handed,
                 maybe_seen: exposed,
                 limit: room,
-            });
+            }));
         }
     }
 
@@ -472,7 +457,7 @@ mod tests {
 
     fn marked_up_to(commands: &[Command]) -> Option<Seq> {
         commands.iter().find_map(|command| match command {
-            Command::HandOff { maybe_seen, .. } => Some(*maybe_seen),
+            Command::HandOff(order) => Some(order.maybe_seen),
             Command::Notify { .. } | Command::Detach { .. } => None,
         })
     }

@@ -9,7 +9,7 @@ use reveille_protocol::limits;
 use reveille_protocol::service_list::row::Urgency;
 use reveille_protocol::service_list::{self as list, Applied, Effect, MemoryTable, Reply, apply, view};
 use reveille_protocol::wire::entry::Entry;
-use reveille_protocol::wire::peer::{HandOff, HandedPush, Report, Reported, SessionMessage};
+use reveille_protocol::wire::peer::{Report, Reported, SessionMessage};
 
 use crate::faults::Fault;
 use crate::route::Outcome;
@@ -198,22 +198,16 @@ impl World {
 
     fn carry_out(&mut self, term: u64, node: u64, command: Command) -> Option<Event> {
         match command {
-            Command::HandOff { terminal, node: to, stream, epoch, attempt, after, maybe_seen, limit } => {
-                let hand_off = HandOff {
-                    group: GROUP,
-                    term,
-                    terminal,
-                    stream,
-                    epoch,
-                    attempt,
-                    pushes: Vec::new(),
-                    covers: Seq(0),
-                };
-                let hand_off = self.fill(hand_off, after, maybe_seen, limit);
+            Command::HandOff(order) => {
+                let table = self.table_of(term);
+                let row = view::terminal(table, &order.terminal).expect("memory cannot fail");
+                let fill = |row| order.fill(table, &row, (GROUP, term), self.group_time());
+                let hand_off = row.map(|row| fill(row).expect("memory cannot fail"));
                 let upto = hand_off.as_ref().and_then(|hand_off| hand_off.pushes.last()).map(|push| push.seq);
-                let sent =
-                    hand_off.is_some_and(|hand_off| self.tell(node, to.0, SessionMessage::HandOff(hand_off)));
-                Some(Event::HandedOff { terminal, epoch, upto: upto.filter(|_| sent) })
+                let sent = hand_off
+                    .is_some_and(|hand_off| self.tell(node, order.node.0, SessionMessage::HandOff(hand_off)));
+                let upto = upto.filter(|_| sent);
+                Some(Event::HandedOff { terminal: order.terminal, epoch: order.epoch, upto })
             }
             Command::Notify { terminal, .. } => {
                 let row = view::terminal(self.table_of(term), &terminal).expect("memory cannot fail");
@@ -231,37 +225,6 @@ impl World {
                 None
             }
         }
-    }
-
-    fn fill(&self, mut hand_off: HandOff, after: Seq, maybe_seen: Seq, limit: usize) -> Option<HandOff> {
-        let (table, now) = (self.table_of(hand_off.term), self.group_time());
-        let row = view::terminal(table, &hand_off.terminal).expect("memory cannot fail")?;
-        let most = limits::SESSION_WINDOW * 2;
-        let waiting = view::pending(table, &hand_off.terminal, row.acked.next(), row.next_seq, most);
-        let mut prev = Seq(0);
-        for (index, (seq, message)) in waiting.expect("memory cannot fail").into_iter().enumerate() {
-            if message.deadline <= now {
-                continue;
-            }
-            if seq > after {
-                if hand_off.pushes.len() >= limit {
-                    break;
-                }
-                hand_off.pushes.push(HandedPush {
-                    seq,
-                    prev,
-                    maybe_seen: seq <= maybe_seen,
-                    remaining: row.pending.saturating_sub(index as u32 + 1),
-                    lives_for: message.deadline.since(now).as_millis() as u64,
-                    channel: message.channel,
-                    headers: message.headers,
-                    body: message.body,
-                });
-            }
-            prev = seq;
-        }
-        hand_off.covers = hand_off.pushes.last().map_or(Seq(row.next_seq.0 - 1), |push| push.seq);
-        Some(hand_off)
     }
 
     /// To a session's node, which may be the leader's own; `false` if it certainly did not arrive.

@@ -13,7 +13,7 @@ use reveille_protocol::service_list::{self as list, Command, Effect, MemoryTable
 use reveille_protocol::session::{server, terminal};
 use reveille_protocol::time::{GroupTime, Instant};
 use reveille_protocol::wire::entry::Entry;
-use reveille_protocol::wire::peer::{HandOff, HandedPush, Report, Reported, SessionMessage};
+use reveille_protocol::wire::peer::{Report, Reported, SessionMessage};
 use reveille_protocol::wire::session::{Listening, NodeFrame, TerminalFrame};
 
 use crate::show;
@@ -170,31 +170,16 @@ impl World {
         let mut commands = VecDeque::from(self.dispatch.handle(self.now, event));
         while let Some(command) = commands.pop_front() {
             match command {
-                dispatch::Command::HandOff {
-                    terminal,
-                    node,
-                    stream,
-                    epoch,
-                    attempt,
-                    after,
-                    maybe_seen,
-                    limit,
-                } => {
-                    let hand_off = HandOff {
-                        group: GROUP,
-                        term: self.term,
-                        terminal,
-                        stream,
-                        epoch,
-                        attempt,
-                        pushes: Vec::new(),
-                        covers: Seq(0),
-                    };
-                    let hand_off = self.fill(hand_off, after, maybe_seen, limit);
+                dispatch::Command::HandOff(order) => {
+                    let row = view::terminal(&self.table, &order.terminal).unwrap();
+                    let row = row.expect("a row to hand off for");
+                    let filled = order.fill(&self.table, &row, (GROUP, self.term), self.group_time());
+                    let hand_off = filled.unwrap();
                     let upto = hand_off.pushes.last().map(|push| push.seq);
                     let message = SessionMessage::HandOff(hand_off);
-                    self.queue.push_back(Message::HandOff { node: node.0, message });
-                    let event = dispatch::Event::HandedOff { terminal, epoch, upto };
+                    self.queue.push_back(Message::HandOff { node: order.node.0, message });
+                    let event =
+                        dispatch::Event::HandedOff { terminal: order.terminal, epoch: order.epoch, upto };
                     commands.extend(self.dispatch.handle(self.now, event));
                 }
                 dispatch::Command::Notify { terminal, attempt, .. } => {
@@ -209,33 +194,6 @@ impl World {
                 }
             }
         }
-    }
-
-    fn fill(&self, mut hand_off: HandOff, after: Seq, maybe_seen: Seq, limit: usize) -> HandOff {
-        let row = view::terminal(&self.table, &hand_off.terminal).unwrap().expect("a row to hand off for");
-        let most = limits::SESSION_WINDOW * 2;
-        let waiting = view::pending(&self.table, &hand_off.terminal, row.acked, row.next_seq, most).unwrap();
-        let mut prev = Seq(0);
-        for (index, (seq, message)) in waiting.into_iter().enumerate() {
-            if message.deadline <= self.group_time() {
-                continue;
-            }
-            if seq > after && hand_off.pushes.len() < limit {
-                hand_off.pushes.push(HandedPush {
-                    seq,
-                    prev,
-                    maybe_seen: seq <= maybe_seen,
-                    remaining: row.pending - index as u32 - 1,
-                    lives_for: message.deadline.since(self.group_time()).as_millis() as u64,
-                    channel: message.channel,
-                    headers: message.headers,
-                    body: message.body,
-                });
-            }
-            prev = seq;
-        }
-        hand_off.covers = hand_off.pushes.last().map_or(Seq(row.next_seq.0 - 1), |push| push.seq);
-        hand_off
     }
 
     /// A terminal's process connects to a node.
