@@ -39,6 +39,8 @@ pub(super) struct Engine {
     pub(super) sealed: bool,
     /// There are more segments than there may be, and someone was told.
     over: bool,
+    /// Looked up once, not at each commit.
+    live_bytes: metrics::Gauge,
     /// Encoded and not yet written, to go at `offset`.
     buffer: Vec<u8>,
     batch_start: u64,
@@ -73,6 +75,7 @@ impl Engine {
             seq,
             sealed: false,
             over: false,
+            live_bytes: metrics::gauge!("reveille_log_live_bytes"),
             buffer: Vec::new(),
             batch_start: seq,
         }
@@ -117,7 +120,7 @@ impl Engine {
             index.evict(self.config.cache_bytes / self.groups.len().max(1));
             live += index.written.bytes();
         }
-        metrics::gauge!("reveille_log_live_bytes").set(live as f64);
+        self.live_bytes.set(live as f64);
         Ok(())
     }
 

@@ -97,6 +97,16 @@ struct Queue {
     failed: Option<String>,
 }
 
+impl Queue {
+    fn check_alive(&self) -> io::Result<()> {
+        match &self.failed {
+            Some(failed) => Err(stopped(failed)),
+            None if self.closed => Err(stopped("the log is closed")),
+            None => Ok(()),
+        }
+    }
+}
+
 pub(super) struct Inner {
     queue: Mutex<Queue>,
     work: Condvar,
@@ -202,41 +212,19 @@ impl Inner {
     }
 
     pub(super) fn check_alive(&self) -> io::Result<()> {
-        let queue = self.queue();
-        match &queue.failed {
-            Some(failed) => Err(stopped(failed)),
-            None if queue.closed => Err(stopped("the log is closed")),
-            None => Ok(()),
-        }
+        self.queue().check_alive()
     }
 
     /// Queues an operation; waits while too much is queued. It is done in the order of the calls.
     pub(super) async fn submit(&self, op: Op) -> io::Result<()> {
-        if let Some(engine) = &self.inline {
-            self.check_alive()?;
-            let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
-            finish(self, vec![op], |ops| engine.commit(ops));
-            return Ok(());
-        }
-        let mut op = Some(op);
+        let Some(op) = self.commit_inline(op)? else { return Ok(()) };
         loop {
             let room = self.room.notified();
             {
                 let mut queue = self.queue();
-                if let Some(failed) = &queue.failed {
-                    return Err(stopped(failed));
-                }
-                if queue.closed {
-                    return Err(stopped("the log is closed"));
-                }
+                queue.check_alive()?;
                 if queue.bytes < QUEUE_BYTES {
-                    let Some(op) = op.take() else { return Ok(()) };
-                    queue.bytes += op.action.bytes();
-                    let urgent = !matches!(op.action, Action::Committed(_));
-                    queue.ops.push(op);
-                    if urgent && !std::mem::replace(&mut queue.urgent, true) {
-                        self.work.notify_one();
-                    }
+                    self.put(&mut queue, op);
                     return Ok(());
                 }
             }
@@ -244,20 +232,31 @@ impl Inner {
         }
     }
 
-    /// Queues an operation that takes no room, however much is queued.
+    /// Queues an operation that takes hardly any room, however much is queued.
     fn submit_now(&self, op: Op) -> io::Result<()> {
-        self.check_alive()?;
-        if let Some(engine) = &self.inline {
-            let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
-            finish(self, vec![op], |ops| engine.commit(ops));
-            return Ok(());
-        }
+        let Some(op) = self.commit_inline(op)? else { return Ok(()) };
         let mut queue = self.queue();
+        queue.check_alive()?;
+        self.put(&mut queue, op);
+        Ok(())
+    }
+
+    /// Carries an operation out, if that is not the writer's thread to do: then it is given back.
+    fn commit_inline(&self, op: Op) -> io::Result<Option<Op>> {
+        let Some(engine) = &self.inline else { return Ok(Some(op)) };
+        self.check_alive()?;
+        let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+        finish(self, vec![op], |ops| engine.commit(ops));
+        Ok(None)
+    }
+
+    fn put(&self, queue: &mut Queue, op: Op) {
+        queue.bytes += op.action.bytes();
+        let urgent = !matches!(op.action, Action::Committed(_));
         queue.ops.push(op);
-        if !std::mem::replace(&mut queue.urgent, true) {
+        if urgent && !std::mem::replace(&mut queue.urgent, true) {
             self.work.notify_one();
         }
-        Ok(())
     }
 
     /// Queues an operation and waits until it is durable.
