@@ -332,7 +332,7 @@ impl Tables for FjallTables {
             tables.flush_locked()?;
             // No flush can come between: the lock is held.
             let generation = tables.0.state.read().unwrap_or_else(PoisonError::into_inner).generation;
-            Ok(FjallSnapshot::new(tables.0.store.clone(), prefix(tables.0.group, generation)))
+            Ok(FjallSnapshot::new(tables.0.store.clone(), tables.0.group, generation))
         })
         .await
     }

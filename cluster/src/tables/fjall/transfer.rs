@@ -16,13 +16,16 @@ pub struct FjallSnapshot {
     view: Arc<fjall::Snapshot>,
     store: Store,
     prefix: [u8; 6],
+    /// Where the rows of the next generation would begin.
+    end: [u8; 6],
     after: Vec<u8>,
 }
 
 impl FjallSnapshot {
-    /// What is on disk now under a group's prefix.
-    pub(super) fn new(store: Store, prefix: [u8; 6]) -> FjallSnapshot {
-        FjallSnapshot { view: Arc::new(store.0.db.snapshot()), store, prefix, after: Vec::new() }
+    /// What is on disk now of a group's generation; generations do not reach the last number.
+    pub(super) fn new(store: Store, group: u16, generation: u32) -> FjallSnapshot {
+        let (prefix, end) = (prefix(group, generation), prefix(group, generation + 1));
+        FjallSnapshot { view: Arc::new(store.0.db.snapshot()), store, prefix, end, after: Vec::new() }
     }
 }
 
@@ -55,16 +58,11 @@ impl Table for FjallSnapshot {
 
 impl Snapshot for FjallSnapshot {
     async fn next_chunk(&mut self, max_bytes: usize) -> Result<Option<Vec<(Bytes, Bytes)>>, TableError> {
-        let (view, store, prefix, after) =
-            (self.view.clone(), self.store.clone(), self.prefix, self.after.clone());
+        let (view, store, prefix) = (self.view.clone(), self.store.clone(), self.prefix);
+        let rows = stored(prefix, &self.after)..self.end.to_vec();
         let read = move || {
-            let mut end = prefix;
-            // The next generation begins where this one ends; generations do not reach the last number.
-            end[2..].copy_from_slice(
-                &(u32::from_be_bytes([prefix[2], prefix[3], prefix[4], prefix[5]]) + 1).to_be_bytes(),
-            );
             let (mut bytes, mut chunk) = (0, Vec::new());
-            for pair in view.range(&store.0.rows, stored(prefix, &after)..end.to_vec()) {
+            for pair in view.range(&store.0.rows, rows) {
                 let (key, value) = store.0.checked(pair.into_inner())?;
                 let (key, value) = (Bytes::from(key).slice(prefix.len()..), Bytes::from(value));
                 bytes += key.len() + value.len();
@@ -97,9 +95,7 @@ impl FjallInstaller {
     pub(super) fn new(tables: FjallTables, generation: u32) -> FjallInstaller {
         FjallInstaller { tables, generation, begun: false }
     }
-}
 
-impl FjallInstaller {
     /// Runs a step of the install, one at a time, unless a later install has begun: that one counts.
     async fn step<T: Send + 'static>(
         &self,
