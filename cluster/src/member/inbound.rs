@@ -172,15 +172,11 @@ impl<E: Env> Member<E> {
 
     /// For a session of this node; if there is none, the leader learns so.
     fn to_session(&self, from: NodeId, message: SessionMessage) {
-        let group = match &message {
-            SessionMessage::HandOff(hand_off) => hand_off.group,
-            SessionMessage::Supersede { .. } | SessionMessage::Report(_) => GroupId(0),
-        };
         let session = message.session();
         if self.shared.host.session(message) != Taken::NoSession {
             return;
         }
-        if let Some((terminal, epoch)) = session {
+        if let Some((group, terminal, epoch)) = session {
             let what = Reported::NoSuchSession { incarnation: self.incarnation() };
             let report = SessionMessage::Report(Report { group, terminal, epoch, what });
             let frame = Frame::Session(report.encode().into()).encode();

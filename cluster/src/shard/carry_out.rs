@@ -96,11 +96,11 @@ impl<E: Env> Shard<E> {
         if node == self.shared.me {
             let session = message.session();
             let taken = self.shared.host.session(message);
-            if let (Taken::NoSession, Some((terminal, epoch))) = (taken, session) {
+            if let (Taken::NoSession, Some((group, terminal, epoch))) = (taken, session) {
                 let incarnation = self.shared.directory().incarnation(node);
                 let what = Reported::NoSuchSession { incarnation };
                 // Full: the silence timer asks again.
-                let _ = self.shared.missed.try_send(Report { group: self.group, terminal, epoch, what });
+                let _ = self.shared.missed.try_send(Report { group, terminal, epoch, what });
             }
             return taken == Taken::Yes;
         }

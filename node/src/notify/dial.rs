@@ -68,9 +68,7 @@ impl Outcome {
             Outcome::Budget => "budget",
         }
     }
-}
 
-impl Outcome {
     /// What the shard's leader is told.
     pub fn told(self) -> Notified {
         match self {

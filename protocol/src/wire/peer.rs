@@ -100,10 +100,10 @@ pub enum Reported {
 }
 
 impl SessionMessage {
-    /// The session that a hand-off is for. Nobody waits to hear whether anything else found its session.
-    pub fn session(&self) -> Option<(TerminalId, Epoch)> {
+    /// The session that a hand-off is for, with its shard. Nobody waits to hear whether anything else found its session.
+    pub fn session(&self) -> Option<(GroupId, TerminalId, Epoch)> {
         match self {
-            SessionMessage::HandOff(hand_off) => Some((hand_off.terminal, hand_off.epoch)),
+            SessionMessage::HandOff(hand_off) => Some((hand_off.group, hand_off.terminal, hand_off.epoch)),
             SessionMessage::Supersede { .. } | SessionMessage::Report(_) => None,
         }
     }

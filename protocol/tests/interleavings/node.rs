@@ -223,10 +223,10 @@ impl World {
         if self.reach_session(to, message) {
             return;
         }
-        if let Some((terminal, epoch)) = session {
+        if let Some((group, terminal, epoch)) = session {
             let incarnation = Incarnation(self.nodes[&to].incarnation);
             let what = Reported::NoSuchSession { incarnation };
-            let message = SessionMessage::Report(Report { group: GROUP, terminal, epoch, what });
+            let message = SessionMessage::Report(Report { group, terminal, epoch, what });
             self.send(to, from, Happening::Peer { from: to, to: from, message });
         }
     }

@@ -246,9 +246,9 @@ impl World {
     fn tell_here(&mut self, node: u64, message: SessionMessage) -> bool {
         let session = message.session();
         let reached = self.reach_session(node, message);
-        if let (false, Some((terminal, epoch))) = (reached, session) {
+        if let (false, Some((group, terminal, epoch))) = (reached, session) {
             let what = Reported::NoSuchSession { incarnation: Incarnation(self.nodes[&node].known()) };
-            let report = Report { group: GROUP, terminal, epoch, what };
+            let report = Report { group, terminal, epoch, what };
             let message = SessionMessage::Report(report);
             self.after(0, Happening::Peer { from: node, to: node, message });
         }
