@@ -7,6 +7,8 @@
     reason = "a test stops where it is surprised"
 )]
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,9 +26,7 @@ use reveille_cluster::wal::disk::{Disk, SimDisk};
 use reveille_cluster::wal::{LogStore, Owner, Wal, WalConfig, WalGroup};
 use reveille_protocol::directory::{Directory, Node, Tenant};
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::row::Urgency;
-use reveille_protocol::service_list::{Command, Enqueue, Register, Reply};
-use reveille_protocol::time::GroupTime;
+use reveille_protocol::service_list::{Command, Register, Reply};
 use reveille_protocol::wire::peer::SessionMessage;
 
 openraft::declare_raft_types!(pub SimTypes: D = Batch, R = Replies, AsyncRuntime = SimRuntime);
@@ -138,23 +138,8 @@ async fn scenario() {
     let mut most = 0;
     for number in 0..3000u64 {
         let terminal = (number % u64::from(terminals)) as u8;
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&number.to_be_bytes());
-        let enqueue = Enqueue {
-            id: CommandId(id),
-            not_after: GroupTime(0),
-            retry: false,
-            terminal: key(terminal).terminal(),
-            tenant: TenantId(1),
-            ttl: None,
-            urgency: Urgency::Normal,
-            channel: Channel(0),
-            topic: None,
-            idempotency: None,
-            headers: Vec::new(),
-            body: Bytes::from(vec![number as u8; 4000]),
-        };
-        propose(&member, terminal, Command::Enqueue(Box::new(enqueue))).await;
+        let body = Bytes::from(vec![number as u8; 4000]);
+        propose(&member, terminal, support::push(number, key(terminal).terminal(), body)).await;
         SimRuntime::sleep(Duration::from_millis(10)).await;
         most = most.max(disk.list().unwrap().iter().filter(|name| name.ends_with(".wal")).count());
     }

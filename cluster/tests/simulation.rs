@@ -7,6 +7,7 @@
     reason = "a test stops where it is surprised"
 )]
 
+mod support;
 #[path = "simulation/world.rs"]
 mod world;
 
@@ -20,9 +21,7 @@ use openraft_rt_sim::SimRuntime;
 use reveille_cluster::link::Lane;
 use reveille_cluster::member::Member;
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::row::Urgency;
-use reveille_protocol::service_list::{Command, Enqueue, Register, Reply, view};
-use reveille_protocol::time::GroupTime;
+use reveille_protocol::service_list::{Command, Register, Reply, view};
 use world::{GROUPS, NODES, Network, Sim, SimNode};
 
 const TERMINALS: u8 = 6;
@@ -35,22 +34,7 @@ fn key(terminal: u8) -> KeyFingerprint {
 }
 
 fn push(number: u64, terminal: u8) -> Command {
-    let mut id = [0; 16];
-    id[..8].copy_from_slice(&number.to_be_bytes());
-    Command::Enqueue(Box::new(Enqueue {
-        id: CommandId(id),
-        not_after: GroupTime(0),
-        retry: false,
-        terminal: key(terminal).terminal(),
-        tenant: TenantId(1),
-        ttl: None,
-        urgency: Urgency::Normal,
-        channel: Channel(0),
-        topic: None,
-        idempotency: None,
-        headers: Vec::new(),
-        body: Bytes::from(format!("push {number}")),
-    }))
+    support::push(number, key(terminal).terminal(), Bytes::from(format!("push {number}")))
 }
 
 async fn settle(nodes: &[SimNode]) {

@@ -264,9 +264,8 @@ async fn disconnected(terminal: &mut Terminal) -> String {
     }
 }
 
-#[tokio::test]
-async fn what_is_confirmed_between_two_sessions_is_said_in_the_next_hello() {
-    let node = Node::start().await;
+/// A terminal that has a push which it did not confirm before its session broke.
+async fn unconfirmed(node: &Node) -> (Terminal, Received) {
     let mut terminal = node.builder().start().await.unwrap();
     let (mut session, _) = node.session().await;
     session.welcome(LIVES[0], 0, 1, Linger::AtOnce).await;
@@ -274,6 +273,13 @@ async fn what_is_confirmed_between_two_sessions_is_said_in_the_next_hello() {
     let push = received(&mut terminal).await;
     drop(session);
     disconnected(&mut terminal).await;
+    (terminal, push)
+}
+
+#[tokio::test]
+async fn what_is_confirmed_between_two_sessions_is_said_in_the_next_hello() {
+    let node = Node::start().await;
+    let (_terminal, push) = unconfirmed(&node).await;
     // It is connecting again; the application confirms while nobody answers.
     let knocking = node.knock().await;
     push.confirm();
@@ -349,13 +355,7 @@ async fn what_is_confirmed_before_shutdown_is_said_on_the_way_out() {
 #[tokio::test]
 async fn what_is_confirmed_without_a_session_before_shutdown_is_saved() {
     let node = Node::start().await;
-    let mut terminal = node.builder().start().await.unwrap();
-    let (mut session, _) = node.session().await;
-    session.welcome(LIVES[0], 0, 1, Linger::AtOnce).await;
-    session.push(1, 0).await;
-    let push = received(&mut terminal).await;
-    drop(session);
-    disconnected(&mut terminal).await;
+    let (terminal, push) = unconfirmed(&node).await;
     let _connecting = node.knock().await;
     push.confirm();
     terminal.shutdown().await;
