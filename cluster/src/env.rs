@@ -1,5 +1,7 @@
 //! The world of a node as type parameters: production's, or the simulator's. No behaviour of either.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use reveille_protocol::id::NodeId;
 
@@ -24,4 +26,10 @@ pub trait Env: Send + Sync + 'static {
 pub trait Transport: Clone + Send + Sync + 'static {
     /// Queues a frame; an error says that it will certainly not arrive.
     fn send(&self, to: NodeId, lane: Lane, frame: Bytes) -> Result<(), SendError>;
+    /// From now on these are the other nodes, and where they are; links to others end.
+    fn set_peers(&self, peers: BTreeMap<NodeId, String>);
+    /// The format version that a peer and this node have in common; `None` while there is no link.
+    fn format(&self, peer: NodeId) -> Option<u32>;
+    /// The cluster has this format from now on: no link of a lower version is made.
+    fn set_format(&self, format: u32);
 }

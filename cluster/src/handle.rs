@@ -8,18 +8,23 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reveille_protocol::directory::Directory;
+use reveille_protocol::directory::{Change, Directory, Refused};
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::{Command, Reply};
+use reveille_protocol::service_list::{Command, Refusal, Reply};
+use reveille_protocol::wire::codec;
 use reveille_protocol::wire::peer::Report;
 use tokio::net::TcpListener;
 
-use crate::env::Env;
+use crate::admission::{self, Admit, Admitted, NotAdmitted};
+use crate::env::{Env, Transport};
+use crate::folder::{Folder, FolderError};
 use crate::host::{Host, Notified};
 use crate::link::{Identity, Inbound, Lane, LinkConfig, Links};
-use crate::member::{GroupStorage, Member, MemberConfig, Unavailable};
+use crate::member::{GroupStorage, JoinError, Member, MemberConfig, START_PATIENCE, Unavailable};
+use crate::overview::Overview;
 use crate::query::{Answer, Query};
 use crate::raft::types::Tokio;
+use crate::rpc::{Calls, Frame, Method};
 use crate::status::Status;
 use crate::tables::{FjallTables, Store, StoreConfig, StoreError};
 use crate::wal::disk::RealDisk;
@@ -41,8 +46,10 @@ pub struct ClusterConfig {
     pub member: MemberConfig,
     /// Folder of the log and the tables.
     pub data: PathBuf,
-    /// Make the folder's contents; refused where there are some. Without it, missing ones are refused.
+    /// Make the folder's contents if there are none. Without it, missing ones are refused.
     pub create: bool,
+    /// SHA-256 of its join token, of a node that joins a cluster.
+    pub join: Option<KeyFingerprint>,
     /// Bytes of a log segment.
     pub segment_bytes: usize,
     /// Bytes of the tables' block cache.
@@ -58,6 +65,12 @@ pub struct ClusterConfig {
 /// The node cannot take part in the cluster.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The data folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The cluster says no, or nothing.
+    #[error(transparent)]
+    Admission(#[from] NotAdmitted),
     /// The log.
     #[error(transparent)]
     Log(#[from] WalError),
@@ -68,8 +81,8 @@ pub enum StartError {
     #[error("{0}")]
     Io(#[from] io::Error),
     /// No incarnation in time.
-    #[error("no incarnation from the meta group: {0}; are a majority of the nodes running and reachable?")]
-    Join(Unavailable),
+    #[error("this node could not begin: {0}")]
+    Join(#[from] JoinError),
 }
 
 /// A node's part of the cluster, running.
@@ -80,19 +93,34 @@ pub struct ClusterHandle {
     wal: Arc<Wal>,
 }
 
-/// Frames that come in before the member is there are dropped: raft repeats them.
-struct ToMember(OnceLock<Weak<Member<Production>>>);
+/// What comes in. Before the member is there, only questions and answers of admission; raft repeats the rest.
+struct Door {
+    member: OnceLock<Weak<Member<Production>>>,
+    calls: OnceLock<Arc<Calls<Production>>>,
+    /// This node is one of the first and has no data yet: as far as it knows there is no cluster.
+    new: bool,
+}
 
-impl ToMember {
+impl Door {
     fn member(&self) -> Option<Arc<Member<Production>>> {
-        self.0.get()?.upgrade()
+        self.member.get()?.upgrade()
     }
 }
 
-impl Inbound for ToMember {
+impl Inbound for Door {
     fn frame(&self, from: NodeId, lane: Lane, frame: Bytes) {
         if let Some(member) = self.member() {
-            member.received(from, lane, frame);
+            return member.received(from, lane, frame);
+        }
+        let Some(calls) = self.calls.get() else { return };
+        match Frame::decode(frame) {
+            Some(Frame::Response { id, body }) => calls.answered(from, id, body),
+            Some(Frame::Request { id, method: Method::Admit, .. }) if self.new => {
+                let body = codec::encode(&Admitted::NoCluster).into();
+                // Lost with the link: it is asked again.
+                let _ = calls.transport().send(from, lane, Frame::Response { id, body }.encode());
+            }
+            _ => {}
         }
     }
 
@@ -115,9 +143,37 @@ impl ClusterHandle {
     /// Opens the folder, starts links and groups, and waits until this node has its incarnation. Must be called on
     /// the runtime that shall carry raft.
     pub async fn start(config: ClusterConfig, host: Arc<dyn Host>) -> Result<ClusterHandle, StartError> {
-        let ClusterConfig { member, data, create, .. } = config;
+        let ClusterConfig { mut member, data, .. } = config;
         let groups = member.groups + 1;
         let owner = Owner { cluster: member.cluster, node: member.node.0 };
+        let joins = config.join.is_some();
+        let mut folder = Folder::open(&data, owner, config.create, joins, member.store)?;
+        let create = !folder.holds_log;
+        member.store = folder.store;
+        if folder.joined {
+            member.beginning = None;
+        }
+        let others: BTreeMap<NodeId, String> =
+            member.nodes.clone().into_iter().filter(|(id, _)| *id != member.node).collect();
+        let asked: Vec<NodeId> = others.keys().copied().collect();
+        let door = Arc::new(Door {
+            member: OnceLock::new(),
+            calls: OnceLock::new(),
+            new: !folder.admitted && !folder.joined,
+        });
+        let links = LinkConfig {
+            node: member.node,
+            cluster: member.cluster,
+            peers: others,
+            identity: config.identity,
+        };
+        let links = Links::start(links, config.listener, door.clone());
+        let calls = door.calls.get_or_init(|| Arc::new(Calls::new(links.clone()))).clone();
+        if !folder.admitted {
+            let token = config.join.filter(|_| folder.joined);
+            let me = Admit { node: member.node, store: folder.store, token };
+            admission::ask(&calls, me, &asked, START_PATIENCE).await?;
+        }
         let log = || -> Result<Wal, StartError> {
             let disk = RealDisk::open(&data.join("log"))?;
             let wal =
@@ -150,18 +206,13 @@ impl ClusterHandle {
                 storage.insert(GroupId(group), GroupStorage { log, tables: store.group(group)? });
             }
         }
-        let inbound = Arc::new(ToMember(OnceLock::new()));
-        let links = LinkConfig {
-            node: member.node,
-            cluster: member.cluster,
-            peers: member.voters.clone().into_iter().filter(|(id, _)| *id != member.node).collect(),
-            identity: config.identity,
-        };
-        let links = Links::start(links, config.listener, inbound.clone());
-        let member = Member::<Production>::start(member, storage, links.clone(), host).await?;
-        inbound.0.get_or_init(|| Arc::downgrade(&member));
+        if !folder.admitted {
+            folder.set_admitted()?;
+        }
+        let member = Member::<Production>::start_over(member, storage, calls, host).await?;
+        door.member.get_or_init(|| Arc::downgrade(&member));
         member.initialise().await?;
-        member.join().await.map_err(StartError::Join)?;
+        member.join().await?;
         Ok(ClusterHandle { member, links, wal })
     }
 
@@ -213,6 +264,31 @@ impl ClusterHandle {
     /// The directory as this node last saw it.
     pub fn directory(&self) -> Arc<Directory> {
         self.member.directory()
+    }
+
+    /// How the whole cluster stands; asks every group's leader.
+    pub async fn overview(&self) -> Overview {
+        self.member.overview().await
+    }
+
+    /// Changes the directory; repeated after an unknown outcome it does no harm.
+    pub async fn change(&self, change: Change, deadline: Duration) -> Result<Reply, Unavailable> {
+        let format = self.member.directory().roster.format.max(1);
+        if change.since() > format {
+            // Nodes of that format could not read it in their log.
+            return Ok(Reply::Refused(Refusal::Directory(Refused::Format(format))));
+        }
+        self.propose(GroupId(0), Command::Directory(Box::new(change)), deadline).await
+    }
+
+    /// Has others lead the groups that a node leads; see [`Member::move_leaders`].
+    pub async fn move_leaders(&self, from: NodeId) -> usize {
+        self.member.move_leaders(from).await
+    }
+
+    /// Flushes every group's tables, and lets their logs be cut up to there.
+    pub async fn snapshot(&self) -> Result<(), String> {
+        self.member.snapshot().await
     }
 
     /// How this node's groups stand.

@@ -5,21 +5,27 @@
 //! them to [`tables`], and `shard` carries out what dispatch decides. [`mod@env`] names what all of it stands on:
 //! production's disks, sockets and clock, or the simulator's.
 
+mod admission;
 pub mod clock;
 pub mod env;
+mod folder;
 mod handle;
 pub mod host;
 pub mod link;
 pub mod member;
+pub mod overview;
 mod propose;
 pub mod query;
 pub mod raft;
 mod rpc;
+pub mod shape;
 mod shard;
 pub mod status;
 pub mod tables;
 pub mod trace;
 pub mod wal;
 
+pub use admission::NotAdmitted;
+pub use folder::FolderError;
 pub use handle::{ClusterConfig, ClusterHandle, Production, StartError};
 pub use member::Unavailable;

@@ -3,13 +3,15 @@
 
 mod inbound;
 mod incarnation;
+mod nodes;
 mod route;
+mod steward;
 mod tether;
 mod upkeep;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::impls::BasicNode;
 use openraft::type_config::TypeConfigExt;
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
-use reveille_protocol::directory::{Directory, Node};
+use reveille_protocol::directory::{Directory, Node, Roster};
 use reveille_protocol::id::*;
 use reveille_protocol::wire::peer::Report;
 use tokio::sync::mpsc;
@@ -33,6 +35,7 @@ use crate::raft::network::{AppendStreams, Appended, Network};
 use crate::rpc::Calls;
 use crate::shard::{Shard, Shared};
 
+pub use self::incarnation::JoinError;
 pub use self::route::Unavailable;
 
 /// How the cluster begins; used once, by the node that creates the meta group.
@@ -57,13 +60,16 @@ pub struct MemberConfig {
     pub cluster: u64,
     /// Shard groups, beside meta.
     pub groups: u16,
-    /// Every node that replicates, with its peer address; this one included.
-    pub voters: BTreeMap<NodeId, String>,
+    /// The nodes to begin with, and where their peers reach them: all of a new cluster, or some of one that this node
+    /// joins. The directory knows better once it is here, except for addresses that are written down here.
+    pub nodes: BTreeMap<NodeId, String>,
     /// Where this node is reached.
     pub addresses: Node,
     /// A random number for this start of the process.
     pub boot: u64,
-    /// How to begin, on the first start of the first nodes.
+    /// Random name of the node's data folder, made with it.
+    pub store: u64,
+    /// How to begin, on the first start of the first nodes. A node that joined begins nothing.
     pub beginning: Option<Beginning>,
     /// This node's wall clock.
     pub wall: WallClock,
@@ -93,6 +99,10 @@ pub struct Member<E: Env> {
     inbound: Mutex<inbound::Streams<E>>,
     incarnation: AtomicU64,
     heard: Mutex<BTreeMap<NodeId, reveille_protocol::time::Instant>>,
+    /// Where the replicas of each group should be.
+    placed: RwLock<BTreeMap<GroupId, Vec<NodeId>>>,
+    /// Leaders of groups that are not on this node, as others named them.
+    found: Mutex<BTreeMap<GroupId, NodeId>>,
 }
 
 /// Answers of append streams, by peer and stream.
@@ -146,15 +156,24 @@ fn raft_config(group: GroupId) -> io::Result<Arc<Config>> {
 }
 
 impl<E: Env> Member<E> {
-    /// Starts every group on its storage. `calls` holds the transport; the caller hands what arrives to
+    /// Starts every group on its storage, over `transport`; the caller hands what arrives to
     /// [`Member::received`] and tells of broken links.
     pub async fn start(
         config: MemberConfig,
-        mut storage: BTreeMap<GroupId, GroupStorage<E>>,
+        storage: BTreeMap<GroupId, GroupStorage<E>>,
         transport: E::Transport,
         host: Arc<dyn Host>,
     ) -> io::Result<Arc<Member<E>>> {
-        let calls = Arc::new(Calls::<E>::new(transport));
+        Self::start_over(config, storage, Arc::new(Calls::new(transport)), host).await
+    }
+
+    /// The same, for a node that has asked its peers before.
+    pub(crate) async fn start_over(
+        config: MemberConfig,
+        mut storage: BTreeMap<GroupId, GroupStorage<E>>,
+        calls: Arc<Calls<E>>,
+        host: Arc<dyn Host>,
+    ) -> io::Result<Arc<Member<E>>> {
         let (changed, directory_changes) = mpsc::channel(1);
         let (missed, misses) = mpsc::channel(MISSES);
         let shared = Arc::new(Shared {
@@ -163,7 +182,7 @@ impl<E: Env> Member<E> {
             clocks: Arc::new(Clocks::new(config.wall.clone())),
             host,
             directory: RwLock::new(Arc::new(Directory::default())),
-            peers: config.voters.len().saturating_sub(1),
+            peers: AtomicUsize::new(config.nodes.len().saturating_sub(1)),
             changed,
             missed,
         });
@@ -184,13 +203,17 @@ impl<E: Env> Member<E> {
             inbound: Mutex::default(),
             incarnation: AtomicU64::new(0),
             heard: Mutex::default(),
+            placed: RwLock::default(),
+            found: Mutex::default(),
         });
         if let Some(meta) = member.groups.get(&GroupId(0)) {
             meta.shard.reload_directory();
         }
+        member.mind_nodes();
         let _detached = E::Cfg::spawn(follow_directory(Arc::downgrade(&member), directory_changes));
         let _detached = E::Cfg::spawn(follow_misses(Arc::downgrade(&member), misses));
         let _detached = E::Cfg::spawn(upkeep::run(Arc::downgrade(&member)));
+        let _detached = E::Cfg::spawn(steward::run(Arc::downgrade(&member)));
         Ok(member)
     }
 
@@ -198,15 +221,21 @@ impl<E: Env> Member<E> {
     /// leader, so they are spread over the nodes. Does nothing to a group that has members, so it is called at each
     /// start: the first one may have ended before it was through.
     pub async fn initialise(&self) -> io::Result<()> {
-        let nodes: Vec<NodeId> = self.config.voters.keys().copied().collect();
-        let members: BTreeMap<u64, BasicNode> =
-            self.config.voters.iter().map(|(id, peer)| (id.0, BasicNode::new(peer))).collect();
+        if self.config.beginning.is_none() {
+            return Ok(());
+        }
+        let roster = Roster::founded(self.config.nodes.keys().copied());
+        let founded = Directory { cluster: self.config.cluster, roster, ..Directory::default() };
         for (group, Group { raft, .. }) in &self.groups {
-            let first = nodes[usize::from(group.0) % nodes.len()];
+            let nodes = founded.replicas_of(*group);
+            let address = |node: &NodeId| self.config.nodes.get(node).cloned().unwrap_or_default();
+            let members: BTreeMap<u64, BasicNode> =
+                nodes.iter().map(|node| (node.0, BasicNode::new(address(node)))).collect();
+            let Some(first) = nodes.get(usize::from(group.0) % nodes.len().max(1)).copied() else { continue };
             let begun = raft.is_initialized().await.map_err(|error| io::Error::other(error.to_string()))?;
             if first == self.config.node && !begun {
                 // Refused if a peer's first entries came in between: then the group has begun, which is the aim.
-                if let Err(error) = raft.initialize(members.clone()).await {
+                if let Err(error) = raft.initialize(members).await {
                     tracing::info!(group = group.0, %error, "group was begun elsewhere");
                 }
             }
@@ -241,8 +270,10 @@ impl<E: Env> Member<E> {
     pub fn leaderless(&self) -> Vec<GroupId> {
         let alive = |group: &GroupId| match self.leader(*group) {
             Some(leader) if leader == self.config.node => self.has_quorum(*group),
-            Some(leader) => self.heard_lately(leader),
-            None => false,
+            Some(leader) if self.replicates(*group) => self.heard_lately(leader),
+            None if self.replicates(*group) => false,
+            // Others replicate it.
+            _ => self.replicas_of(*group).iter().any(|node| self.heard_lately(*node)),
         };
         self.groups.keys().copied().filter(|group| !alive(group)).collect()
     }
@@ -250,8 +281,13 @@ impl<E: Env> Member<E> {
     fn has_quorum(&self, group: GroupId) -> bool {
         let Some(group) = self.groups.get(&group) else { return false };
         let metrics = group.raft.metrics().borrow_watched().clone();
-        self.config.voters.len() == 1
+        metrics.membership_config.voter_ids().count() == 1
             || metrics.last_quorum_acked.is_some_and(|at| E::Cfg::now() - *at < incarnation::SILENT)
+    }
+
+    /// Flushes every group's tables, and lets their logs be cut up to there.
+    pub async fn snapshot(&self) -> Result<(), String> {
+        upkeep::cut_all(self).await
     }
 
     /// A notification that one of this node's shards ordered is over.
@@ -325,6 +361,8 @@ async fn follow_misses<E: Env>(member: std::sync::Weak<Member<E>>, mut misses: m
 async fn follow_directory<E: Env>(member: std::sync::Weak<Member<E>>, mut changes: mpsc::Receiver<()>) {
     while changes.recv().await.is_some() {
         let Some(member) = member.upgrade() else { return };
+        member.mind_nodes();
+        member.tell_store();
         for Group { shard, .. } in member.groups.values() {
             shard.look_again().await;
         }

@@ -8,6 +8,7 @@ use reveille_protocol::stage::End;
 use reveille_protocol::time::GroupTime;
 use serde::{Deserialize, Serialize};
 
+use crate::shape::Shape;
 use crate::trace::Traced;
 
 /// Terminals on one page of a listing.
@@ -41,6 +42,8 @@ pub enum Query {
         /// How many at most.
         limit: u32,
     },
+    /// How the group is made up; since format 2.
+    Shape,
 }
 
 /// An answer. Sent between nodes: append only.
@@ -56,6 +59,8 @@ pub enum Answer {
     NotLeader(Option<NodeId>),
     /// It cannot be answered now: too many wait, or the tables cannot be read.
     Unavailable,
+    /// To [`Query::Shape`].
+    Shape(Box<Shape>),
 }
 
 /// A push as its publisher sees it.

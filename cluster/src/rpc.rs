@@ -31,12 +31,15 @@ pub(crate) enum Method {
     Snapshot = 5,
     Propose = 6,
     Query = 7,
+    /// Since format 2, as what follows.
+    Reshape = 8,
+    Admit = 9,
 }
 
 impl Method {
     fn of(byte: u8) -> Option<Method> {
         use Method::*;
-        [Vote, PreVote, Append, TransferLeader, Snapshot, Propose, Query]
+        [Vote, PreVote, Append, TransferLeader, Snapshot, Propose, Query, Reshape, Admit]
             .into_iter()
             .find(|method| *method as u8 == byte)
     }

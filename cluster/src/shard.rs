@@ -6,7 +6,7 @@ mod tasks;
 mod waiters;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use futures::channel::oneshot;
@@ -42,8 +42,8 @@ pub(crate) struct Shared<E: Env> {
     pub(crate) clocks: Arc<Clocks<E::Cfg>>,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) directory: RwLock<Arc<Directory>>,
-    /// Nodes that replicate each group, beside this one.
-    pub(crate) peers: usize,
+    /// Nodes of the cluster, beside this one.
+    pub(crate) peers: AtomicUsize,
     /// Told when the directory changed: fences may have.
     pub(crate) changed: mpsc::Sender<()>,
     /// Sessions of this node that a hand-off did not find; reported back as another node would.
@@ -53,6 +53,11 @@ pub(crate) struct Shared<E: Env> {
 impl<E: Env> Shared<E> {
     pub(crate) fn directory(&self) -> Arc<Directory> {
         self.directory.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The median of the cluster's wall clocks; `None` while too few of them are known.
+    pub(crate) fn median(&self) -> Option<GroupTime> {
+        self.clocks.median(self.peers.load(Ordering::Relaxed))
     }
 }
 
@@ -124,7 +129,7 @@ impl<E: Env> Shard<E> {
 
     /// Group time, as this node would stamp it.
     pub(crate) fn group_time(&self) -> GroupTime {
-        self.clock.now(|| self.shared.clocks.median(self.shared.peers), || self.shared.clocks.wall_time())
+        self.clock.now(|| self.shared.median(), || self.shared.clocks.wall_time())
     }
 
     fn traced(&self, stage: Stage, node: NodeId) -> Traced {
@@ -306,6 +311,8 @@ impl<E: Env> Shard<E> {
             Query::Terminals { tenant, after, limit } => {
                 Answer::Terminals(query::terminals(&table, *tenant, *after, *limit)?)
             }
+            // Raft knows, not the tables.
+            Query::Shape => Answer::Unavailable,
         })
     }
 

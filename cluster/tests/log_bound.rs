@@ -52,6 +52,14 @@ impl Transport for Nobody {
     fn send(&self, _to: NodeId, _lane: Lane, _frame: Bytes) -> Result<(), SendError> {
         Err(SendError::Down)
     }
+
+    fn set_peers(&self, _peers: BTreeMap<NodeId, String>) {}
+
+    fn format(&self, _peer: NodeId) -> Option<u32> {
+        None
+    }
+
+    fn set_format(&self, _format: u32) {}
 }
 
 impl Host for Nobody {
@@ -91,8 +99,9 @@ async fn start(wal: &Wal, tables: &BTreeMap<GroupId, MemoryTables>, boot: u64) -
         node: NodeId(1),
         cluster: 1,
         groups: GROUPS,
-        voters: BTreeMap::from([(NodeId(1), "n1".to_owned())]),
+        nodes: BTreeMap::from([(NodeId(1), "n1".to_owned())]),
         addresses: Node::default(),
+        store: 1,
         boot,
         beginning: Some(Beginning {
             nodes: BTreeMap::from([(NodeId(1), Node::default())]),

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actix_web::{App, HttpServer, web};
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use reveille_cluster::member::{Beginning, MemberConfig};
 use reveille_cluster::{ClusterConfig, ClusterHandle};
 use reveille_protocol::directory::{self, Directory, Rights, Tenant, Token};
@@ -21,6 +21,7 @@ use crate::certificates::{self, Certificates, Shown};
 use crate::config::Config;
 use crate::host::NodeHost;
 use crate::http::{self, Api};
+use crate::join::JoinToken;
 use crate::notify::Notifier;
 use crate::notify::dial::Dialler;
 use crate::notify::pace::Pace;
@@ -74,6 +75,7 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
         member: member(&config, cluster_id, addresses)?,
         data: config.data.clone(),
         create,
+        join: join(&config, &certificates)?,
         segment_bytes: config.storage.segment_bytes,
         cache_bytes: config.storage.cache_bytes,
         overlay_bytes: config.storage.overlay_bytes,
@@ -168,8 +170,17 @@ async fn own_addresses(config: &Config) -> Vec<IpAddr> {
     own
 }
 
+/// What a join token stands for, if this node has one; refuses one that was made under another CA.
+fn join(config: &Config, certificates: &Certificates) -> anyhow::Result<Option<KeyFingerprint>> {
+    let Some(text) = &config.cluster.join else { return Ok(None) };
+    let token: JoinToken = text.parse().context("cluster.join")?;
+    let known = certificates.ca_fingerprints().any(|known| known == token.ca);
+    ensure!(known, "cluster.join was made under another CA than that of {}", config.tls.ca.display());
+    Ok(Some(token.hash()))
+}
+
 fn member(config: &Config, cluster: u64, addresses: directory::Node) -> anyhow::Result<MemberConfig> {
-    let voters: BTreeMap<NodeId, String> =
+    let nodes: BTreeMap<NodeId, String> =
         config.nodes()?.into_iter().map(|(id, address)| (NodeId(id), address)).collect();
     let first = &config.cluster.tenant;
     let hex = |text: &str, what: &str| -> anyhow::Result<Option<KeyFingerprint>> {
@@ -189,16 +200,21 @@ fn member(config: &Config, cluster: u64, addresses: directory::Node) -> anyhow::
         enrolment_key: hex(&first.enrolment_key, "enrolment_key")?.map(|key| key.0),
         open: first.open,
     };
-    let nodes = voters.keys().map(|id| (*id, directory::Node::default())).collect();
-    let beginning =
-        Beginning { nodes, tenants: BTreeMap::from([(FIRST_TENANT, tenant)]), tokens, secret: random() };
+    let first = nodes.keys().map(|id| (*id, directory::Node::default())).collect();
+    let beginning = Beginning {
+        nodes: first,
+        tenants: BTreeMap::from([(FIRST_TENANT, tenant)]),
+        tokens,
+        secret: random(),
+    };
     let wall = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
     Ok(MemberConfig {
         node: NodeId(config.node),
         cluster,
         groups: config.cluster.groups,
-        voters,
+        nodes,
         addresses,
+        store: u64::from_le_bytes(random()).max(1),
         boot: u64::from_le_bytes(random()),
         beginning: Some(beginning),
         wall: Arc::new(wall),

@@ -52,6 +52,11 @@ impl Certificates {
         })
     }
 
+    /// Of each CA certificate: the first 8 bytes of its SHA-256, in hex.
+    pub fn ca_fingerprints(&self) -> impl Iterator<Item = String> + '_ {
+        self.ca.iter().map(|certificate| crate::join::ca_fingerprint(certificate))
+    }
+
     /// As links to other nodes show them; checks that they are this node's and valid now.
     pub fn links(&self, config: &Config) -> anyhow::Result<Identity> {
         let (node, cluster) = (NodeId(config.node), config.cluster_id()?);

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::join::JoinToken;
+
 /// Everything a node is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,8 +51,11 @@ pub struct Cluster {
     /// Shard groups; fixed for ever when the cluster is created.
     #[serde(default = "default_groups")]
     pub groups: u16,
-    /// Its nodes and the addresses of their peer ports.
+    /// Its nodes and the addresses of their peer ports: all of a new cluster, some of one that this node joins.
     pub nodes: BTreeMap<String, String>,
+    /// Join token, of a node that joins a cluster that is there; of no more use once it has joined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<String>,
     /// First tenant; used when the cluster is created, ignored later.
     #[serde(default)]
     pub tenant: FirstTenant,
@@ -255,11 +260,24 @@ impl Config {
         ensure!(self.cluster_id()? != 0, "cluster.id must not be zero");
         let nodes = self.nodes()?;
         ensure!(self.node != 0, "node must be a number above zero");
-        ensure!(nodes.contains_key(&self.node), "node {} is not among cluster.nodes", self.node);
-        ensure!(
-            nodes.len() % 2 == 1,
-            "cluster.nodes must be an odd number of nodes, so that a majority is one"
-        );
+        match &self.cluster.join {
+            Some(token) => {
+                let token: JoinToken = token.parse().context("cluster.join")?;
+                ensure!(
+                    token.node == self.node,
+                    "cluster.join is the token of node {}, and this is node {}",
+                    token.node,
+                    self.node
+                );
+            }
+            None => {
+                ensure!(nodes.contains_key(&self.node), "node {} is not among cluster.nodes", self.node);
+                ensure!(
+                    nodes.len() % 2 == 1,
+                    "cluster.nodes must be an odd number of nodes, so that a majority is one"
+                );
+            }
+        }
         ensure!((1..=MAX_GROUPS).contains(&self.cluster.groups), "cluster.groups must be 1 to {MAX_GROUPS}");
         ensure!(
             self.storage.segment_bytes >= MIN_SEGMENT,

@@ -8,6 +8,7 @@ mod config;
 mod enrolment;
 mod host;
 mod http;
+mod join;
 mod notify;
 mod random;
 mod session;

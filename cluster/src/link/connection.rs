@@ -20,6 +20,8 @@ const LENGTH: usize = 4;
 #[derive(Debug)]
 pub(super) struct Outgoing {
     lane: Lane,
+    /// Of the link, and so of what may be sent over it.
+    pub(super) version: u8,
     queue: Mutex<Vec<Bytes>>,
     bytes: AtomicUsize,
     work: Notify,
@@ -28,9 +30,10 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn new(lane: Lane) -> Outgoing {
+    pub(super) fn new(lane: Lane, version: u8) -> Outgoing {
         Outgoing {
             lane,
+            version,
             queue: Mutex::default(),
             bytes: AtomicUsize::new(0),
             work: Notify::new(),

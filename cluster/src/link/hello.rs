@@ -4,12 +4,13 @@
 //! The acceptor answers with one byte, the version it chose, or closes.
 
 use bytes::{Buf, BufMut};
+use reveille_protocol::directory::FORMAT;
 use reveille_protocol::id::NodeId;
 
 use super::Lane;
 
-/// The versions that this build speaks.
-const VERSIONS: (u8, u8) = (1, 1);
+/// The versions that this build speaks: those of the formats of what is sent and stored.
+pub(super) const VERSIONS: (u8, u8) = (1, FORMAT as u8);
 const MAGIC: &[u8; 4] = b"RVLK";
 /// Bytes of the frame.
 pub(super) const LEN: usize = 31;
@@ -65,12 +66,15 @@ mod tests {
     fn golden_bytes_and_versions() {
         let hello = Hello { cluster: 0x0102, from: NodeId(3), to: NodeId(4), lane: Lane::Data };
         let bytes = hello.encode();
-        assert_eq!(Hello::decode(&bytes), Some((hello, 1)));
-        assert_eq!(&bytes[..8], b"RVLK\x01\x01\x02\x01");
+        assert_eq!(Hello::decode(&bytes), Some((hello, 2)));
+        assert_eq!(&bytes[..8], b"RVLK\x01\x02\x02\x01");
+        let mut first = bytes;
+        first[5] = 1;
+        assert_eq!(Hello::decode(&first), Some((hello, 1)), "the first build");
         let mut later = bytes;
         (later[4], later[5]) = (1, 9);
-        assert_eq!(Hello::decode(&later), Some((hello, 1)), "a later build that still speaks ours");
-        (later[4], later[5]) = (2, 9);
+        assert_eq!(Hello::decode(&later), Some((hello, 2)), "a later build that still speaks ours");
+        (later[4], later[5]) = (3, 9);
         assert_eq!(Hello::decode(&later), None, "a build that does not");
         let mut foreign = bytes;
         foreign[0] = b'X';

@@ -1,9 +1,10 @@
 //! All links of a node: the listener, the diallers, and which connection is whose.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,7 +30,7 @@ pub struct LinkConfig {
     pub node: NodeId,
     /// The cluster's random name.
     pub cluster: u64,
-    /// The other nodes, `host:port`; resolved at each dial.
+    /// The other nodes at first, `host:port`; resolved at each dial. Only they are linked with.
     pub peers: BTreeMap<NodeId, String>,
     /// Who this node is.
     pub identity: Identity,
@@ -43,30 +44,73 @@ struct Shared {
     config: LinkConfig,
     identity: RwLock<Identity>,
     inbound: Arc<dyn Inbound>,
+    peers: Mutex<Peers>,
+    /// The lowest version of links, and so of formats, that is spoken.
+    lowest: AtomicU8,
     connections: RwLock<BTreeMap<(NodeId, Lane), Arc<Outgoing>>>,
     /// One connection at a time becomes a peer's on a lane.
     changing: Mutex<()>,
     stop: watch::Sender<bool>,
 }
 
+/// Who the other nodes are, and which of them are being dialled.
+#[derive(Default)]
+struct Peers {
+    addresses: BTreeMap<NodeId, String>,
+    dialling: BTreeSet<(NodeId, Lane)>,
+}
+
+impl Shared {
+    fn peers(&self) -> MutexGuard<'_, Peers> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a peer is; for one that is no peer any more, its dialler ends.
+    fn address(&self, peer: NodeId, lane: Lane) -> Option<String> {
+        let mut peers = self.peers();
+        let address = peers.addresses.get(&peer).cloned();
+        if address.is_none() {
+            peers.dialling.remove(&(peer, lane));
+        }
+        address
+    }
+
+    /// Takes these for the other nodes; dials those with larger ids that it does not dial yet.
+    fn set_peers(self: &Arc<Self>, addresses: BTreeMap<NodeId, String>) {
+        let mut peers = self.peers();
+        peers.addresses = addresses;
+        let me = self.config.node;
+        let larger: Vec<NodeId> = peers.addresses.keys().copied().filter(|peer| *peer > me).collect();
+        for (peer, lane) in larger.into_iter().flat_map(|peer| Lane::ALL.map(|lane| (peer, lane))) {
+            if peers.dialling.insert((peer, lane)) {
+                tokio::spawn(until_stopped(self.stop.subscribe(), dial(self.clone(), peer, lane)));
+            }
+        }
+        let connections = self.connections.read().unwrap_or_else(PoisonError::into_inner);
+        for ((peer, _), outgoing) in connections.iter() {
+            if !peers.addresses.contains_key(peer) {
+                outgoing.end.notify_one();
+            }
+        }
+    }
+}
+
 impl Links {
     /// Starts to accept on `listener` and to dial the peers with larger ids.
-    pub fn start(config: LinkConfig, listener: TcpListener, inbound: Arc<dyn Inbound>) -> Links {
+    pub fn start(mut config: LinkConfig, listener: TcpListener, inbound: Arc<dyn Inbound>) -> Links {
+        let peers = std::mem::take(&mut config.peers);
         let shared = Arc::new(Shared {
             identity: RwLock::new(config.identity.clone()),
             config,
             inbound,
+            peers: Mutex::default(),
+            lowest: AtomicU8::new(hello::VERSIONS.0),
             connections: RwLock::default(),
             changing: Mutex::new(()),
             stop: watch::Sender::new(false),
         });
         tokio::spawn(until_stopped(shared.stop.subscribe(), accept(shared.clone(), listener)));
-        let me = shared.config.node;
-        for peer in shared.config.peers.keys().copied().filter(|peer| *peer > me) {
-            for lane in Lane::ALL {
-                tokio::spawn(until_stopped(shared.stop.subscribe(), dial(shared.clone(), peer, lane)));
-            }
-        }
+        shared.set_peers(peers);
         Links(shared)
     }
 
@@ -90,6 +134,20 @@ impl Transport for Links {
     fn send(&self, to: NodeId, lane: Lane, frame: Bytes) -> Result<(), SendError> {
         let connections = self.0.connections.read().unwrap_or_else(PoisonError::into_inner);
         connections.get(&(to, lane)).ok_or(SendError::Down)?.send(frame)
+    }
+
+    fn set_peers(&self, peers: BTreeMap<NodeId, String>) {
+        self.0.set_peers(peers);
+    }
+
+    fn format(&self, peer: NodeId) -> Option<u32> {
+        let connections = self.0.connections.read().unwrap_or_else(PoisonError::into_inner);
+        connections.get(&(peer, Lane::Control)).map(|outgoing| u32::from(outgoing.version))
+    }
+
+    fn set_format(&self, format: u32) {
+        let version = u8::try_from(format).unwrap_or(u8::MAX).min(hello::VERSIONS.1);
+        self.0.lowest.fetch_max(version, Ordering::Relaxed);
     }
 }
 
@@ -123,7 +181,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
             let greeted = tokio::time::timeout(HANDSHAKE, greet(&shared, stream)).await;
             drop(permit);
             match greeted.unwrap_or(Err(Refusal::Slow)) {
-                Ok((stream, peer, lane)) => serve(&shared, stream, peer, lane).await,
+                Ok((stream, peer, lane, version)) => serve(&shared, stream, peer, lane, version).await,
                 Err(refusal) => {
                     tracing::warn!(%from, %refusal, "a peer connection was refused");
                     refusal.count();
@@ -146,37 +204,40 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
 type Server = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// The acceptor's half of the handshake: who is it, and may it?
-async fn greet(shared: &Shared, stream: TcpStream) -> Result<(Server, NodeId, Lane), Refusal> {
+async fn greet(shared: &Shared, stream: TcpStream) -> Result<(Server, NodeId, Lane, u8), Refusal> {
     let config = shared.identity.read().unwrap_or_else(PoisonError::into_inner).server.clone();
     prepare(&stream).map_err(|_| Refusal::Tls)?;
     let mut stream = TlsAcceptor::from(config).accept(stream).await.map_err(|_| Refusal::Tls)?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = certificate.and_then(|certificate| node_of(certificate, shared.config.cluster));
     let peer = peer.ok_or(Refusal::Identity)?;
-    if !shared.config.peers.contains_key(&peer) || peer >= shared.config.node {
+    if !shared.peers().addresses.contains_key(&peer) || peer >= shared.config.node {
         return Err(Refusal::NotMember);
     }
     let mut bytes = [0; hello::LEN];
     stream.read_exact(&mut bytes).await.map_err(|_| Refusal::Hello)?;
     let (hello, version) = Hello::decode(&bytes).ok_or(Refusal::Hello)?;
+    if version < shared.lowest.load(Ordering::Relaxed) {
+        return Err(Refusal::Old);
+    }
     let meant = hello.cluster == shared.config.cluster && hello.to == shared.config.node;
     if !meant || hello.from != peer {
         return Err(Refusal::Hello);
     }
     stream.write_all(&[version]).await.map_err(|_| Refusal::Hello)?;
     stream.flush().await.map_err(|_| Refusal::Hello)?;
-    Ok((stream, peer, hello.lane))
+    Ok((stream, peer, hello.lane, version))
 }
 
 /// Keeps one lane to one peer: dials, serves, and dials again.
 async fn dial(shared: Arc<Shared>, peer: NodeId, lane: Lane) {
     let mut pause = REDIAL.0;
-    loop {
-        let dialled = tokio::time::timeout(HANDSHAKE, connect(&shared, peer, lane)).await;
+    while let Some(address) = shared.address(peer, lane) {
+        let dialled = tokio::time::timeout(HANDSHAKE, connect(&shared, peer, address, lane)).await;
         match dialled.unwrap_or(Err(DialError::Refused(Refusal::Slow))) {
-            Ok(stream) => {
+            Ok((stream, version)) => {
                 pause = REDIAL.0;
-                serve(&shared, stream, peer, lane).await;
+                serve(&shared, stream, peer, lane, version).await;
             }
             Err(error) => {
                 if let DialError::Refused(refusal) = &error {
@@ -204,8 +265,12 @@ enum DialError {
 
 type Client = tokio_rustls::client::TlsStream<TcpStream>;
 
-async fn connect(shared: &Shared, peer: NodeId, lane: Lane) -> Result<Client, DialError> {
-    let address = shared.config.peers.get(&peer).cloned().unwrap_or_default();
+async fn connect(
+    shared: &Shared,
+    peer: NodeId,
+    address: String,
+    lane: Lane,
+) -> Result<(Client, u8), DialError> {
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
     let stream = TcpStream::connect(&addresses[..]).await?;
     prepare(&stream)?;
@@ -225,15 +290,18 @@ async fn connect(shared: &Shared, peer: NodeId, lane: Lane) -> Result<Client, Di
     if !Hello::speaks(version) {
         return Err(DialError::Refused(Refusal::Hello));
     }
-    Ok(stream)
+    if version < shared.lowest.load(Ordering::Relaxed) {
+        return Err(DialError::Refused(Refusal::Old));
+    }
+    Ok((stream, version))
 }
 
 /// Makes a connection its peer's on the lane, and runs it to its end.
-async fn serve<S>(shared: &Arc<Shared>, stream: S, peer: NodeId, lane: Lane)
+async fn serve<S>(shared: &Arc<Shared>, stream: S, peer: NodeId, lane: Lane, version: u8)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + 'static,
 {
-    let outgoing = Arc::new(Outgoing::new(lane));
+    let outgoing = Arc::new(Outgoing::new(lane, version));
     {
         let _one = shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let old = {

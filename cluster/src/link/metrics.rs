@@ -14,6 +14,9 @@ pub enum Refusal {
     /// The opening frame is not ours, or of a version that this build does not speak.
     #[error("opening frame refused")]
     Hello,
+    /// It speaks formats that the cluster has left behind.
+    #[error("node is of a version that the cluster has left behind; upgrade it")]
+    Old,
     /// The certificate is good, but its node is no member.
     #[error("node is not a member")]
     NotMember,
@@ -38,6 +41,7 @@ impl Refusal {
             Refusal::Tls => "tls",
             Refusal::Identity => "identity",
             Refusal::Hello => "hello",
+            Refusal::Old => "old",
             Refusal::NotMember => "not_member",
             Refusal::Slow => "slow",
             Refusal::Crowded => "crowded",

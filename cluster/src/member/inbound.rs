@@ -17,6 +17,7 @@ use reveille_protocol::wire::peer::{Report, Reported, SessionMessage};
 use serde::Serialize;
 
 use super::Member;
+use crate::admission::Admit;
 use crate::env::{Env, Transport};
 use crate::host::Taken;
 use crate::link::Lane;
@@ -25,6 +26,7 @@ use crate::query::{Answer, MessageView, Query};
 use crate::raft::machine::SnapshotData;
 use crate::raft::network::{Chunk, ChunkAnswer, MAX_MESSAGE, envelope, open};
 use crate::rpc::{Frame, Method};
+use crate::shape::Step;
 use crate::tables::{Installer, Tables};
 
 /// Appends of one stream that wait for raft: the sender's pipeline, twice over for a stream that was replaced.
@@ -211,6 +213,14 @@ impl<E: Env> Member<E> {
                 let answer = self.snapshot_chunk(from, &body).await;
                 Some(codec::encode(&answer.unwrap_or_else(ChunkAnswer::Broken)).into())
             }
+            Method::Reshape => {
+                let (group, (since, step)) = open::<(u64, Step)>(&body)?;
+                Some(codec::encode(&self.step_here(group, since, step).await).into())
+            }
+            Method::Admit => {
+                let (_, request) = open::<Admit>(&body)?;
+                Some(codec::encode(&self.admit(request).await).into())
+            }
             // Taken out before, where the order counts.
             Method::Propose => Some(codec::encode(&self.proposed(&body)?.await).into()),
             Method::Query => {
@@ -255,10 +265,14 @@ impl<E: Env> Member<E> {
     /// Answers a query as the shard's leader, or says who that is.
     pub(super) async fn answer_here(&self, group: GroupId, query: Query) -> Answer {
         let Some(known) = self.groups.get(&group) else { return Answer::NotLeader(None) };
+        if query == Query::Shape {
+            // Whoever acts on it says which membership it was, so one from a deposed leader changes nothing.
+            let shape = self.shape_here(group).map(|shape| Answer::Shape(Box::new(shape)));
+            return shape.unwrap_or_else(|| Answer::NotLeader(self.leader_elsewhere(group)));
+        }
         // A leader that was deposed without knowing would answer with the past.
         if known.raft.ensure_linearizable(openraft::ReadPolicy::ReadIndex).await.is_err() {
-            let leader = self.leader(group).filter(|leader| *leader != self.config.node);
-            return Answer::NotLeader(leader);
+            return Answer::NotLeader(self.leader_elsewhere(group));
         }
         let shard = &known.shard;
         if let Query::Message { message, wait, .. } = &query
@@ -275,10 +289,14 @@ impl<E: Env> Member<E> {
         shard.read(&query).unwrap_or(Answer::Unavailable)
     }
 
+    fn leader_elsewhere(&self, group: GroupId) -> Option<NodeId> {
+        self.leader(group).filter(|leader| *leader != self.config.node)
+    }
+
     /// Sends a session's report to the leader of its group.
     pub fn report(self: &Arc<Self>, report: Report) {
         let Some(group) = self.groups.get(&report.group) else { return };
-        match self.leader(report.group) {
+        match self.whereabouts(report.group, 0) {
             Some(leader) if leader == self.config.node => group.shard.reported(leader, report),
             Some(leader) => {
                 let frame = Frame::Session(SessionMessage::Report(report).encode().into()).encode();

@@ -6,11 +6,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use openraft::type_config::TypeConfigExt;
-use reveille_protocol::directory::{Change, Directory, Outcome};
+use reveille_protocol::directory::{Change, Directory, Outcome, Refused};
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::{Command, Reply};
+use reveille_protocol::service_list::{Command, Refusal, Reply};
 
-use super::{Member, START_PATIENCE};
+use super::{Member, START_PATIENCE, Unavailable};
 use crate::env::Env;
 
 const META: GroupId = GroupId(0);
@@ -19,12 +19,26 @@ const META: GroupId = GroupId(0);
 pub(super) const SILENT: Duration = Duration::from_secs(3);
 const PROPOSAL: Duration = Duration::from_secs(5);
 
+/// A node without an incarnation, so without sessions.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// The meta group does not answer.
+    #[error(
+        "no incarnation from the meta group: {0}; are a majority of the nodes running and reachable, and does this node still belong to the cluster?"
+    )]
+    Unavailable(#[from] Unavailable),
+    /// The directory does not want it.
+    #[error(transparent)]
+    Refused(Refused),
+}
+
 impl<E: Env> Member<E> {
     /// Creates the directory if this is a new cluster, then takes an incarnation. Sessions may be accepted after.
-    pub async fn join(self: &Arc<Self>) -> Result<Incarnation, super::route::Unavailable> {
+    pub async fn join(self: &Arc<Self>) -> Result<Incarnation, JoinError> {
         let until = E::Cfg::now() + START_PATIENCE;
         loop {
             match self.take_incarnation().await {
+                Err(refused @ JoinError::Refused(_)) => return Err(refused),
                 Err(failed) if E::Cfg::now() >= until => return Err(failed),
                 Ok(Some(incarnation)) => return Ok(incarnation),
                 // Not created yet, or no leader yet: the other nodes may be starting.
@@ -33,7 +47,7 @@ impl<E: Env> Member<E> {
         }
     }
 
-    async fn take_incarnation(self: &Arc<Self>) -> Result<Option<Incarnation>, super::route::Unavailable> {
+    async fn take_incarnation(self: &Arc<Self>) -> Result<Option<Incarnation>, JoinError> {
         if let Some(beginning) = &self.config.beginning
             && self.directory().cluster == 0
         {
@@ -47,10 +61,10 @@ impl<E: Env> Member<E> {
             };
             self.propose(META, Command::Directory(Box::new(create)), PROPOSAL).await?;
         }
-        let start = Change::Start {
-            node: self.config.node,
-            boot: self.config.boot,
-            addresses: self.config.addresses.clone(),
+        let (node, boot, addresses) = (self.config.node, self.config.boot, self.config.addresses.clone());
+        let start = match self.directory().roster.format {
+            0 | 1 => Change::Start { node, boot, addresses },
+            _ => Change::Enter { node, boot, store: self.config.store, addresses },
         };
         match self.propose(META, Command::Directory(Box::new(start)), PROPOSAL).await? {
             Reply::Directory(Outcome::Started(incarnation)) => {
@@ -64,7 +78,26 @@ impl<E: Env> Member<E> {
                 self.incarnation.store(incarnation.0, Ordering::Release);
                 Ok(Some(incarnation))
             }
+            Reply::Refused(Refusal::Directory(
+                refused @ (Refused::OtherStore(_) | Refused::UnknownNode(_)),
+            )) => Err(JoinError::Refused(refused)),
             _ => Ok(None),
+        }
+    }
+
+    /// A node that began before the cluster asked for it names its data folder now.
+    pub(super) fn tell_store(self: &Arc<Self>) {
+        let directory = self.directory();
+        let record = directory.roster.records.get(&self.config.node);
+        let untold = record.is_some_and(|record| record.store == 0) && directory.roster.format >= 2;
+        if untold && self.incarnation() != Incarnation(0) {
+            let member = self.clone();
+            let _detached = E::Cfg::spawn(async move {
+                if let Err(error) = member.take_incarnation().await {
+                    // The next change of the directory, or the next start, tries again.
+                    tracing::warn!(%error, "the data folder's name could not be told to the cluster");
+                }
+            });
         }
     }
 

@@ -4,7 +4,7 @@
 //! may have happened. Every command can be applied twice: most by their nature, an Enqueue because a retry looks
 //! for its first copy.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -53,15 +53,15 @@ impl<E: Env> Member<E> {
     ) -> Result<Reply, Unavailable> {
         let until = E::Cfg::now() + deadline;
         let mut failed = Unavailable::NoLeader;
-        let (mut hint, mut pause) = (None, PAUSE.0);
+        let (mut hint, mut pause, mut turn) = (None, PAUSE.0, 0);
         if let Command::Enqueue(enqueue) = &mut command {
-            let clocks = &self.shared.clocks;
-            let now = clocks.median(self.shared.peers).unwrap_or_else(|| clocks.wall_time());
+            let now = self.shared.median().unwrap_or_else(|| self.shared.clocks.wall_time());
             enqueue.not_after = now + NOT_AFTER;
         }
         loop {
             let left = until - E::Cfg::now().min(until);
-            let target = hint.take().or_else(|| self.leader(group));
+            let target = hint.take().or_else(|| self.whereabouts(group, turn));
+            turn += 1;
             let outcome = match target {
                 Some(target) => self.try_at(target, group, &command, left.min(TRY)).await,
                 None => Outcome::NotLeader(None),
@@ -76,11 +76,18 @@ impl<E: Env> Member<E> {
                     }
                     continue;
                 }
-                Outcome::Applied(reply) => return Ok(reply),
-                Outcome::NotLeader(leader) => hint = leader.filter(|leader| Some(*leader) != target),
+                Outcome::Applied(reply) => {
+                    self.learn(group, target);
+                    return Ok(reply);
+                }
+                Outcome::NotLeader(leader) => {
+                    self.learn(group, leader);
+                    hint = leader.filter(|leader| Some(*leader) != target);
+                }
                 Outcome::Busy if failed == Unavailable::NoLeader => failed = Unavailable::Busy,
                 Outcome::Busy => {}
                 Outcome::Unknown => {
+                    self.learn(group, None);
                     failed = Unavailable::Unknown;
                     if let Command::Enqueue(enqueue) = &mut command {
                         enqueue.retry = true;
@@ -137,14 +144,15 @@ impl<E: Env> Member<E> {
         deadline: Duration,
     ) -> Result<Answer, Unavailable> {
         let until = E::Cfg::now() + deadline;
-        let (mut hint, mut pause) = (None, PAUSE.0);
+        let (mut hint, mut pause, mut turn) = (None, PAUSE.0, 0);
         // A query that waits for a message's end is answered that much later.
         let wait = match &query {
             Query::Message { wait, .. } => Duration::from_millis(*wait),
-            Query::Terminal { .. } | Query::Terminals { .. } => Duration::ZERO,
+            Query::Terminal { .. } | Query::Terminals { .. } | Query::Shape => Duration::ZERO,
         };
         loop {
-            let target = hint.take().or_else(|| self.leader(group));
+            let target = hint.take().or_else(|| self.whereabouts(group, turn));
+            turn += 1;
             let answer = match target {
                 None => Answer::NotLeader(None),
                 Some(target) if target == self.config.node => {
@@ -163,9 +171,15 @@ impl<E: Env> Member<E> {
                 }
             };
             match answer {
-                Answer::NotLeader(leader) => hint = leader.filter(|leader| Some(*leader) != target),
+                Answer::NotLeader(leader) => {
+                    self.learn(group, leader);
+                    hint = leader.filter(|leader| Some(*leader) != target);
+                }
                 Answer::Unavailable => return Err(Unavailable::Busy),
-                answer => return Ok(answer),
+                answer => {
+                    self.learn(group, target);
+                    return Ok(answer);
+                }
             }
             if E::Cfg::now() + pause >= until {
                 return Err(Unavailable::NoLeader);
@@ -173,6 +187,36 @@ impl<E: Env> Member<E> {
             self.pause(group, target, pause).await;
             pause = (pause * 2).min(PAUSE.1);
         }
+    }
+
+    /// Whom to ask for a group: its leader as this node's replica knows it; for a group that others replicate, the leader
+    /// that one of them named last, or each of them in turn.
+    pub(super) fn whereabouts(&self, group: GroupId, turn: usize) -> Option<NodeId> {
+        let here = self.leader(group);
+        if here.is_some() && self.replicates(group) {
+            return here;
+        }
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner).get(&group).copied();
+        let found = found.or(here).filter(|_| turn == 0);
+        found.or_else(|| {
+            let replicas = self.replicas_of(group);
+            let all = if replicas.is_empty() { self.others().into_keys().collect() } else { replicas };
+            let others: Vec<NodeId> = all.into_iter().filter(|node| self.heard_lately(*node)).collect();
+            others.get(turn % others.len().max(1)).copied()
+        })
+    }
+
+    /// That node leads the group, or nobody knows.
+    fn learn(&self, group: GroupId, leader: Option<NodeId>) {
+        // What is replicated here is known here.
+        if leader.is_some() && self.leader(group) == leader {
+            return;
+        }
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        match leader {
+            Some(leader) => found.insert(group, leader),
+            None => found.remove(&group),
+        };
     }
 
     /// The group that keeps a terminal.

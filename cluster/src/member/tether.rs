@@ -30,35 +30,34 @@ const HAND_OVER: Duration = Duration::from_millis(500);
 impl<E: Env> Member<E> {
     /// The link to a peer broke: has it died? Groups that it leads elect at once, if a majority sees it so.
     pub(super) fn peer_lost(&self, peer: NodeId) {
-        let survivors = self.config.voters.keys().filter(|voter| **voter != peer);
-        let rank = survivors.take_while(|voter| **voter != self.config.node).count() as u32;
         for (group, Group { raft, .. }) in &self.groups {
-            if raft.server_metrics().borrow_watched().current_leader == Some(peer.0) {
+            let metrics = raft.server_metrics().borrow_watched().clone();
+            let voters: Vec<u64> =
+                metrics.membership_config.voter_ids().filter(|voter| *voter != peer.0).collect();
+            let rank = voters.iter().position(|voter| *voter == self.config.node.0);
+            if let Some(rank) = rank.filter(|_| metrics.current_leader == Some(peer.0)) {
                 tracing::info!(group = group.0, leader = peer.0, "the link to the leader broke; electing");
                 let spread = u64::from(group.0) * 7 + self.config.node.0 * 13;
-                let _detached = E::Cfg::spawn(elect::<E>(raft.clone(), peer, rank, spread));
+                let _detached = E::Cfg::spawn(elect::<E>(raft.clone(), peer, rank as u32, spread));
             }
         }
     }
 
     /// Lets others lead the groups that this node leads, as far as there are any and they take it in time.
     pub async fn hand_over(self: &Arc<Self>) {
-        let alive: Vec<NodeId> = self
-            .config
-            .voters
-            .keys()
-            .copied()
-            .filter(|voter| *voter != self.config.node && self.heard_lately(*voter))
-            .collect();
-        let led = self.groups.iter().filter(|(group, _)| self.leader(**group) == Some(self.config.node));
+        let led = self.groups.iter().filter(|(group, _)| self.leads(**group));
         for (number, (group, Group { raft, .. })) in led.enumerate() {
-            let Some(to) = alive.get(number % alive.len().max(1)) else { return };
+            let membership = raft.server_metrics().borrow_watched().membership_config.clone();
+            let heirs = membership.voter_ids().map(NodeId);
+            let heirs = heirs.filter(|voter| *voter != self.config.node && self.heard_lately(*voter));
+            let heirs: Vec<NodeId> = heirs.collect();
+            let Some(to) = heirs.get(number % heirs.len().max(1)) else { continue };
             if let Err(error) = raft.trigger().transfer_leader(to.0).await {
                 tracing::info!(group = group.0, %error, "leadership could not be handed over");
             }
         }
         let until = E::Cfg::now() + HAND_OVER;
-        let leads = || self.groups.keys().any(|group| self.leader(*group) == Some(self.config.node));
+        let leads = || self.groups.keys().any(|group| self.leads(*group));
         while leads() && E::Cfg::now() < until {
             E::Cfg::sleep(Duration::from_millis(10)).await;
         }

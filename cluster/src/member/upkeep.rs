@@ -3,6 +3,7 @@
 mod cut;
 
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::type_config::TypeConfigExt;
@@ -30,7 +31,7 @@ const CLOCK_ALARM: i64 = 1000;
 /// Runs until the member is gone. Three things beside each other: a slow disk or a meta group without a leader must not
 /// keep this node from telling the time.
 pub(super) async fn run<E: Env>(member: Weak<Member<E>>) {
-    futures::join!(mind_clocks(member.clone()), mind_nodes(member.clone()), mind_disks(member));
+    futures::join!(mind_clocks(member.clone()), mind_silence(member.clone()), mind_disks(member));
 }
 
 async fn mind_clocks<E: Env>(member: Weak<Member<E>>) {
@@ -41,12 +42,13 @@ async fn mind_clocks<E: Env>(member: Weak<Member<E>>) {
             member.shared.host.failed(why);
             return;
         }
+        member.mind_nodes();
         tell_time(&member);
         check_clock(&member);
     }
 }
 
-async fn mind_nodes<E: Env>(member: Weak<Member<E>>) {
+async fn mind_silence<E: Env>(member: Weak<Member<E>>) {
     let mut leads_meta_since = None;
     loop {
         E::Cfg::sleep(EXCHANGE).await;
@@ -74,14 +76,15 @@ async fn mind_disks<E: Env>(member: Weak<Member<E>>) {
 
 fn tell_time<E: Env>(member: &Member<E>) {
     let frame = Frame::Clock(member.shared.clocks.wall()).encode();
-    for peer in member.config.voters.keys().filter(|peer| **peer != member.config.node) {
+    for peer in member.others().into_keys() {
         // A peer that cannot be reached is told again in a second.
-        let _ = member.shared.calls.transport().send(*peer, Lane::Control, frame.clone());
+        let _ = member.shared.calls.transport().send(peer, Lane::Control, frame.clone());
     }
 }
 
 fn check_clock<E: Env>(member: &Member<E>) {
-    let offset = member.shared.clocks.offset_from_median(member.shared.peers).unwrap_or(0);
+    let peers = member.shared.peers.load(Ordering::Relaxed);
+    let offset = member.shared.clocks.offset_from_median(peers).unwrap_or(0);
     metrics::gauge!("reveille_clock_offset_seconds").set(offset as f64 / 1000.0);
     if offset.abs() > CLOCK_ALARM {
         tracing::error!(
@@ -118,6 +121,19 @@ async fn cut<E: Env>(member: &Member<E>) {
             tracing::error!(group = id.0, %error, "the log could not be cut");
         }
     }
+}
+
+/// Cuts every group's log now as far as it may be, so that a node that is away longer gets tables instead of entries.
+pub(super) async fn cut_all<E: Env>(member: &Member<E>) -> Result<(), String> {
+    for (id, Group { raft, shard, .. }) in &member.groups {
+        let flushed = shard.tables().flush().await.map_err(|error| error.to_string());
+        let cut = match flushed {
+            Ok(()) => raft.trigger().snapshot().await.map_err(|error| error.to_string()),
+            Err(error) => Err(error),
+        };
+        cut.map_err(|error| format!("group {id}: {error}"))?;
+    }
+    Ok(())
 }
 
 /// Goes one step: purges what a snapshot covers, or if that is gone has the next snapshot made. openraft purges

@@ -16,7 +16,7 @@ use reveille_cluster::raft::types::{Batch, Replies};
 use reveille_cluster::tables::MemoryTables;
 use reveille_cluster::wal::disk::{Fault, SimDisk};
 use reveille_cluster::wal::{Owner, Wal, WalConfig, WalGroup};
-use reveille_protocol::directory::{Directory, Node, Tenant};
+use reveille_protocol::directory::{Directory, FORMAT, Node, Tenant};
 use reveille_protocol::id::*;
 use reveille_protocol::wire::peer::SessionMessage;
 
@@ -103,6 +103,15 @@ impl Transport for Wire {
         });
         Ok(())
     }
+
+    fn set_peers(&self, _peers: BTreeMap<NodeId, String>) {}
+
+    fn format(&self, peer: NodeId) -> Option<u32> {
+        let state = self.network.0.lock().unwrap();
+        (state.ports.contains_key(&peer) && !state.cut.contains(&(self.from, peer))).then_some(FORMAT)
+    }
+
+    fn set_format(&self, _format: u32) {}
 }
 
 impl Network {
@@ -221,8 +230,9 @@ impl SimNode {
             node: self.id,
             cluster: CLUSTER,
             groups: GROUPS,
-            voters,
+            nodes: voters,
             addresses: Node::default(),
+            store: 1,
             boot: self.id.0 * 1000 + self.boots,
             beginning: Some(Beginning {
                 nodes,

@@ -15,6 +15,8 @@ use rcgen::{
 use reveille_cluster::link::node_name;
 use reveille_protocol::id::{NodeId, TenantId};
 use ring::signature::Ed25519KeyPair;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use super::output;
 use crate::enrolment;
@@ -95,12 +97,17 @@ impl Ca {
         Ok((Ca { pem, issuer }, key_pem))
     }
 
-    fn read(folder: &Path) -> anyhow::Result<Ca> {
+    pub(super) fn read(folder: &Path) -> anyhow::Result<Ca> {
         let (pem, key) = (folder.join("ca.pem"), folder.join("ca.key"));
         let pem = fs::read_to_string(&pem).with_context(|| format!("{}", pem.display()))?;
         let key = fs::read_to_string(&key).with_context(|| format!("{}", key.display()))?;
         let issuer = Issuer::from_ca_cert_pem(&pem, KeyPair::from_pem(&key)?)?;
         Ok(Ca { pem, issuer })
+    }
+
+    /// Its certificate.
+    pub(super) fn der(&self) -> anyhow::Result<Vec<u8>> {
+        Ok(CertificateDer::from_pem_slice(self.pem.as_bytes()).context("ca.pem")?.to_vec())
     }
 
     /// A node's certificate and key, as PEM.

@@ -4,6 +4,7 @@ mod bench;
 mod certs;
 mod check;
 mod client;
+mod cluster;
 mod dev;
 mod node;
 mod output;
@@ -34,6 +35,8 @@ enum Command {
     Publish(publish::Publish),
     /// Show how a node sees the cluster.
     Status(status::StatusArgs),
+    /// See and change who belongs to the cluster.
+    Cluster(cluster::ClusterArgs),
     /// Measure a cluster on this machine through its public faces.
     Bench(bench::Bench),
     /// Make the certificates of a cluster.
@@ -55,6 +58,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         Command::Terminal(terminal) => terminal.run(),
         Command::Publish(publish) => publish.run(),
         Command::Status(status) => status.run(),
+        Command::Cluster(cluster) => cluster.run(),
         Command::Bench(bench) => bench.run(),
         Command::Certs(certs) => certs.run(),
         Command::Config(config) => config.run(),

@@ -14,8 +14,8 @@ pub(super) struct NodeArgs {
     /// The node's configuration; see `reveille config check`.
     #[arg(long, env = "REVEILLE_CONFIG")]
     config: PathBuf,
-    /// Make the node's data folder. Once, at its very first start: a node whose data was lost must not come back
-    /// under its old id.
+    /// Make the node's data folder if there is none. Safe to give always: the cluster does not let a node in whose data
+    /// was lost.
     #[arg(long)]
     create: bool,
     /// End when standard input does: for a parent that may be killed.

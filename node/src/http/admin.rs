@@ -14,7 +14,7 @@ pub struct Admin {
     pub guarded: bool,
 }
 
-fn may(request: &HttpRequest, api: &Api, admin: &Admin) -> Result<(), ApiError> {
+pub(super) fn may(request: &HttpRequest, api: &Api, admin: &Admin) -> Result<(), ApiError> {
     if admin.guarded {
         tenant(request, &api.cluster.directory(), |rights| rights.admin)?;
     }

@@ -4,6 +4,7 @@
 mod admin;
 mod auth;
 mod body;
+mod cluster;
 mod error;
 mod messages;
 mod terminals;
@@ -89,5 +90,16 @@ pub fn operator(config: &mut web::ServiceConfig) {
         .service(web::resource("/readyz").route(web::get().to(admin::readyz)))
         .service(web::resource("/metrics").route(web::get().to(admin::metrics)))
         .service(web::resource("/status").route(web::get().to(admin::status)))
+        .app_data(web::JsonConfig::default().limit(MAX_TOKEN_REQUEST).error_handler(error::bad_json))
+        .service(web::resource("/cluster").route(web::get().to(cluster::overview)))
+        .service(web::resource("/cluster/nodes").route(web::post().to(cluster::invite)))
+        .service(web::resource("/cluster/nodes/{id}/drain").route(web::post().to(cluster::drain)))
+        .service(web::resource("/cluster/nodes/{id}/resume").route(web::post().to(cluster::resume)))
+        .service(web::resource("/cluster/nodes/{id}/remove").route(web::post().to(cluster::remove)))
+        .service(
+            web::resource("/cluster/nodes/{id}/move-leaders").route(web::post().to(cluster::move_leaders)),
+        )
+        .service(web::resource("/cluster/replicas").route(web::post().to(cluster::replicas)))
+        .service(web::resource("/cluster/snapshot").route(web::post().to(cluster::snapshot)))
         .default_service(web::to(error::no_such_page));
 }

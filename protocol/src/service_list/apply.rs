@@ -111,7 +111,7 @@ impl<T: TableMut> Context<'_, T> {
 
     fn change_directory(&mut self, change: &directory::Change) -> Result<Reply, TableError> {
         let mut directory = directory::read(self.table)?;
-        Ok(match directory.apply(change) {
+        Ok(match directory.apply(change, self.now) {
             Ok(outcome) => {
                 self.table.put(&key::DIRECTORY, directory.encode());
                 self.effects.push(Effect::DirectoryChanged);

@@ -8,7 +8,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The version that this build writes in front of each value, and the highest that it reads.
+/// The version in front of each value whose format has not changed since the first.
 pub const VERSION: u8 = 1;
 
 /// Bytes that are not the value they should be.
@@ -26,7 +26,7 @@ pub enum CodecError {
     #[error("no bytes where a value was expected")]
     Empty,
     /// Written by a later version, or not by us.
-    #[error("format version {found}, this build reads {VERSION}; upgrade this side")]
+    #[error("format version {found}, which this build cannot read; upgrade this side")]
     Version {
         /// The version byte found.
         found: u8,
@@ -43,6 +43,13 @@ pub enum CodecError {
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let mut out = Vec::with_capacity(128);
     encode_into(value, &mut out);
+    out
+}
+
+/// Encodes `value` behind another version byte: for a format that has changed since the first.
+pub fn encode_as<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
+    let mut out = vec![version];
+    encode_bare(value, &mut out);
     out
 }
 
@@ -64,11 +71,19 @@ pub fn encode_bare<T: Serialize>(value: &T, out: &mut Vec<u8>) {
 
 /// Decodes a value of at most `LIMIT` bytes and lets the decoder allocate no more than that.
 pub fn decode<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T, CodecError> {
+    decode_as::<T, LIMIT>(VERSION, bytes)
+}
+
+/// Decodes what [`encode_as`] made, by the same version.
+pub fn decode_as<T: DeserializeOwned, const LIMIT: usize>(
+    expected: u8,
+    bytes: &[u8],
+) -> Result<T, CodecError> {
     if bytes.len() > LIMIT {
         return Err(CodecError::TooLong { len: bytes.len(), limit: LIMIT });
     }
     let (&version, body) = bytes.split_first().ok_or(CodecError::Empty)?;
-    if version != VERSION {
+    if version != expected {
         return Err(CodecError::Version { found: version });
     }
     decode_bare::<T, LIMIT>(body)

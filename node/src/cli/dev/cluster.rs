@@ -77,7 +77,7 @@ impl DevCluster {
 
     fn start_node(&mut self, id: u64, path: PathBuf, log_level: &str) -> anyhow::Result<()> {
         let config = Config::load(&path)?;
-        let child = self.spawn(id, &path, &config, log_level)?;
+        let child = self.spawn(id, &path, log_level)?;
         self.nodes.push(DevNode {
             id,
             pid: child.id(),
@@ -104,25 +104,22 @@ impl DevCluster {
     pub(in crate::cli) fn start_again(&mut self, id: u64) -> anyhow::Result<()> {
         let at = self.nodes.iter().position(|node| node.id == id).context("no such node")?;
         let path = self.nodes[at].config.clone();
-        let child = self.spawn(id, &path, &Config::load(&path)?, "warn")?;
+        let child = self.spawn(id, &path, "warn")?;
         self.nodes[at].pid = child.id();
         self.children[at] = child;
         Ok(())
     }
 
-    fn spawn(&self, id: u64, path: &Path, config: &Config, log_level: &str) -> anyhow::Result<Child> {
+    fn spawn(&self, id: u64, path: &Path, log_level: &str) -> anyhow::Result<Child> {
         let log =
             File::options().create(true).append(true).open(self.folder.join(format!("node-{id}.log")))?;
         let mut command = Command::new(std::env::current_exe()?);
-        command
-            .arg("node")
-            .arg("--config")
-            .arg(path)
-            .arg("--exit-with-stdin")
-            .args(["--log-level", log_level]);
-        if !holds_log(&config.data.join("log")) {
-            command.arg("--create");
-        }
+        command.arg("node").arg("--config").arg(path).args([
+            "--create",
+            "--exit-with-stdin",
+            "--log-level",
+            log_level,
+        ]);
         // The child ends when the other end of its input does, also if this process is killed.
         Ok(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn()?)
     }
@@ -179,13 +176,6 @@ impl Drop for DevCluster {
     }
 }
 
-/// Was the node's folder made to its end? The first segment is what is made last.
-fn holds_log(folder: &Path) -> bool {
-    let segment =
-        |name: std::ffi::OsString| Path::new(&name).extension().is_some_and(|ending| ending == "wal");
-    fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| segment(entry.file_name())))
-}
-
 fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
     let (ca, ca_key) = Ca::new()?;
     fs::write(folder.join("ca.pem"), &ca.pem)?;
@@ -210,6 +200,7 @@ fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
                 id: format!("{cluster:016x}"),
                 groups,
                 nodes: peers.clone(),
+                join: None,
                 tenant: FirstTenant {
                     name: "dev".to_owned(),
                     admin_token_sha256: hex(&sha256(token.as_bytes())),

@@ -1,0 +1,217 @@
+//! The data folder's own page: whose it is, its random name, and whether the cluster has let it in. A folder that is new
+//! must not vote before others have said that it does not stand for one that was lost. Not the log, not the tables.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the folder is production only; the simulator's nodes keep theirs in memory"
+)]
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::wal::Owner;
+
+const NAME: &str = "folder";
+const TITLE: &str = "reveille data folder, format 1";
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    owner: Owner,
+    /// Its random name.
+    pub(crate) store: u64,
+    /// Made by a node that joined a cluster, not by one of the first.
+    pub(crate) joined: bool,
+    /// The cluster has let it in, and it was made to its end.
+    pub(crate) admitted: bool,
+    /// There is a log in it.
+    pub(crate) holds_log: bool,
+}
+
+/// A data folder that this node cannot be started on.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// The file system refuses.
+    #[error("data folder {folder}: {error}")]
+    Io {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// There is nothing in it.
+    #[error(
+        "no data in {0}; if this node is new, start it with --create; if its data was lost, replace it: reveille cluster replace"
+    )]
+    Empty(PathBuf),
+    /// It says that it was in use, and its log is gone.
+    #[error(
+        "{0} was this node's data folder, and its log is gone; what the node had promised is lost with it, so it must not come back under its id. Replace it: reveille cluster replace"
+    )]
+    Lost(PathBuf),
+    /// It is another node's.
+    #[error("{folder} belongs to node {} of cluster {:016x}; point this node at its own folder", found.node, found.cluster)]
+    Owner {
+        /// The folder.
+        folder: PathBuf,
+        /// Whose it is.
+        found: Owner,
+    },
+    /// Its page cannot be read.
+    #[error("{0} cannot be read; if the disk is damaged, replace this node: reveille cluster replace")]
+    Damaged(PathBuf),
+}
+
+impl Folder {
+    /// Opens the page of a folder, or begins a new folder under this name if `create` allows it.
+    pub(crate) fn open(
+        data: &Path,
+        owner: Owner,
+        create: bool,
+        joined: bool,
+        store: u64,
+    ) -> Result<Folder, FolderError> {
+        let failed = |error| FolderError::Io { folder: data.to_owned(), error };
+        let holds_log = holds_log(&data.join("log")).map_err(failed)?;
+        let new = Folder { path: data.to_owned(), owner, store, joined, admitted: holds_log, holds_log };
+        let text = match fs::read_to_string(data.join(NAME)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if !holds_log && !create {
+                    return Err(FolderError::Empty(data.to_owned()));
+                }
+                // With a log: made by a version that kept no page. Only the first nodes of a cluster were.
+                let new = Folder { joined: joined && !holds_log, ..new };
+                new.write().map_err(failed)?;
+                return Ok(new);
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let read = parse(&text).ok_or_else(|| FolderError::Damaged(data.join(NAME)))?;
+        let (found, store, joined, admitted) = read;
+        if found != owner {
+            return Err(FolderError::Owner { folder: data.to_owned(), found });
+        }
+        if admitted && !holds_log {
+            return Err(FolderError::Lost(data.to_owned()));
+        }
+        if !holds_log && !create {
+            return Err(FolderError::Empty(data.to_owned()));
+        }
+        Ok(Folder { store, joined, admitted, ..new })
+    }
+
+    /// The cluster has let it in, and everything in it is made.
+    pub(crate) fn set_admitted(&mut self) -> Result<(), FolderError> {
+        self.admitted = true;
+        self.write().map_err(|error| FolderError::Io { folder: self.path.clone(), error })
+    }
+
+    fn write(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.path)?;
+        let Folder { owner, store, joined, admitted, .. } = self;
+        let word = |yes: &bool| if *yes { "yes" } else { "no" };
+        let text = format!(
+            "{TITLE}\ncluster {:016x}\nnode {}\nstore {store:016x}\njoined {}\nadmitted {}\n",
+            owner.cluster,
+            owner.node,
+            word(joined),
+            word(admitted),
+        );
+        let (new, page) = (self.path.join(format!("{NAME}.new")), self.path.join(NAME));
+        let mut file = File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &page)?;
+        File::open(&self.path)?.sync_all()
+    }
+}
+
+fn parse(text: &str) -> Option<(Owner, u64, bool, bool)> {
+    let mut lines = text.strip_suffix('\n')?.split('\n');
+    if lines.next()? != TITLE {
+        return None;
+    }
+    let mut value = |key: &str| lines.next()?.strip_prefix(key)?.strip_prefix(' ').map(str::to_owned);
+    let hex = |text: String| u64::from_str_radix(&text, 16).ok().filter(|_| text.len() == 16);
+    let word = |text: String| match &text[..] {
+        "yes" => Some(true),
+        "no" => Some(false),
+        _ => None,
+    };
+    let cluster = hex(value("cluster")?)?;
+    let node = value("node")?.parse().ok()?;
+    let store = hex(value("store")?)?;
+    let (joined, admitted) = (word(value("joined")?)?, word(value("admitted")?)?);
+    lines.next().is_none().then_some((Owner { cluster, node }, store, joined, admitted))
+}
+
+/// Was the log made to its end? Its first segment is what is made last.
+fn holds_log(log: &Path) -> io::Result<bool> {
+    let entries = match fs::read_dir(log) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        if Path::new(&entry?.file_name()).extension().is_some_and(|ending| ending == "wal") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const OWNER: Owner = Owner { cluster: 0xc1, node: 4 };
+
+    fn open(data: &Path, create: bool) -> Result<Folder, FolderError> {
+        Folder::open(data, OWNER, create, true, 7)
+    }
+
+    #[test]
+    fn a_folder_keeps_its_name_and_is_missed_when_its_log_is_gone() {
+        let data = tempfile::tempdir().unwrap();
+        let data = data.path();
+        assert!(matches!(open(data, false), Err(FolderError::Empty(_))));
+        let mut folder = open(data, true).unwrap();
+        assert_eq!((folder.store, folder.joined, folder.admitted), (7, true, false));
+        let again = Folder::open(data, OWNER, true, false, 8).unwrap();
+        assert_eq!((again.store, again.joined, again.admitted), (7, true, false), "begun, and begun again");
+        assert!(matches!(open(data, false), Err(FolderError::Empty(_))), "not made to its end");
+        fs::create_dir(data.join("log")).unwrap();
+        fs::write(data.join("log/0000000001.wal"), "").unwrap();
+        folder.set_admitted().unwrap();
+        assert!(open(data, false).unwrap().admitted);
+        let other = Owner { node: 5, ..OWNER };
+        assert!(matches!(
+            Folder::open(data, other, true, true, 7),
+            Err(FolderError::Owner { found: OWNER, .. })
+        ));
+        fs::remove_dir_all(data.join("log")).unwrap();
+        assert!(matches!(open(data, true), Err(FolderError::Lost(_))), "also with --create");
+    }
+
+    #[test]
+    fn a_page_that_was_changed_is_refused_and_one_that_is_missing_is_made_up_for() {
+        let data = tempfile::tempdir().unwrap();
+        let data = data.path();
+        open(data, true).unwrap();
+        let good = fs::read_to_string(data.join(NAME)).unwrap();
+        for bad in
+            ["", &good[..good.len() - 1], &good.replace("store 0", "store g"), &format!("{good}more\n")]
+        {
+            fs::write(data.join(NAME), bad).unwrap();
+            assert!(matches!(open(data, true), Err(FolderError::Damaged(_))), "{bad:?}");
+        }
+        fs::remove_file(data.join(NAME)).unwrap();
+        fs::create_dir(data.join("log")).unwrap();
+        fs::write(data.join("log/0000000001.wal"), "").unwrap();
+        let folder = open(data, false).unwrap();
+        assert_eq!((folder.joined, folder.admitted), (false, true), "of the first format");
+    }
+}

@@ -1,0 +1,89 @@
+//! Who the other nodes are: those of the configuration until the directory is here, those of the directory ever after.
+//! Keeps links and clocks in step with it, and notices that this node belongs no more.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use openraft::async_runtime::WatchReceiver;
+use reveille_protocol::directory::Directory;
+use reveille_protocol::id::*;
+
+use super::Member;
+use crate::env::{Env, Transport};
+
+const META: GroupId = GroupId(0);
+
+impl<E: Env> Member<E> {
+    /// The other nodes, and where they are.
+    pub(super) fn others(&self) -> BTreeMap<NodeId, String> {
+        let directory = self.directory();
+        let mut nodes = match directory.cluster {
+            0 => self.config.nodes.clone(),
+            _ => self.known_to(&directory),
+        };
+        nodes.remove(&self.config.node);
+        nodes
+    }
+
+    fn known_to(&self, directory: &Directory) -> BTreeMap<NodeId, String> {
+        // Who is on its way out hears of it over its links.
+        let leaving = self.groups.get(&META).map(|meta| {
+            let membership = meta.raft.server_metrics().borrow_watched().membership_config.clone();
+            let nodes = membership.nodes().map(|(node, at)| (NodeId(*node), at.addr.clone()));
+            nodes.collect::<Vec<_>>()
+        });
+        let mut nodes: BTreeMap<NodeId, String> = leaving.into_iter().flatten().collect();
+        for (node, known) in &directory.nodes {
+            if !known.peer.is_empty() {
+                nodes.insert(*node, known.peer.clone());
+            }
+            // An operator who writes an address down means it.
+            if let Some(configured) = self.config.nodes.get(node) {
+                nodes.insert(*node, configured.clone());
+            }
+        }
+        nodes
+    }
+
+    /// Brings links, clocks and routes up to what is known now.
+    pub(super) fn mind_nodes(&self) {
+        let others = self.others();
+        self.shared.peers.store(others.len(), Ordering::Relaxed);
+        let transport = self.shared.calls.transport();
+        transport.set_peers(others);
+        let directory = self.directory();
+        if directory.cluster == 0 {
+            return;
+        }
+        transport.set_format(directory.roster.format);
+        let groups = self.groups.keys().map(|group| (*group, directory.replicas_of(*group)));
+        *self.placed.write().unwrap_or_else(PoisonError::into_inner) = groups.collect();
+        let me = self.config.node;
+        if me <= directory.roster.last_node && !directory.roster.records.contains_key(&me) {
+            self.shared.host.failed(format!(
+                "node {me} was removed from the cluster; its data folder is of no more use, and its id is never \
+                 given again. To bring the machine back: reveille cluster add"
+            ));
+        }
+    }
+
+    /// The nodes that should replicate a group; none before that is known.
+    pub(super) fn replicas_of(&self, group: GroupId) -> Vec<NodeId> {
+        let placed = self.placed.read().unwrap_or_else(PoisonError::into_inner);
+        placed.get(&group).cloned().unwrap_or_default()
+    }
+
+    /// Should this node replicate the group?
+    pub(super) fn replicates(&self, group: GroupId) -> bool {
+        let placed = self.placed.read().unwrap_or_else(PoisonError::into_inner);
+        placed.get(&group).is_none_or(|nodes| nodes.contains(&self.config.node))
+    }
+
+    /// The lowest format that this node has in common with all others; `None` while one of them is not linked.
+    pub(super) fn common_format(&self) -> Option<u32> {
+        let transport = self.shared.calls.transport();
+        let formats = self.others().into_keys().map(|node| transport.format(node));
+        formats.chain([Some(reveille_protocol::directory::FORMAT)]).min().flatten()
+    }
+}

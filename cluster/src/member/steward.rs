@@ -1,0 +1,273 @@
+//! The steward: the meta group's leader brings every group to where the directory wants its replicas, one step at a time,
+//! spreads the leaders, and ends removals. It keeps nothing of its own: whoever leads the meta group next looks at the
+//! same facts and goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::impls::BasicNode;
+use openraft::type_config::TypeConfigExt;
+use openraft::{ChangeMembers, Precondition, ServerState};
+use reveille_protocol::directory::{Change, Directory, FORMAT, Standing};
+use reveille_protocol::id::*;
+use reveille_protocol::service_list::Command;
+use reveille_protocol::wire::codec;
+
+use super::Member;
+use crate::env::Env;
+use crate::link::Lane;
+use crate::query::{Answer, Query};
+use crate::raft::network::MAX_MESSAGE;
+use crate::rpc::Method;
+use crate::shape::{Goal, Shape, Step, balance};
+
+const META: GroupId = GroupId(0);
+/// Between two looks while something is to be done, and while nothing is.
+const LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// Groups that copy themselves to a new replica at the same time: more would take the disks from the publishers.
+const MOVES: usize = 2;
+/// One leadership moves for balance in this time: each move is a few milliseconds without a leader.
+const BALANCE: Duration = Duration::from_secs(5);
+/// A node that leads again after it was away waits this long for more: it may go again.
+const QUERY: Duration = Duration::from_secs(2);
+/// A step must be done within this; one that is not is looked at again.
+pub(super) const STEP: Duration = Duration::from_secs(10);
+
+/// Runs until the member is gone.
+pub(super) async fn run<E: Env>(member: Weak<Member<E>>) {
+    let mut balanced = E::Cfg::now();
+    loop {
+        E::Cfg::sleep(LOOK.0).await;
+        let mut idle = true;
+        if let Some(member) = member.upgrade() {
+            if member.leads(META) {
+                let may_balance = E::Cfg::now() - balanced >= BALANCE;
+                match member.tend(may_balance).await {
+                    Tended::Busy => idle = false,
+                    Tended::Balanced => balanced = E::Cfg::now(),
+                    Tended::Settled => {}
+                }
+            }
+        } else {
+            return;
+        }
+        if idle {
+            E::Cfg::sleep(LOOK.1).await;
+        }
+    }
+}
+
+enum Tended {
+    Busy,
+    Balanced,
+    Settled,
+}
+
+impl<E: Env> Member<E> {
+    pub(super) fn leads(&self, group: GroupId) -> bool {
+        self.leader(group) == Some(self.config.node)
+    }
+
+    /// One round over all groups.
+    async fn tend(self: &Arc<Self>, may_balance: bool) -> Tended {
+        let directory = self.directory();
+        if directory.cluster == 0 {
+            return Tended::Settled;
+        }
+        if directory.roster.format < FORMAT {
+            return self.raise_format(&directory).await;
+        }
+        let addresses = self.addresses(&directory);
+        let mut shapes = BTreeMap::new();
+        for group in self.groups.keys() {
+            if let Some(shape) = self.shape(*group).await {
+                shapes.insert(*group, shape);
+            }
+        }
+        let goal = |group: GroupId| goal(&directory, group);
+        let mut moving = shapes.iter().filter(|(group, shape)| shape.is_moving(&goal(**group))).count();
+        let mut busy = moving > 0;
+        for (group, shape) in &shapes {
+            let Some(step) = shape.next(&goal(*group), &addresses) else { continue };
+            let copies = matches!(step, Step::AddLearners(_)) && *group != META;
+            if copies && moving >= MOVES {
+                busy = true;
+                continue;
+            }
+            moving += usize::from(copies);
+            busy = true;
+            self.take_step(*group, shape, step).await;
+        }
+        if busy {
+            return Tended::Busy;
+        }
+        if shapes.len() == self.groups.len() && self.end_removals(&directory, &shapes).await {
+            return Tended::Busy;
+        }
+        let nodes: BTreeSet<NodeId> = directory.roster.replicating().collect();
+        let led = shapes.iter().map(|(group, shape)| (*group, shape));
+        match balance(led, &nodes).filter(|_| may_balance) {
+            Some((group, heir)) => {
+                tracing::info!(group = group.0, to = heir.0, "leaders are uneven; one moves");
+                self.take_step(group, &shapes[&group], Step::Lead(heir)).await;
+                Tended::Balanced
+            }
+            None => Tended::Settled,
+        }
+    }
+
+    /// Every node must be there and able to: a node that is away might come back without knowing the new format.
+    async fn raise_format(self: &Arc<Self>, directory: &Directory) -> Tended {
+        let common = self.common_format().unwrap_or(0);
+        if common <= directory.roster.format {
+            return Tended::Settled;
+        }
+        tracing::info!(format = common, "every node knows a later format; the cluster takes it");
+        self.change_logged(Change::SetFormat { format: common }).await;
+        Tended::Busy
+    }
+
+    /// Nodes that were to leave and have no copy of any shard any more belong no more.
+    async fn end_removals(
+        self: &Arc<Self>,
+        directory: &Directory,
+        shapes: &BTreeMap<GroupId, Shape>,
+    ) -> bool {
+        let mut ended = false;
+        for (node, record) in &directory.roster.records {
+            let votes = |(group, shape): (&GroupId, &Shape)| match *group {
+                META => shape.all_voters().contains(node),
+                _ => shape.has(*node),
+            };
+            if record.standing == Standing::Leaving && !shapes.iter().any(votes) {
+                tracing::info!(node = node.0, "node replicates nothing any more; it belongs no more");
+                self.change_logged(Change::Removed { node: *node }).await;
+                ended = true;
+            }
+        }
+        ended
+    }
+
+    async fn change_logged(self: &Arc<Self>, change: Change) {
+        let command = Command::Directory(Box::new(change));
+        match self.propose(META, command, STEP).await {
+            Ok(reply) => tracing::debug!(?reply, "the directory was changed"),
+            Err(error) => tracing::warn!(%error, "the directory could not be changed; trying again"),
+        }
+    }
+
+    /// Where raft's memberships say that each node is.
+    fn addresses(&self, directory: &Directory) -> BTreeMap<NodeId, String> {
+        let mut addresses = self.others();
+        let own = directory.nodes.get(&self.config.node).map(|own| own.peer.clone());
+        addresses.insert(self.config.node, own.unwrap_or_default());
+        addresses
+    }
+
+    /// Has others lead the groups that a node leads, as far as they can now. The balance may bring some back in time.
+    pub async fn move_leaders(self: &Arc<Self>, from: NodeId) -> usize {
+        let mut moved = 0;
+        for group in self.groups.keys() {
+            let Some(shape) = self.shape(*group).await.filter(|shape| shape.leader == from) else { continue };
+            if let Some(heir) = shape.heir(moved) {
+                moved += usize::from(self.take_step(*group, &shape, Step::Lead(heir)).await);
+            }
+        }
+        moved
+    }
+
+    /// A group as its leader sees it.
+    pub(crate) async fn shape(self: &Arc<Self>, group: GroupId) -> Option<Shape> {
+        match self.query(group, Query::Shape, QUERY).await {
+            Ok(Answer::Shape(shape)) => Some(*shape),
+            _ => None,
+        }
+    }
+
+    /// This node's own view, if it leads.
+    pub(super) fn shape_here(&self, group: GroupId) -> Option<Shape> {
+        let known = self.groups.get(&group)?;
+        let metrics = known.raft.metrics().borrow_watched().clone();
+        if metrics.state != ServerState::Leader {
+            return None;
+        }
+        let stored = metrics.membership_config;
+        let membership = stored.membership();
+        let me = self.config.node;
+        let silent = |node: &NodeId| *node != me && !self.heard_lately(*node);
+        let replication = metrics.replication.unwrap_or_default();
+        let matched = replication.into_iter().filter_map(|(node, log)| Some((NodeId(node), log?.index)));
+        let last = metrics.last_log_index.unwrap_or_default();
+        Some(Shape {
+            leader: me,
+            voters: membership
+                .get_joint_config()
+                .iter()
+                .map(|voters| voters.iter().copied().map(NodeId).collect())
+                .collect(),
+            learners: membership.learner_ids().map(NodeId).collect(),
+            since: stored.log_id().map_or(0, |id| id.index),
+            last,
+            matched: matched.chain([(me, last)]).collect(),
+            silent: membership.nodes().map(|(node, _)| NodeId(*node)).filter(silent).collect(),
+        })
+    }
+
+    /// Has the group's leader take a step, if the group is still as it was seen.
+    pub(super) async fn take_step(self: &Arc<Self>, group: GroupId, shape: &Shape, step: Step) -> bool {
+        tracing::info!(group = group.0, ?step, "a group's membership changes");
+        let taken = if shape.leader == self.config.node {
+            self.step_here(group, shape.since, step).await
+        } else {
+            let body = Self::forward(group, &(shape.since, step));
+            let call = self.shared.calls.call(shape.leader, Lane::Data, Method::Reshape, body, STEP);
+            match call.await {
+                Ok(answer) => codec::decode::<Result<(), String>, MAX_MESSAGE>(&answer)
+                    .unwrap_or_else(|error| Err(error.to_string())),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        if let Err(error) = &taken {
+            tracing::warn!(group = group.0, %error, "a group's membership did not change; looking again");
+        }
+        taken.is_ok()
+    }
+
+    /// Takes a step as the group's leader.
+    pub(super) async fn step_here(&self, group: GroupId, since: u64, step: Step) -> Result<(), String> {
+        let raft = self.groups.get(&group).ok_or("no such group")?.raft.clone();
+        let seen = raft.server_metrics().borrow_watched().membership_config.log_id().clone();
+        if seen.map_or(0, |id| id.index) != since {
+            return Err("the membership has changed since".to_owned());
+        }
+        let same = Precondition::LastMembershipLogId { last_membership_log_id: seen };
+        let raw = |nodes: BTreeSet<NodeId>| nodes.into_iter().map(|node| node.0).collect::<BTreeSet<u64>>();
+        let (change, keep) = match step {
+            Step::Lead(heir) => {
+                return raft.trigger().transfer_leader(heir.0).await.map_err(|error| error.to_string());
+            }
+            Step::AddLearners(nodes) => {
+                let nodes = nodes.into_iter().map(|(node, at)| (node.0, BasicNode::new(at))).collect();
+                (ChangeMembers::AddNodes(nodes), true)
+            }
+            Step::Vote { voters, keep } => (ChangeMembers::ReplaceAllVoters(raw(voters)), keep),
+            Step::RemoveLearners(nodes) => (ChangeMembers::RemoveNodes(raw(nodes)), true),
+        };
+        let changed = raft.change_membership_if(change, keep, [same]).await;
+        changed.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+/// How a group should be: its replicas vote. Everyone has a copy of the directory.
+fn goal(directory: &Directory, group: GroupId) -> Goal {
+    let voters: BTreeSet<NodeId> = directory.replicas_of(group).into_iter().collect();
+    let belongs = directory.roster.records.iter();
+    let belongs = belongs.filter(|(_, record)| !matches!(record.standing, Standing::Invited { .. }));
+    let learners = match group {
+        META => belongs.map(|(node, _)| *node).filter(|node| !voters.contains(node)).collect(),
+        _ => BTreeSet::new(),
+    };
+    Goal { voters, learners }
+}

@@ -1,0 +1,141 @@
+//! How the whole cluster stands: who belongs to it, where each group's replicas are and should be, and what is on its way.
+//! Asked of every group's leader; for operators and their tools.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::future::join_all;
+use reveille_protocol::directory::{Directory, Node, Record, Standing};
+use reveille_protocol::id::*;
+use serde::{Deserialize, Serialize};
+
+use crate::env::Env;
+use crate::member::Member;
+use crate::shape::Shape;
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overview {
+    /// The cluster's id.
+    pub cluster: String,
+    /// Format version of what is stored and sent.
+    pub format: u32,
+    /// Shard groups, beside meta.
+    pub shards: u16,
+    /// Replicas that each group should have.
+    pub replicas: u8,
+    /// The nodes that belong, or are invited.
+    pub nodes: Vec<NodeOverview>,
+    /// The groups, meta first.
+    pub groups: Vec<GroupOverview>,
+    /// Every group has a leader and its replicas where they should be, and nobody is coming or going.
+    pub settled: bool,
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeOverview {
+    /// Its id.
+    pub node: NodeId,
+    /// `member`, `invited`, `draining` or `leaving`.
+    pub standing: String,
+    /// Running, as far as the cluster has noticed.
+    pub up: bool,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// Where its peers reach it.
+    pub peer: String,
+    /// Where terminals reach it.
+    pub session: String,
+    /// Where publishers reach it.
+    pub http: String,
+    /// Groups that it leads.
+    pub leads: usize,
+    /// Groups that it has a vote in.
+    pub votes: usize,
+    /// The node that it replaces when it joins.
+    pub replaces: Option<NodeId>,
+}
+
+/// One group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupOverview {
+    /// Which.
+    pub group: GroupId,
+    /// Who leads it; none while nobody answers for it.
+    pub leader: Option<NodeId>,
+    /// Who votes.
+    pub voters: BTreeSet<NodeId>,
+    /// Who has a copy and no vote.
+    pub learners: BTreeSet<NodeId>,
+    /// Who should vote.
+    pub wanted: BTreeSet<NodeId>,
+    /// Members that are not heard of.
+    pub silent: BTreeSet<NodeId>,
+    /// Log entries that the member furthest behind of those that are there has yet to get.
+    pub behind: u64,
+}
+
+impl<E: Env> Member<E> {
+    /// How the whole cluster stands.
+    pub async fn overview(self: &Arc<Self>) -> Overview {
+        let directory = self.directory();
+        let asked = self.groups.keys().map(|group| async move { (*group, self.shape(*group).await) });
+        let shapes = join_all(asked).await;
+        let groups: Vec<GroupOverview> =
+            shapes.into_iter().map(|(group, shape)| of_group(&directory, group, shape)).collect();
+        let nodes: Vec<NodeOverview> = directory
+            .roster
+            .records
+            .iter()
+            .map(|(node, record)| of_node(*node, record, directory.nodes.get(node), &groups))
+            .collect();
+        let placed = groups.iter().all(|group| group.leader.is_some() && group.voters == group.wanted);
+        let staying = |record: &Record| matches!(record.standing, Standing::Member | Standing::Draining);
+        Overview {
+            cluster: format!("{:016x}", self.config.cluster),
+            format: directory.roster.format,
+            shards: self.config.groups,
+            replicas: directory.roster.replicas,
+            settled: placed && directory.roster.records.values().all(staying),
+            nodes,
+            groups,
+        }
+    }
+}
+
+fn of_group(directory: &Directory, group: GroupId, shape: Option<Shape>) -> GroupOverview {
+    let wanted = directory.replicas_of(group).into_iter().collect();
+    let shape = shape.unwrap_or_default();
+    let there = shape.matched.iter().filter(|(node, _)| !shape.silent.contains(node));
+    GroupOverview {
+        group,
+        leader: Some(shape.leader).filter(|leader| *leader != NodeId(0)),
+        voters: shape.all_voters(),
+        behind: there.map(|(_, matched)| shape.last.saturating_sub(*matched)).max().unwrap_or(0),
+        learners: shape.learners,
+        silent: shape.silent,
+        wanted,
+    }
+}
+
+fn of_node(node: NodeId, record: &Record, known: Option<&Node>, groups: &[GroupOverview]) -> NodeOverview {
+    let nobody = Node::default();
+    let known = known.unwrap_or(&nobody);
+    let replaces = match record.standing {
+        Standing::Invited { replaces, .. } => replaces,
+        _ => None,
+    };
+    NodeOverview {
+        node,
+        standing: record.standing.name().to_owned(),
+        up: known.incarnation > known.down,
+        incarnation: known.incarnation,
+        peer: known.peer.clone(),
+        session: known.session.clone(),
+        http: known.http.clone(),
+        leads: groups.iter().filter(|group| group.leader == Some(node)).count(),
+        votes: groups.iter().filter(|group| group.voters.contains(&node)).count(),
+        replaces,
+    }
+}

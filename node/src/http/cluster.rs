@@ -1,0 +1,195 @@
+//! The operator's ways to see and change who belongs to the cluster. Each request may be repeated: it finds what it
+//! wanted, or goes on with it. The steward of the cluster does the work; here it is only asked for.
+
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, web};
+use reveille_protocol::directory::{Change, Outcome, Refused};
+use reveille_protocol::id::{KeyFingerprint, NodeId};
+use reveille_protocol::service_list::{Refusal, Reply};
+use reveille_protocol::time::GroupTime;
+use serde::Deserialize;
+
+use super::Api;
+use super::admin::{Admin, may};
+use super::auth::now;
+use super::error::{ApiError, unexpected};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+/// A join token is valid for at most so long: it is used at once, or made anew.
+const MAX_VALID: u64 = 24 * 3600;
+
+/// A node that may join.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewNode {
+    /// Where its peers will reach it.
+    peer: String,
+    /// SHA-256 of its join token's secret, 64 hex digits.
+    token_sha256: String,
+    /// Seconds that the token is valid.
+    valid: u64,
+    /// The node whose place it takes.
+    replaces: Option<u64>,
+}
+
+/// May groups have fewer replicas than they should?
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Fewer {
+    #[serde(default)]
+    fewer: bool,
+}
+
+/// How many replicas each group should have.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Replicas {
+    replicas: u8,
+}
+
+async fn change(api: &Api, change: Change) -> Result<Outcome, ApiError> {
+    match api.cluster.change(change, DEADLINE).await? {
+        Reply::Directory(outcome) => Ok(outcome),
+        Reply::Refused(Refusal::Directory(refused)) => Err(refused.into()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> ApiError {
+        let (status, error) = match &refused {
+            Refused::UnknownNode(_) => (StatusCode::NOT_FOUND, "unknown_node"),
+            Refused::Format(_) => (StatusCode::CONFLICT, "old_format"),
+            Refused::TooFew { .. } => (StatusCode::CONFLICT, "too_few_nodes"),
+            Refused::AddressTaken(_) => (StatusCode::CONFLICT, "address_taken"),
+            Refused::NotJoined(_) => (StatusCode::CONFLICT, "not_joined"),
+            Refused::Replicas(_) => (StatusCode::BAD_REQUEST, "bad_replicas"),
+            Refused::TooManyNodes(_) => (StatusCode::CONFLICT, "too_many_nodes"),
+            _ => (StatusCode::CONFLICT, "refused"),
+        };
+        ApiError::new(status, error, refused.to_string())
+    }
+}
+
+/// `GET /cluster`
+pub(super) async fn overview(
+    request: HttpRequest,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    may(&request, &api, &admin)?;
+    Ok(HttpResponse::Ok().json(api.cluster.overview().await))
+}
+
+/// `POST /cluster/nodes`: a node may join; answers with its id.
+pub(super) async fn invite(
+    request: HttpRequest,
+    new: web::Json<NewNode>,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    may(&request, &api, &admin)?;
+    let token: KeyFingerprint = new.token_sha256.parse()?;
+    if new.valid == 0 || new.valid > MAX_VALID {
+        return Err(ApiError::bad("bad_valid", format!("valid must be 1 to {MAX_VALID} seconds")));
+    }
+    let port = new.peer.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+        return Err(ApiError::bad("bad_peer", "peer must be HOST:PORT, where other nodes will reach it"));
+    }
+    let invite = Change::Invite {
+        peer: new.peer.clone(),
+        token,
+        expires: GroupTime(now() + new.valid * 1000),
+        replaces: new.replaces.map(NodeId),
+    };
+    match change(&api, invite).await? {
+        Outcome::Invited(node) => {
+            Ok(HttpResponse::build(StatusCode::CREATED).json(serde_json::json!({ "node": node })))
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn asked(
+    request: &HttpRequest,
+    api: &Api,
+    admin: &Admin,
+    what: Change,
+) -> Result<HttpResponse, ApiError> {
+    may(request, api, admin)?;
+    change(api, what).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// `POST /cluster/nodes/{id}/drain`
+pub(super) async fn drain(
+    request: HttpRequest,
+    node: web::Path<u64>,
+    fewer: web::Query<Fewer>,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    asked(&request, &api, &admin, Change::Drain { node: NodeId(*node), fewer: fewer.fewer }).await
+}
+
+/// `POST /cluster/nodes/{id}/resume`
+pub(super) async fn resume(
+    request: HttpRequest,
+    node: web::Path<u64>,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    asked(&request, &api, &admin, Change::Resume { node: NodeId(*node) }).await
+}
+
+/// `POST /cluster/nodes/{id}/remove`
+pub(super) async fn remove(
+    request: HttpRequest,
+    node: web::Path<u64>,
+    fewer: web::Query<Fewer>,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    asked(&request, &api, &admin, Change::Remove { node: NodeId(*node), fewer: fewer.fewer }).await
+}
+
+/// `POST /cluster/replicas`
+pub(super) async fn replicas(
+    request: HttpRequest,
+    wanted: web::Json<Replicas>,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    asked(&request, &api, &admin, Change::SetReplicas { replicas: wanted.replicas }).await
+}
+
+/// `POST /cluster/nodes/{id}/move-leaders`: others lead what this node leads.
+pub(super) async fn move_leaders(
+    request: HttpRequest,
+    node: web::Path<u64>,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    may(&request, &api, &admin)?;
+    let node = NodeId(*node);
+    if !api.cluster.directory().roster.records.contains_key(&node) {
+        return Err(Refused::UnknownNode(node).into());
+    }
+    let moved = api.cluster.move_leaders(node).await;
+    Ok(HttpResponse::Ok().json(serde_json::json!({ "moved": moved })))
+}
+
+/// `POST /cluster/snapshot`: this node's tables are flushed, and its logs cut.
+pub(super) async fn snapshot(
+    request: HttpRequest,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    may(&request, &api, &admin)?;
+    let failed = |error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error);
+    api.cluster.snapshot().await.map_err(failed)?;
+    Ok(HttpResponse::NoContent().finish())
+}
