@@ -26,8 +26,9 @@ pub trait Env: Send + Sync + 'static {
 pub trait Transport: Clone + Send + Sync + 'static {
     /// Queues a frame; an error says that it will certainly not arrive.
     fn send(&self, to: NodeId, lane: Lane, frame: Bytes) -> Result<(), SendError>;
-    /// From now on these are the other nodes, and where they are; links to others end.
-    fn set_peers(&self, peers: BTreeMap<NodeId, String>);
+    /// From now on these are the other nodes, and where they are; links to others end, except to ids above `known`: those
+    /// may be nodes that this one has not heard of yet.
+    fn set_peers(&self, peers: BTreeMap<NodeId, String>, known: NodeId);
     /// The format version that a peer and this node have in common; `None` while there is no link.
     fn format(&self, peer: NodeId) -> Option<u32>;
     /// The cluster has this format from now on: no link of a lower version is made.

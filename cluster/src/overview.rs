@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::join_all;
-use reveille_protocol::directory::{Directory, Node, Record, Standing};
+use reveille_protocol::directory::{Directory, FORMAT, Node, Record, Standing};
 use reveille_protocol::id::*;
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +28,8 @@ pub struct Overview {
     pub nodes: Vec<NodeOverview>,
     /// The groups, meta first.
     pub groups: Vec<GroupOverview>,
-    /// Every group has a leader and its replicas where they should be, and nobody is coming or going.
+    /// Every group has a leader and its replicas where they should be, nobody is coming or going, and the cluster has
+    /// the latest format that this node knows.
     pub settled: bool,
 }
 
@@ -97,7 +98,9 @@ impl<E: Env> Member<E> {
             format: directory.roster.format,
             shards: self.config.groups,
             replicas: directory.roster.replicas,
-            settled: placed && directory.roster.records.values().all(staying),
+            settled: placed
+                && directory.roster.format >= FORMAT
+                && directory.roster.records.values().all(staying),
             nodes,
             groups,
         }

@@ -53,7 +53,7 @@ impl Transport for Nobody {
         Err(SendError::Down)
     }
 
-    fn set_peers(&self, _peers: BTreeMap<NodeId, String>) {}
+    fn set_peers(&self, _peers: BTreeMap<NodeId, String>, _known: NodeId) {}
 
     fn format(&self, _peer: NodeId) -> Option<u32> {
         None

@@ -33,6 +33,8 @@ pub const HANDSHAKES: usize = 64;
 pub const WRITE_STALL: Duration = Duration::from_secs(5);
 /// First and longest pause before dialling again.
 pub const REDIAL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(1000));
+/// The node with the larger id waits this long for the other to dial.
+pub const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes that a peer does not acknowledge for this long end the connection; so does an idle one whose peer is silent
 /// about as long. TCP alone would try for many minutes, with pauses that outlast the partition by tens of seconds.
 pub const SILENCE: Duration = Duration::from_secs(3);

@@ -18,7 +18,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::connection::{self, Outgoing};
 use super::hello::{self, Hello};
 use super::identity::{Identity, node_of, server_name};
-use super::limits::{HANDSHAKE, HANDSHAKES, REDIAL, SILENCE};
+use super::limits::{HANDSHAKE, HANDSHAKES, PATIENCE, REDIAL, SILENCE};
 use super::metrics::Refusal;
 use super::{Inbound, Lane, SendError};
 use crate::env::Transport;
@@ -57,7 +57,15 @@ struct Shared {
 #[derive(Default)]
 struct Peers {
     addresses: BTreeMap<NodeId, String>,
+    /// Ids above this may be nodes that this one has not heard of: it was away while they came.
+    known: NodeId,
     dialling: BTreeSet<(NodeId, Lane)>,
+}
+
+impl Peers {
+    fn may_be(&self, peer: NodeId) -> bool {
+        self.addresses.contains_key(&peer) || peer > self.known
+    }
 }
 
 impl Shared {
@@ -75,20 +83,24 @@ impl Shared {
         address
     }
 
-    /// Takes these for the other nodes; dials those with larger ids that it does not dial yet.
-    fn set_peers(self: &Arc<Self>, addresses: BTreeMap<NodeId, String>) {
+    fn is_up(&self, peer: NodeId, lane: Lane) -> bool {
+        self.connections.read().unwrap_or_else(PoisonError::into_inner).contains_key(&(peer, lane))
+    }
+
+    /// Takes these for the other nodes, and dials those that it does not dial yet.
+    fn set_peers(self: &Arc<Self>, addresses: BTreeMap<NodeId, String>, known: NodeId) {
         let mut peers = self.peers();
         peers.addresses = addresses;
-        let me = self.config.node;
-        let larger: Vec<NodeId> = peers.addresses.keys().copied().filter(|peer| *peer > me).collect();
-        for (peer, lane) in larger.into_iter().flat_map(|peer| Lane::ALL.map(|lane| (peer, lane))) {
+        peers.known = known;
+        let others: Vec<NodeId> = peers.addresses.keys().copied().collect();
+        for (peer, lane) in others.into_iter().flat_map(|peer| Lane::ALL.map(|lane| (peer, lane))) {
             if peers.dialling.insert((peer, lane)) {
                 tokio::spawn(until_stopped(self.stop.subscribe(), dial(self.clone(), peer, lane)));
             }
         }
         let connections = self.connections.read().unwrap_or_else(PoisonError::into_inner);
         for ((peer, _), outgoing) in connections.iter() {
-            if !peers.addresses.contains_key(peer) {
+            if !peers.may_be(*peer) {
                 outgoing.end.notify_one();
             }
         }
@@ -96,7 +108,7 @@ impl Shared {
 }
 
 impl Links {
-    /// Starts to accept on `listener` and to dial the peers with larger ids.
+    /// Starts to accept on `listener` and to dial the peers.
     pub fn start(mut config: LinkConfig, listener: TcpListener, inbound: Arc<dyn Inbound>) -> Links {
         let peers = std::mem::take(&mut config.peers);
         let shared = Arc::new(Shared {
@@ -110,7 +122,8 @@ impl Links {
             stop: watch::Sender::new(false),
         });
         tokio::spawn(until_stopped(shared.stop.subscribe(), accept(shared.clone(), listener)));
-        shared.set_peers(peers);
+        let known = peers.keys().copied().max().unwrap_or_default().max(shared.config.node);
+        shared.set_peers(peers, known);
         Links(shared)
     }
 
@@ -121,7 +134,7 @@ impl Links {
 
     /// Is the link there?
     pub fn is_up(&self, peer: NodeId, lane: Lane) -> bool {
-        self.0.connections.read().unwrap_or_else(PoisonError::into_inner).contains_key(&(peer, lane))
+        self.0.is_up(peer, lane)
     }
 
     /// Ends every connection and accepts no more.
@@ -136,8 +149,8 @@ impl Transport for Links {
         connections.get(&(to, lane)).ok_or(SendError::Down)?.send(frame)
     }
 
-    fn set_peers(&self, peers: BTreeMap<NodeId, String>) {
-        self.0.set_peers(peers);
+    fn set_peers(&self, peers: BTreeMap<NodeId, String>, known: NodeId) {
+        self.0.set_peers(peers, known);
     }
 
     fn format(&self, peer: NodeId) -> Option<u32> {
@@ -211,7 +224,7 @@ async fn greet(shared: &Shared, stream: TcpStream) -> Result<(Server, NodeId, La
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = certificate.and_then(|certificate| node_of(certificate, shared.config.cluster));
     let peer = peer.ok_or(Refusal::Identity)?;
-    if !shared.peers().addresses.contains_key(&peer) || peer >= shared.config.node {
+    if !shared.peers().may_be(peer) || peer == shared.config.node {
         return Err(Refusal::NotMember);
     }
     let mut bytes = [0; hello::LEN];
@@ -233,6 +246,13 @@ async fn greet(shared: &Shared, stream: TcpStream) -> Result<(Server, NodeId, La
 async fn dial(shared: Arc<Shared>, peer: NodeId, lane: Lane) {
     let mut pause = REDIAL.0;
     while let Some(address) = shared.address(peer, lane) {
+        if peer < shared.config.node {
+            // It is for the peer to dial. But it may have been away, and not know where this node is.
+            tokio::time::sleep(PATIENCE).await;
+            if shared.is_up(peer, lane) {
+                continue;
+            }
+        }
         let dialled = tokio::time::timeout(HANDSHAKE, connect(&shared, peer, address, lane)).await;
         match dialled.unwrap_or(Err(DialError::Refused(Refusal::Slow))) {
             Ok((stream, version)) => {

@@ -1,7 +1,8 @@
 //! Links between nodes: mutual TLS 1.3 over TCP, ordered one-way frames, and word of a break as soon as the socket
 //! tells. Requests, answers and their meaning are others' (`rpc`); here are only bytes.
 //!
-//! One connection per pair of nodes and [`Lane`]; the node with the smaller id dials. Each has a coalescing writer:
+//! One connection per pair of nodes and [`Lane`]; the node with the smaller id dials, and the other one
+//! where that does not happen. Each has a coalescing writer:
 //! whatever waits goes out in one write, which is what makes many small frames cheap (reference: a write per frame
 //! costs twelve times the CPU at 64 in flight).
 #![allow(

@@ -18,10 +18,14 @@ impl<E: Env> Member<E> {
     /// The other nodes, and where they are.
     pub(super) fn others(&self) -> BTreeMap<NodeId, String> {
         let directory = self.directory();
-        let mut nodes = match directory.cluster {
-            0 => self.config.nodes.clone(),
-            _ => self.known_to(&directory),
-        };
+        let mut nodes = self.config.nodes.clone();
+        if directory.cluster != 0 {
+            // An old directory does not know who came later, but it does know who has gone.
+            nodes.retain(|node, _| {
+                *node > directory.roster.last_node || directory.roster.records.contains_key(node)
+            });
+            nodes.extend(self.known_to(&directory));
+        }
         nodes.remove(&self.config.node);
         nodes
     }
@@ -51,8 +55,9 @@ impl<E: Env> Member<E> {
         let others = self.others();
         self.shared.peers.store(others.len(), Ordering::Relaxed);
         let transport = self.shared.calls.transport();
-        transport.set_peers(others);
         let directory = self.directory();
+        let known = others.keys().copied().max().unwrap_or_default();
+        transport.set_peers(others, known.max(self.config.node).max(directory.roster.last_node));
         if directory.cluster == 0 {
             return;
         }

@@ -122,7 +122,7 @@ impl<E: Env> Member<E> {
     async fn raise_format(self: &Arc<Self>, directory: &Directory) -> Tended {
         let common = self.common_format().unwrap_or(0);
         if common <= directory.roster.format {
-            return Tended::Settled;
+            return Tended::Busy;
         }
         tracing::info!(format = common, "every node knows a later format; the cluster takes it");
         self.change_logged(Change::SetFormat { format: common }).await;

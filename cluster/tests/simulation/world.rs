@@ -104,7 +104,7 @@ impl Transport for Wire {
         Ok(())
     }
 
-    fn set_peers(&self, _peers: BTreeMap<NodeId, String>) {}
+    fn set_peers(&self, _peers: BTreeMap<NodeId, String>, _known: NodeId) {}
 
     fn format(&self, peer: NodeId) -> Option<u32> {
         let state = self.network.0.lock().unwrap();

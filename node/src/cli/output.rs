@@ -5,9 +5,12 @@ use std::io::Write;
 
 use serde::Serialize;
 
-/// Prints a line for people.
+/// Prints a line for people. Ends the process when nobody reads any more.
 pub(super) fn line(text: impl std::fmt::Display) {
-    println!("{text}");
+    if let Err(error) = writeln!(std::io::stdout(), "{text}") {
+        tracing::debug!(%error, "nobody reads the output");
+        std::process::exit(1);
+    }
 }
 
 /// Prints a JSON object on a line of its own, at once: scripts wait for it.

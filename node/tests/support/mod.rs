@@ -7,6 +7,9 @@
     reason = "a test stops where it is surprised"
 )]
 
+pub mod load;
+pub mod name;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -158,8 +161,12 @@ impl Dev {
     }
 
     pub fn terminal(&self, name: &str, more: &[&str]) -> (Running, Lines) {
+        self.terminal_of(&self.servers(), name, more)
+    }
+
+    pub fn terminal_of(&self, servers: &str, name: &str, more: &[&str]) -> (Running, Lines) {
         let mut child = Command::new(REVEILLE)
-            .args(["terminal", "--json", "--server", &self.servers(), "--ca"])
+            .args(["terminal", "--json", "--server", servers, "--ca"])
             .arg(self.ca())
             .arg("--state")
             .arg(self.folder.path().join(name))

@@ -1,0 +1,254 @@
+//! Nodes come and go while publishers publish and terminals receive: added, drained, removed, replaced after their data
+//! was lost; and every command that cannot be done says why.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
+
+mod support;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::load::Load;
+use support::name::ServiceName;
+use support::{Dev, REVEILLE, Running, http_try};
+
+/// A node beside those that `dev` started.
+struct Node {
+    running: Running,
+    id: u64,
+    http: String,
+    session: String,
+    admin: String,
+    folder: PathBuf,
+}
+
+fn cluster(admin: &str, args: &[&str]) -> Output {
+    Command::new(REVEILLE).args(["cluster", "--url", admin]).args(args).output().unwrap()
+}
+
+fn done(admin: &str, args: &[&str]) -> String {
+    let output = cluster(admin, args);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{args:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+fn refused(admin: &str, args: &[&str], why: &str) {
+    let output = cluster(admin, args);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains(why), "{args:?}: {text}");
+}
+
+fn overview(admin: &str) -> Value {
+    serde_json::from_str(&done(admin, &["status", "--json"])).unwrap()
+}
+
+fn settled(admin: &str, what: &str) -> Value {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let overview = overview(admin);
+        if overview["settled"] == true {
+            return overview;
+        }
+        assert!(Instant::now() < deadline, "{what}: not settled: {overview}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Takes part as an operator's new machine would: `how` is `add`, or `replace` and a node.
+fn join(dev: &Dev, admin: &str, how: &[&str]) -> Node {
+    let ports: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let at: Vec<String> = ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect();
+    drop(ports);
+    let dev_folder = dev.folder.path();
+    let folder = dev_folder.join(format!("joined-{}", at[0].replace(':', "-")));
+    let like = dev_folder.join("node-3.toml");
+    let paths = [dev_folder.to_str().unwrap(), like.to_str().unwrap(), folder.to_str().unwrap()];
+    let mut args = vec!["--json"];
+    args.extend(how);
+    args.extend(["--peer", &at[0], "--session", &at[1], "--http", &at[2], "--admin", &at[3]]);
+    args.extend(["--listen", "127.0.0.1", "--names", "localhost"]);
+    args.extend(["--ca", paths[0], "--like", paths[1], "--out", paths[2]]);
+    let told: Value = serde_json::from_str(&done(admin, &args)).unwrap();
+    let id = told["node"].as_u64().unwrap();
+    let running = start(&folder, id);
+    let (http, admin) = (format!("http://{}", at[2]), format!("http://{}", at[3]));
+    Node { running, id, http, session: at[1].clone(), admin, folder }
+}
+
+fn start(folder: &std::path::Path, id: u64) -> Running {
+    let log = std::fs::File::options().append(true).create(true).open(folder.join("log.txt")).unwrap();
+    let child = Command::new(REVEILLE)
+        .args(["node", "--create", "--log-level", "warn,reveille=info,reveille_cluster=info", "--config"])
+        .arg(format!("node-{id}.toml"))
+        .current_dir(folder)
+        .stderr(log)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    Running(child)
+}
+
+fn ready(admin: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !http_try(admin, "GET", "/readyz", &[], b"").is_some_and(|answer| answer.status == 200) {
+        assert!(Instant::now() < deadline, "{admin} is not ready");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn nodes_come_and_go_under_load_and_nothing_is_lost() {
+    let dev = Dev::start();
+    let admin = |node: usize| dev.node(node)["admin"].as_str().unwrap().to_owned();
+    settled(&admin(1), "a new cluster");
+    let session = |node: usize| dev.node(node)["session"].as_str().unwrap();
+    let name = ServiceName::new(&[session(1), session(2), session(3)]);
+    let load = Load::start_at(&dev, &name.address, &["t1", "t2", "t3"]);
+    load.take(Duration::from_millis(500));
+
+    load.fault("node 4 joins");
+    let four = join(&dev, &admin(1), &["add"]);
+    assert_eq!(four.id, 4);
+    ready(&four.admin);
+    let overview = settled(&four.admin, "node 4 joins");
+    assert_eq!(overview["nodes"].as_array().unwrap().len(), 4);
+    assert!(overview["nodes"][3]["votes"].as_u64() > Some(0), "{overview}");
+    load.publish_through(&[dev.url(2), dev.url(3), &four.http]);
+    name.set(&[session(1), session(2), session(3), &four.session]);
+    load.take(Duration::from_millis(500));
+
+    load.fault("node 1 is removed");
+    done(&four.admin, &["remove", "1"]);
+    done(&four.admin, &["remove", "1"]);
+    load.take(Duration::from_millis(500));
+
+    load.fault("node 2 loses its data and is replaced");
+    load.publish_through(&[dev.url(3), &four.http]);
+    dev.kill_node(2);
+    let data = PathBuf::from(dev.node(2)["data"].as_str().unwrap());
+    std::fs::remove_dir_all(&data).unwrap();
+    let config = dev.node(2)["config"].as_str().unwrap();
+    let emptied = Command::new(REVEILLE).args(["node", "--create", "--config", config]).output().unwrap();
+    let said = String::from_utf8_lossy(&emptied.stderr).into_owned();
+    assert!(!emptied.status.success() && said.contains("reveille cluster replace 2"), "{said}");
+    assert!(!data.join("log").exists(), "it did not begin");
+    let five = join(&dev, &four.admin, &["replace", "2"]);
+    ready(&five.admin);
+    let overview = settled(&five.admin, "node 2 is replaced");
+    let nodes: Vec<_> =
+        overview["nodes"].as_array().unwrap().iter().map(|node| node["node"].as_u64()).collect();
+    assert_eq!(nodes, [Some(3), Some(4), Some(5)]);
+    load.publish_through(&[dev.url(3), &four.http, &five.http]);
+    name.set(&[session(3), &four.session, &five.session]);
+    load.take(Duration::from_secs(1));
+
+    load.fault("all that began with the cluster are gone");
+    let six = join(&dev, &five.admin, &["replace", "3"]);
+    load.publish_through(&[&four.http, &five.http]);
+    ready(&six.admin);
+    let overview = settled(&six.admin, "node 3 is replaced");
+    assert!(
+        overview["groups"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|group| group["voters"] == serde_json::json!([4, 5, 6]))
+    );
+    load.publish_through(&[&four.http, &six.http]);
+    name.set(&[&four.session, &five.session, &six.session]);
+
+    load.fault("a node that was away meets nodes that it does not know");
+    let Node { running, folder, .. } = five;
+    drop(running);
+    load.take(Duration::from_secs(1));
+    let _five = start(&folder, 5);
+    ready(&five.admin);
+    load.publish_through(&[&four.http, &five.http, &six.http]);
+    load.take(Duration::from_millis(500));
+    load.end(200);
+}
+
+#[test]
+fn what_cannot_be_done_says_why_and_what_can() {
+    let dev = Dev::start();
+    let admin = dev.node(1)["admin"].as_str().unwrap().to_owned();
+    settled(&admin, "a new cluster");
+    refused(&admin, &["remove", "9"], "node 9 is not a member");
+    refused(&admin, &["drain", "9"], "node 9 is not a member");
+    refused(&admin, &["resume", "9"], "node 9 is not a member");
+    refused(&admin, &["move-leaders", "--from", "9"], "node 9 is not a member");
+    refused(&admin, &["remove", "1"], "2 nodes would be left for 3 replicas");
+    refused(&admin, &["drain", "1"], "add a node first");
+    refused(&admin, &["replicas", "5"], "5 replicas cannot be");
+    refused(&admin, &["replicas", "2"], "2 replicas cannot be");
+    let (folder, out) = (dev.folder.path().to_str().unwrap().to_owned(), dev.folder.path().join("out"));
+    let add = |peer: &str, out: &str| -> Vec<String> {
+        let text = format!("add --peer {peer} --session h:1 --http h:2 --ca {folder} --out {out}");
+        text.split(' ').map(str::to_owned).collect()
+    };
+    let (out, full) = (out.to_str().unwrap().to_owned(), folder.clone());
+    for (peer, out, why) in [
+        ("nowhere", &out, "--peer must be HOST:PORT"),
+        ("h:99999", &out, "--peer must be HOST:PORT"),
+        ("h:3", &full, "is not empty"),
+        (dev.node(2)["peer"].as_str().unwrap(), &out, "node 2 has this peer address already"),
+    ] {
+        let args = add(peer, out);
+        refused(&admin, &args.iter().map(String::as_str).collect::<Vec<_>>(), why);
+    }
+    let replace: Vec<String> = add("h:3", &out);
+    let mut replace: Vec<&str> = replace.iter().map(String::as_str).collect();
+    replace.splice(0..1, ["replace", "7"]);
+    refused(&admin, &replace, "node 7 is not a member");
+
+    // A drain is taken back; leaders move; a node that was only invited is simply forgotten.
+    done(&admin, &["drain", "3", "--force-fewer-replicas"]);
+    let votes = |overview: &Value, at: usize| overview["nodes"][at]["votes"].as_u64().unwrap();
+    assert_eq!(votes(&overview(&admin), 2), 0);
+    done(&admin, &["drain", "3", "--force-fewer-replicas"]);
+    done(&admin, &["resume", "3"]);
+    assert_eq!(votes(&settled(&admin, "resumed"), 2), 4);
+    done(&admin, &["move-leaders", "--from", "1"]);
+    let args = add("127.0.0.1:9", &out);
+    done(&admin, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(overview(&admin)["nodes"][3]["standing"], "invited");
+    done(&admin, &["remove", "4"]);
+    done(&admin, &["remove", "4"]);
+    assert_eq!(overview(&admin)["nodes"].as_array().unwrap().len(), 3);
+    done(&admin, &["snapshot"]);
+
+    // A join token of another node, cut short, or of another cluster's CA.
+    let joined = join(&dev, &admin, &["add"]);
+    assert_eq!(joined.id, 5, "ids are not given twice");
+    ready(&joined.admin);
+    let Node { running, folder, .. } = joined;
+    drop(running);
+    let path = folder.join("node-5.toml");
+    let good = std::fs::read_to_string(&path).unwrap();
+    let start = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let output = Command::new(REVEILLE)
+            .args(["node", "--create", "--config", "node-5.toml"])
+            .current_dir(&folder)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(start(&good.replace("join-5-", "join-4-")).contains("the token of node 4, and this is node 5"));
+    assert!(start(&good.replace("join-5-", "join-5")).contains("a join token looks like"));
+    let at = good.find("join-5-").unwrap() + "join-5-".len();
+    let other_ca = format!("{}0123456789abcdef{}", &good[..at], &good[at + 16..]);
+    assert!(start(&other_ca).contains("another CA"));
+    // The token was used, and the folder that used it is gone.
+    std::fs::remove_dir_all(folder.join("data")).unwrap();
+    let said = start(&good);
+    assert!(said.contains("reveille cluster replace 5"), "{said}");
+}

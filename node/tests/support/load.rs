@@ -1,0 +1,220 @@
+//! Terminals and careful publishers that go on while something is done to the cluster, and the judgement of what they
+//! saw: the chaos suite's delivery checker.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use reveille_chaos::check::{Verdict, delivery};
+use reveille_chaos::history::{Event, What, Writer};
+
+use super::{Dev, Lines, Running, http_try};
+
+pub fn body(event: &serde_json::Value) -> String {
+    let bytes = base64::engine::general_purpose::STANDARD.decode(event["body"].as_str().unwrap()).unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+/// What several threads write while a run goes on.
+#[derive(Clone)]
+struct Story(Arc<Mutex<Vec<Event>>>, Instant);
+
+impl Story {
+    fn tell(&self, what: What) {
+        let mut events = self.0.lock().unwrap();
+        events.push(Event { at: self.1.elapsed().as_micros() as u64, what });
+    }
+}
+
+/// See the module.
+pub struct Load {
+    story: Story,
+    stop: Arc<AtomicBool>,
+    publishers: Vec<JoinHandle<()>>,
+    terminals: BTreeMap<String, (String, Running, Lines)>,
+    urls: Arc<RwLock<Vec<String>>>,
+    servers: String,
+}
+
+impl Load {
+    /// Starts terminals by these names, and two publishers to them through every node of the cluster.
+    pub fn start(dev: &Dev, names: &[&str]) -> Load {
+        Load::start_at(dev, &dev.servers(), names)
+    }
+
+    /// The same with terminals that connect to these servers.
+    pub fn start_at(dev: &Dev, servers: &str, names: &[&str]) -> Load {
+        let story = Story(Arc::default(), Instant::now());
+        let mut terminals = BTreeMap::new();
+        for name in names {
+            let (child, lines) = dev.terminal_of(servers, name, &[]);
+            let id = lines.next_event("listening")["terminal"].as_str().unwrap().to_owned();
+            lines.next_event("disconnected");
+            story.tell(What::TerminalStarted { terminal: id.clone() });
+            terminals.insert((*name).to_owned(), (id, child, lines));
+        }
+        let ids: Vec<String> = terminals.values().map(|(id, _, _)| id.clone()).collect();
+        let urls = Arc::new(RwLock::new((1..=3).map(|node| dev.url(node).to_owned()).collect()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let publishers: Vec<_> = (0..2u64)
+            .map(|publisher| {
+                let work = Publisher {
+                    number: publisher,
+                    story: story.clone(),
+                    terminals: ids.clone(),
+                    urls: urls.clone(),
+                    token: format!("Bearer {}", dev.token()),
+                    stop: stop.clone(),
+                };
+                std::thread::spawn(move || work.run())
+            })
+            .collect();
+        Load { story, publishers, stop, terminals, urls, servers: servers.to_owned() }
+    }
+
+    /// From now on publishers use these nodes.
+    pub fn publish_through(&self, urls: &[&str]) {
+        *self.urls.write().unwrap() = urls.iter().map(|url| (*url).to_owned()).collect();
+    }
+
+    /// Something is done to the cluster now.
+    pub fn fault(&self, what: impl Into<String>) {
+        self.story.tell(What::Fault { what: what.into() });
+    }
+
+    /// Pushes acknowledged so far.
+    pub fn acknowledged(&self) -> usize {
+        let events = self.story.0.lock().unwrap();
+        events.iter().filter(|event| matches!(event.what, What::Published { .. })).count()
+    }
+
+    /// Takes what comes for at least this long, and until nothing comes any more.
+    pub fn take(&self, wait: Duration) {
+        let until = Instant::now() + wait;
+        let mut quiet = false;
+        while !quiet || Instant::now() < until {
+            quiet = true;
+            for (id, _, lines) in self.terminals.values() {
+                while let Some(event) = lines.next_within(Duration::from_millis(1)) {
+                    quiet = false;
+                    self.delivered(id, &event);
+                }
+            }
+        }
+    }
+
+    fn delivered(&self, terminal: &str, event: &serde_json::Value) {
+        if event["event"] == "received" {
+            self.story.tell(What::Delivered {
+                terminal: terminal.to_owned(),
+                payload: body(event),
+                seq: event["seq"].as_u64().unwrap(),
+                maybe_seen: event["maybe_seen"].as_bool().unwrap(),
+                node: event["node"].as_u64().unwrap(),
+            });
+        }
+    }
+
+    /// A terminal dies and comes back on its state.
+    pub fn restart_terminal(&mut self, dev: &Dev, name: &str) {
+        let (id, child, lines) = self.terminals.remove(name).unwrap();
+        drop(child);
+        while let Some(event) = lines.next_within(Duration::from_millis(200)) {
+            self.delivered(&id, &event);
+        }
+        self.story.tell(What::TerminalStarted { terminal: id.clone() });
+        let (child, lines) = dev.terminal_of(&self.servers, name, &[]);
+        self.terminals.insert(name.to_owned(), (id, child, lines));
+    }
+
+    /// Ends the publishers, waits for what is still on its way, and judges.
+    pub fn end(mut self, at_least: usize) {
+        self.stop.store(true, Ordering::Relaxed);
+        for publisher in self.publishers.drain(..) {
+            publisher.join().unwrap();
+        }
+        self.take(Duration::from_secs(10));
+        let acknowledged = self.acknowledged();
+        assert!(acknowledged > at_least, "too few pushes for the run to mean anything: {acknowledged}");
+        let events = self.story.0.lock().unwrap();
+        match delivery(&events) {
+            Verdict::Pass => {}
+            Verdict::Fail(found) => {
+                let path = std::env::temp_dir().join("reveille-end-to-end.jsonl");
+                let mut writer = Writer::new(std::fs::File::create(&path).unwrap()).unwrap();
+                events.iter().for_each(|event| writer.write(event).unwrap());
+                panic!(
+                    "{} findings, the first: {:#?}\nhistory: {}",
+                    found.len(),
+                    &found[..found.len().min(5)],
+                    path.display()
+                );
+            }
+            Verdict::Unknown(why) => panic!("unknown: {why}"),
+        }
+    }
+}
+
+struct Publisher {
+    number: u64,
+    story: Story,
+    terminals: Vec<String>,
+    urls: Arc<RwLock<Vec<String>>>,
+    token: String,
+    stop: Arc<AtomicBool>,
+}
+
+impl Publisher {
+    fn run(&self) {
+        for number in 0u64.. {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            self.publish(number);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// As a careful publisher: the same key until there is an answer, at the next node each time.
+    fn publish(&self, number: u64) {
+        let terminal = &self.terminals[(number % self.terminals.len() as u64) as usize];
+        let payload = format!("p{}-{number}", self.number);
+        let first = number + self.number;
+        self.story.tell(What::Publish {
+            terminal: terminal.clone(),
+            payload: payload.clone(),
+            node: first % 3 + 1,
+        });
+        let path = format!("/v1/terminals/{terminal}/messages");
+        let headers = [("Authorization", self.token.as_str()), ("Idempotency-Key", payload.as_str())];
+        let answer = (first..first + 30).find_map(|node| {
+            let urls = self.urls.read().unwrap().clone();
+            let url = &urls[node as usize % urls.len()];
+            let answer = http_try(url, "POST", &path, &headers, payload.as_bytes());
+            let answer = answer.filter(|answer| answer.status != 503);
+            if answer.is_none() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            answer
+        });
+        self.story.tell(match answer {
+            Some(answer) if answer.status == 201 => {
+                let value = answer.json();
+                let message = value["message"].as_str().unwrap().to_owned();
+                What::Published { payload, message, seq: value["seq"].as_u64().unwrap() }
+            }
+            Some(answer) => What::Failed { payload, why: format!("{}", answer.status) },
+            None => What::Unknown { payload, why: "no answer".to_owned() },
+        });
+    }
+}
