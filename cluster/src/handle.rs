@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -22,13 +22,15 @@ use crate::host::{Host, Notified};
 use crate::link::{Identity, Inbound, Lane, LinkConfig, Links};
 use crate::member::{GroupStorage, JoinError, Member, MemberConfig, START_PATIENCE, Unavailable};
 use crate::overview::Overview;
+use crate::pull;
 use crate::query::{Answer, Query};
+use crate::raft::machine::applied_index;
 use crate::raft::types::Tokio;
 use crate::rpc::{Calls, Frame, Method};
 use crate::status::Status;
-use crate::tables::{FjallTables, Store, StoreConfig, StoreError};
+use crate::tables::{FjallTables, Store, StoreConfig, StoreError, Tables, set_aside};
 use crate::wal::disk::RealDisk;
-use crate::wal::{Owner, Wal, WalConfig, WalError, WalGroup};
+use crate::wal::{LogStore, Owner, Wal, WalConfig, WalError, WalGroup};
 
 /// Production: tokio, a log and tables on disk, TLS links.
 pub struct Production;
@@ -77,6 +79,16 @@ pub enum StartError {
     /// The tables.
     #[error(transparent)]
     Tables(#[from] StoreError),
+    /// Tables that are of no more use, and no peer gave others.
+    #[error(
+        "the tables of group {group} are lost or damaged, and no peer gave others: {why}. Are the other nodes running? If they lost theirs as well, restore a backup: reveille cluster restore"
+    )]
+    Rebuild {
+        /// Which.
+        group: GroupId,
+        /// Why not.
+        why: String,
+    },
     /// A folder or a group.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -91,6 +103,50 @@ pub struct ClusterHandle {
     member: Arc<Member<Production>>,
     links: Links,
     wal: Arc<Wal>,
+}
+
+/// Opens the tables, or makes them anew if they are of no more use; whether it did.
+fn open_tables(folder: &Path, config: StoreConfig) -> Result<(Store, bool), StartError> {
+    if config.create {
+        return Ok((Store::open(folder, &config)?, false));
+    }
+    let why = match set_aside::marked(folder)? {
+        Some(why) => why,
+        None => match Store::open(folder, &config) {
+            Err(error) if error.is_damage() => error.to_string(),
+            opened => return Ok((opened?, false)),
+        },
+    };
+    tracing::error!(folder = %folder.display(), why, "the tables are of no more use; they are made anew");
+    set_aside::mark(folder, &why)?;
+    set_aside::set_aside(folder)?;
+    Ok((Store::open(folder, &StoreConfig { create: true, ..config })?, true))
+}
+
+/// Tables that are behind what the log still holds are replaced by a peer's: they were lost, damaged or rolled back.
+async fn bring_up(
+    links: &Links,
+    calls: &Calls<Production>,
+    group: GroupId,
+    log: &WalGroup,
+    tables: &FjallTables,
+    configured: &[NodeId],
+) -> Result<(), StartError> {
+    let purged = log.purged().map(|(index, _)| index);
+    let applied = applied_index::<Tokio, _>(&tables.read())?;
+    let Some(purged) = purged.filter(|purged| applied.is_none_or(|applied| applied < *purged)) else {
+        return Ok(());
+    };
+    tracing::warn!(
+        group = group.0,
+        ?applied,
+        purged,
+        "tables are behind what the log holds; asking the peers"
+    );
+    // Who came later may be linked and not written down.
+    let peers = || configured.iter().copied().chain(links.linked()).collect();
+    let rebuilt = pull::rebuild(calls, (group, tables), purged, peers, START_PATIENCE).await;
+    rebuilt.map_err(|why| StartError::Rebuild { group, why })
 }
 
 /// What comes in. Before the member is there, only questions and answers of admission; raft repeats the rest.
@@ -182,10 +238,8 @@ impl ClusterHandle {
         };
         let tables = || {
             let (cache_bytes, overlay_bytes) = (config.cache_bytes, config.overlay_bytes);
-            Store::open(
-                &data.join("tables"),
-                &StoreConfig { owner, groups, create, cache_bytes, overlay_bytes },
-            )
+            let config = StoreConfig { owner, groups, create, cache_bytes, overlay_bytes };
+            open_tables(&data.join("tables"), config)
         };
         // The log says that the folder was made, so it is made last; and where it should be, it is looked for first.
         let (wal, store) = if create {
@@ -194,6 +248,7 @@ impl ClusterHandle {
         } else {
             (log()?, tables()?)
         };
+        let (store, anew) = store;
         let wal = Arc::new(wal);
         let log = Arc::downgrade(&wal);
         store.keep_behind(move || match log.upgrade() {
@@ -203,8 +258,13 @@ impl ClusterHandle {
         let mut storage = BTreeMap::new();
         for group in 0..groups {
             if let Some(log) = wal.group(group) {
-                storage.insert(GroupId(group), GroupStorage { log, tables: store.group(group)? });
+                let tables = store.group(group)?;
+                bring_up(&links, &calls, GroupId(group), &log, &tables, &asked).await?;
+                storage.insert(GroupId(group), GroupStorage { log, tables });
             }
+        }
+        if anew {
+            set_aside::unmark(&data.join("tables"))?;
         }
         if !folder.admitted {
             folder.set_admitted()?;

@@ -15,6 +15,7 @@ pub mod link;
 pub mod member;
 pub mod overview;
 mod propose;
+pub mod pull;
 pub mod query;
 pub mod raft;
 mod rpc;

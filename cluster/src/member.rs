@@ -29,6 +29,7 @@ use crate::clock::{Clocks, WallClock};
 use crate::env::Env;
 use crate::host::{Host, Notified};
 use crate::propose::{GroupRaft, Proposer};
+use crate::pull::Views;
 use crate::raft::log::GroupLog;
 use crate::raft::machine::Machine;
 use crate::raft::network::{AppendStreams, Appended, Network};
@@ -103,6 +104,7 @@ pub struct Member<E: Env> {
     placed: RwLock<BTreeMap<GroupId, Vec<NodeId>>>,
     /// Leaders of groups that are not on this node, as others named them.
     found: Mutex<BTreeMap<GroupId, NodeId>>,
+    pub(crate) views: Views<E>,
 }
 
 /// Answers of append streams, by peer and stream.
@@ -205,6 +207,7 @@ impl<E: Env> Member<E> {
             heard: Mutex::default(),
             placed: RwLock::default(),
             found: Mutex::default(),
+            views: Views::default(),
         });
         if let Some(meta) = member.groups.get(&GroupId(0)) {
             meta.shard.reload_directory();

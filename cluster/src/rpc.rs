@@ -34,12 +34,13 @@ pub(crate) enum Method {
     /// Since format 2, as what follows.
     Reshape = 8,
     Admit = 9,
+    Pull = 10,
 }
 
 impl Method {
     fn of(byte: u8) -> Option<Method> {
         use Method::*;
-        [Vote, PreVote, Append, TransferLeader, Snapshot, Propose, Query, Reshape, Admit]
+        [Vote, PreVote, Append, TransferLeader, Snapshot, Propose, Query, Reshape, Admit, Pull]
             .into_iter()
             .find(|method| *method as u8 == byte)
     }

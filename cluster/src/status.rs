@@ -38,6 +38,8 @@ pub struct GroupStatus {
     pub applied: Option<u64>,
     /// Entry up to which the log may be cut.
     pub snapshot: Option<u64>,
+    /// Last entry that the log here holds no more.
+    pub purged: Option<u64>,
     /// At its leader: terminals that something waits for.
     pub waiting: usize,
     /// At its leader: those of them that no notification reaches.
@@ -72,6 +74,7 @@ impl<E: Env> Member<E> {
                 last_log: metrics.last_log_index,
                 applied: metrics.last_applied.map(|id| id.index),
                 snapshot: metrics.snapshot.map(|id| id.index),
+                purged: metrics.purged.map(|id| id.index),
                 waiting,
                 unreachable,
             }

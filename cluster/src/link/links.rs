@@ -137,6 +137,12 @@ impl Links {
         self.0.is_up(peer, lane)
     }
 
+    /// The nodes that there is a link to.
+    pub fn linked(&self) -> Vec<NodeId> {
+        let connections = self.0.connections.read().unwrap_or_else(PoisonError::into_inner);
+        connections.keys().filter(|(_, lane)| *lane == Lane::Control).map(|(peer, _)| *peer).collect()
+    }
+
     /// Ends every connection and accepts no more.
     pub fn shutdown(&self) {
         self.0.stop.send_replace(true);

@@ -22,6 +22,7 @@ use crate::env::{Env, Transport};
 use crate::host::Taken;
 use crate::link::Lane;
 use crate::propose::Outcome;
+use crate::pull::Pull;
 use crate::query::{Answer, MessageView, Query};
 use crate::raft::machine::SnapshotData;
 use crate::raft::network::{Chunk, ChunkAnswer, MAX_MESSAGE, envelope, open};
@@ -220,6 +221,10 @@ impl<E: Env> Member<E> {
             Method::Admit => {
                 let (_, request) = open::<Admit>(&body)?;
                 Some(codec::encode(&self.admit(request).await).into())
+            }
+            Method::Pull => {
+                let pull = codec::decode::<Pull, MAX_MESSAGE>(&body).ok()?;
+                Some(codec::encode(&self.give(from, pull).await).into())
             }
             // Taken out before, where the order counts.
             Method::Propose => Some(codec::encode(&self.proposed(&body)?.await).into()),

@@ -71,6 +71,7 @@ async fn mind_disks<E: Env>(member: Weak<Member<E>>) {
             flush(&member, worth).await;
         }
         cut(&member).await;
+        member.views.prune();
     }
 }
 

@@ -65,6 +65,11 @@ fn value<V: Serialize>(value: &V) -> Bytes {
     codec::encode(value).into()
 }
 
+/// Index of the last log entry that these tables have taken in.
+pub(crate) fn applied_index<C: Cfg, T: Table>(table: &T) -> io::Result<Option<u64>> {
+    Ok(read::<T, LogIdOf<C>>(table, APPLIED)?.map(|id| id.index))
+}
+
 impl<C: Cfg, T: Tables> Machine<C, T> {
     pub(crate) fn new(group: GroupId, tables: T, observer: Arc<dyn Observer>) -> Self {
         Machine { group, tables, observer, cfg: PhantomData }

@@ -50,7 +50,7 @@ const COMMIT_DELAY: Duration = Duration::from_millis(10);
 /// Shortest deadline for a vote or a heartbeat, whatever openraft derives from its own timing.
 const CALL_DEADLINE: Duration = Duration::from_millis(100);
 /// Bytes of one chunk of a snapshot.
-const CHUNK_BYTES: usize = 256 * 1024;
+pub(crate) const CHUNK_BYTES: usize = 256 * 1024;
 /// One chunk of a snapshot must be written by the peer within this.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(10);
 

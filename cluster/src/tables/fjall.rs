@@ -13,6 +13,7 @@
     reason = "tables on disk are production only; the simulator has tables in memory"
 )]
 
+pub(crate) mod set_aside;
 mod store;
 mod transfer;
 

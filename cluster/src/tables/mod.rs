@@ -17,6 +17,7 @@ use std::future::Future;
 use bytes::Bytes;
 use reveille_protocol::service_list::{Table, TableError, TableMut};
 
+pub(crate) use self::fjall::set_aside;
 pub use self::fjall::{FjallInstaller, FjallSnapshot, FjallTables, Store, StoreConfig, StoreError};
 pub use self::memory::{MemoryInstaller, MemorySnapshot, MemoryTables};
 

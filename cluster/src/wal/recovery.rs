@@ -29,7 +29,7 @@ use super::written::Place;
 pub enum WalError {
     /// There is none.
     #[error(
-        "no log in {folder}; if this node is new, create it with --create; if its disk was lost, remove it from the cluster and add it under a new id"
+        "no log in {folder}; if this node is new, create it with --create; if its disk was lost, replace it: reveille cluster replace"
     )]
     Missing {
         /// The folder.
@@ -59,9 +59,11 @@ pub enum WalError {
     },
     /// What was acknowledged is not there any more.
     #[error(
-        "log file {folder}/{file} is damaged at byte {offset}: {what}; remove this node from the cluster and add it under a new id, its peers have its data"
+        "log file {folder}/{file} is damaged at byte {offset}: {what}; its peers have its data: replace this node: reveille cluster replace {node}"
     )]
     Damaged {
+        /// Whose log it is.
+        node: u64,
         /// The folder.
         folder: String,
         /// The file.
@@ -146,6 +148,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Engine, Wal
     let mut indexes = Vec::with_capacity(found.len());
     for (group, found) in found.into_iter().enumerate() {
         let index = index(found).map_err(|(missing, at)| WalError::Damaged {
+            node: config.owner.node,
             folder: disk.location(),
             file: segment_name(at),
             offset: 0,
@@ -175,7 +178,7 @@ fn make_durable(disk: &dyn Disk, batches: &[Batch]) -> io::Result<()> {
 impl Reader<'_> {
     fn damaged(&self, segment: u64, offset: usize, what: impl Into<String>) -> WalError {
         let (folder, file) = (self.disk.location(), segment_name(segment));
-        WalError::Damaged { folder, file, offset, what: what.into() }
+        WalError::Damaged { node: self.config.owner.node, folder, file, offset, what: what.into() }
     }
 
     fn io(&self, error: io::Error) -> WalError {

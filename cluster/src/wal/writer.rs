@@ -289,7 +289,7 @@ fn advice(error: &io::Error) -> &'static str {
         io::ErrorKind::InvalidInput => "restart this node with larger log segments",
         // The engine's own: see `engine::read_entry`.
         io::ErrorKind::InvalidData => {
-            "the log is damaged: remove this node from the cluster and add it under a new id, its peers have its data"
+            "the log is damaged; its peers have its data: replace this node: reveille cluster replace"
         }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "make room on its disk, then restart this node"

@@ -34,7 +34,7 @@ impl Drop for Running {
 
 /// Lines of JSON from a child.
 pub struct Lines {
-    lines: mpsc::Receiver<Value>,
+    lines: std::sync::Mutex<mpsc::Receiver<Value>>,
 }
 
 impl Lines {
@@ -49,16 +49,16 @@ impl Lines {
                 }
             }
         });
-        Lines { lines }
+        Lines { lines: lines.into() }
     }
 
     /// The next line, or a panic after the patience is over.
     pub fn next(&self) -> Value {
-        self.lines.recv_timeout(PATIENCE).expect("a line of JSON in time")
+        self.lines.lock().unwrap().recv_timeout(PATIENCE).expect("a line of JSON in time")
     }
 
     pub fn next_within(&self, wait: Duration) -> Option<Value> {
-        self.lines.recv_timeout(wait).ok()
+        self.lines.lock().unwrap().recv_timeout(wait).ok()
     }
 
     /// Skips to the next line of this event.
@@ -66,7 +66,7 @@ impl Lines {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let value = self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("no {event} in time"));
+            let value = self.lines.lock().unwrap().recv_timeout(left).unwrap_or_else(|_| panic!("no {event} in time"));
             if value["event"] == event {
                 return value;
             }

@@ -1,6 +1,6 @@
 //! The database under the tables of a node: opening it, whose it is, and writing whole sorted tables to it.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,10 +11,11 @@ use fjall::compaction::Leveled;
 use fjall::config::{
     BlockSizePolicy, BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy,
 };
-use fjall::{Database, Keyspace, KeyspaceCreateOptions};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, LsmError};
 use reveille_protocol::service_list::TableError;
 use reveille_protocol::wire::codec;
 
+use super::set_aside;
 use crate::wal::Owner;
 
 /// Format of the folder. 2: names the number of groups.
@@ -44,9 +45,7 @@ pub struct StoreConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// fjall refuses.
-    #[error(
-        "tables in {folder} cannot be opened: {error}; if the disk is damaged, remove this node and let it rejoin under a new id"
-    )]
+    #[error("tables in {folder} cannot be opened: {error}; is another version or user at fault?")]
     Open {
         /// The folder.
         folder: PathBuf,
@@ -78,13 +77,11 @@ pub enum StoreError {
     },
     /// To be made, but there are some.
     #[error(
-        "tables in {0} hold rows, but there is no log beside them: this node had data before, and one whose log was lost must not come back under its old id; remove it from the cluster and add it under a new id"
+        "tables in {0} hold rows, but there is no log beside them: this node had data before, and one whose log was lost must not come back under its old id; replace it: reveille cluster replace"
     )]
     NotEmpty(PathBuf),
     /// They should be there.
-    #[error(
-        "no tables in {0}, although there is a log; if they were lost, remove this node and let it rejoin under a new id"
-    )]
+    #[error("no tables in {0}, although there is a log")]
     Missing(PathBuf),
     /// Made by another version.
     #[error(
@@ -99,6 +96,28 @@ pub enum StoreError {
     /// Something in them cannot be read.
     #[error(transparent)]
     Damaged(#[from] TableError),
+}
+
+impl StoreError {
+    /// Are the tables of no more use? They follow from the log and from the peers', so they can be made anew. Not so where
+    /// the disk, or who runs this, may be at fault.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            StoreError::Open { error, .. } => is_damage(error),
+            StoreError::Missing(_) | StoreError::Damaged(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Does the error say that what is on the disk is not what was written?
+fn is_damage(error: &fjall::Error) -> bool {
+    let kinds = [ErrorKind::NotFound, ErrorKind::UnexpectedEof, ErrorKind::InvalidData];
+    match error {
+        fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)) => kinds.contains(&error.kind()),
+        fjall::Error::Locked | fjall::Error::Poisoned | fjall::Error::KeyspaceDeleted => false,
+        _ => true,
+    }
 }
 
 /// The tables of one node.
@@ -199,8 +218,18 @@ impl Inner {
         }
         result.map_err(|error| {
             self.poisoned.store(true, Ordering::Release);
+            if is_damage(&error) {
+                self.mark(&error.to_string());
+            }
             TableError(format!("{}: {error}", self.folder.display()))
         })
+    }
+
+    /// Has the next start make the tables anew.
+    fn mark(&self, why: &str) {
+        if let Err(error) = set_aside::mark(&self.folder, why) {
+            tracing::error!(%error, "damaged tables could not be marked; remove their folder before the next start");
+        }
     }
 
     /// Writes rows, or for `None` their tombstones, as one table: all of them or none, and durable when it returns.
