@@ -6,7 +6,7 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::LOCATION;
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
-use reveille_cluster::query::{Answer, MessageView, Query};
+use reveille_cluster::query::{Answer, MAX_WAIT, MessageView, Query};
 use reveille_protocol::hash::sha256;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
@@ -23,8 +23,6 @@ use crate::telemetry::{Count, publish_took};
 
 /// A publish is answered within this.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// The longest `timeout` of a wait.
-const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// The answer to a publish.
 #[derive(Debug, Serialize)]
@@ -301,5 +299,22 @@ pub(super) async fn cancel(
         Reply::Ended(end) => Ok(HttpResponse::Ok().json(serde_json::json!({ "state": end.stage().name() }))),
         Reply::Refused(refusal) => Err(refusal.into()),
         other => Err(unexpected(&other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn asked(timeout: &str) -> Duration {
+        let wait = Wait { wait: Some("acked".to_owned()), timeout: Some(timeout.to_owned()) };
+        Duration::from_millis(wait.millis().unwrap())
+    }
+
+    #[test]
+    fn nobody_waits_longer_than_the_leader_lets_them() {
+        assert_eq!(asked("30s"), Duration::from_secs(30));
+        assert_eq!(asked("2h"), MAX_WAIT);
     }
 }
