@@ -5,7 +5,7 @@ use actix_web::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use reveille_cluster::Unavailable;
 use reveille_protocol::id::ParseIdError;
-use reveille_protocol::service_list::Refusal;
+use reveille_protocol::service_list::{Refusal, Reply};
 use serde::Serialize;
 
 use crate::telemetry::Count;
@@ -39,6 +39,26 @@ impl ApiError {
     fn retry(mut self, seconds: u32) -> ApiError {
         self.retry_after = Some(seconds);
         self
+    }
+}
+
+/// What a command came to, by the reply that `wanted` takes: a refusal is for whoever asked, any other reply a fault
+/// of ours.
+pub(super) fn settle<T>(
+    outcome: Result<Reply, Unavailable>,
+    wanted: impl FnOnce(Reply) -> Result<T, Reply>,
+) -> Result<T, ApiError> {
+    match outcome? {
+        Reply::Refused(refusal) => Err(refusal.into()),
+        reply => wanted(reply).map_err(|other| unexpected(&other)),
+    }
+}
+
+/// A command that has nothing to say but that it was done.
+pub(super) fn done(reply: Reply) -> Result<(), Reply> {
+    match reply {
+        Reply::Done => Ok(()),
+        other => Err(other),
     }
 }
 
@@ -116,4 +136,22 @@ impl ResponseError for ApiError {
 
 pub(super) async fn no_such_page() -> Result<HttpResponse, ApiError> {
     Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_page", "no such page; see docs/api.md for the routes"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_reply_is_taken_a_refusal_told_and_another_reply_a_defect() {
+        let error = |outcome| {
+            let error = settle(outcome, done).unwrap_err();
+            (error.status.as_u16(), error.error)
+        };
+        assert!(settle(Ok(Reply::Done), done).is_ok());
+        assert_eq!(error(Ok(Reply::Refused(Refusal::UnknownTerminal))), (404, "unknown_terminal"));
+        assert_eq!(error(Err(Unavailable::Busy)), (503, "unavailable"));
+        assert_eq!(error(Ok(Reply::Ended(reveille_protocol::stage::End::Acked))), (500, "internal"));
+    }
 }

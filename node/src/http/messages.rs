@@ -17,7 +17,7 @@ use reveille_protocol::time::GroupTime;
 use serde::{Deserialize, Serialize};
 
 use super::auth::tenant;
-use super::error::{ApiError, unexpected};
+use super::error::{ApiError, settle, unexpected};
 use super::{Api, body};
 use crate::telemetry::{Count, publish_took};
 
@@ -48,10 +48,17 @@ pub(super) async fn publish(
     let enqueue = enqueue(&request, tenant, terminal, body)?;
     let zero_ttl = enqueue.ttl == Some(0);
     let group = api.cluster.group_of(&terminal);
-    let reply = api.cluster.propose(group, Command::Enqueue(Box::new(enqueue)), DEADLINE).await;
-    let outcome = match reply {
-        Ok(Reply::Enqueued { message, deadline, accepted, duplicate }) => {
-            Count::Publishes.one(if duplicate { "duplicate" } else { "stored" });
+    let outcome = api.cluster.propose(group, Command::Enqueue(Box::new(enqueue)), DEADLINE).await;
+    match &outcome {
+        Ok(Reply::Enqueued { duplicate: false, .. }) => Count::Publishes.one("stored"),
+        Ok(Reply::Enqueued { duplicate: true, .. }) => Count::Publishes.one("duplicate"),
+        Ok(Reply::Refused(_)) => Count::Publishes.one("refused"),
+        Ok(_) => {}
+        Err(_) => Count::Publishes.one("unavailable"),
+    }
+    publish_took(began.elapsed().as_secs_f64());
+    settle(outcome, |reply| match reply {
+        Reply::Enqueued { message, deadline, accepted, duplicate } => {
             // What it is really kept for; TTL 0 is kept for the wake window and answered as asked (RFC 8030 5.2).
             let kept = if zero_ttl { 0 } else { deadline.since(accepted).as_secs() };
             let published = Published {
@@ -65,18 +72,8 @@ pub(super) async fn publish(
             response.insert_header(("TTL", kept));
             Ok(response.json(published))
         }
-        Ok(Reply::Refused(refusal)) => {
-            Count::Publishes.one("refused");
-            Err(refusal.into())
-        }
-        Ok(other) => Err(unexpected(&other)),
-        Err(unavailable) => {
-            Count::Publishes.one("unavailable");
-            Err(unavailable.into())
-        }
-    };
-    publish_took(began.elapsed().as_secs_f64());
-    outcome
+        other => Err(other),
+    })
 }
 
 /// The request as a command; each header checked, and named if it is bad.
@@ -295,11 +292,11 @@ pub(super) async fn cancel(
     let message: MessageId = path.parse()?;
     let group = api.cluster.group_of(&message.terminal);
     let cancel = Command::Cancel(list::Cancel { message, tenant });
-    match api.cluster.propose(group, cancel, DEADLINE).await? {
-        Reply::Ended(end) => Ok(HttpResponse::Ok().json(serde_json::json!({ "state": end.stage().name() }))),
-        Reply::Refused(refusal) => Err(refusal.into()),
-        other => Err(unexpected(&other)),
-    }
+    let end = settle(api.cluster.propose(group, cancel, DEADLINE).await, |reply| match reply {
+        Reply::Ended(end) => Ok(end),
+        other => Err(other),
+    })?;
+    Ok(HttpResponse::Ok().json(serde_json::json!({ "state": end.stage().name() })))
 }
 
 #[cfg(test)]

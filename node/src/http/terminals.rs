@@ -13,7 +13,7 @@ use reveille_protocol::service_list::{self as list, Command, Reply};
 use serde::{Deserialize, Serialize};
 
 use super::auth::tenant;
-use super::error::{ApiError, unexpected};
+use super::error::{ApiError, done, settle, unexpected};
 use super::{Api, MAX_BULK, body};
 
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -98,11 +98,8 @@ pub(super) async fn unregister(
     let terminal: TerminalId = path.parse()?;
     let group = api.cluster.group_of(&terminal);
     let unregister = Command::Unregister(list::Unregister { terminal, tenant });
-    match api.cluster.propose(group, unregister, DEADLINE).await? {
-        Reply::Done => Ok(HttpResponse::NoContent().finish()),
-        Reply::Refused(refusal) => Err(refusal.into()),
-        other => Err(unexpected(&other)),
-    }
+    settle(api.cluster.propose(group, unregister, DEADLINE).await, done)?;
+    Ok(HttpResponse::NoContent().finish())
 }
 
 /// The query of `GET /v1/terminals`.
@@ -221,12 +218,15 @@ async fn register_one(api: &Api, tenant: TenantId, line: &[u8]) -> Registered {
     let terminal = session_key.terminal();
     let register = list::Register { tenant, session_key, stream: crate::random::new_stream() };
     let group = api.cluster.group_of(&terminal);
-    match api.cluster.propose(group, Command::Register(register), DEADLINE).await {
-        Ok(Reply::Registered { existed, .. }) => {
+    let outcome = api.cluster.propose(group, Command::Register(register), DEADLINE).await;
+    let existed = settle(outcome, |reply| match reply {
+        Reply::Registered { existed, .. } => Ok(existed),
+        other => Err(other),
+    });
+    match existed {
+        Ok(existed) => {
             Registered { terminal: Some(terminal.to_string()), existed: Some(existed), error: None }
         }
-        Ok(Reply::Refused(refusal)) => failed(refusal.to_string()),
-        Ok(_) => failed("an answer of another kind".to_owned()),
-        Err(unavailable) => failed(unavailable.to_string()),
+        Err(error) => failed(error.to_string()),
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Api;
 use super::auth::{now, tenant, token_hash};
-use super::error::{ApiError, unexpected};
+use super::error::{ApiError, settle};
 
 const DEADLINE: Duration = Duration::from_secs(5);
 const META: GroupId = GroupId(0);
@@ -66,11 +66,11 @@ impl Shown {
 }
 
 async fn change(api: &Api, change: Change) -> Result<(), ApiError> {
-    match api.cluster.propose(META, Command::Directory(Box::new(change)), DEADLINE).await? {
+    let outcome = api.cluster.propose(META, Command::Directory(Box::new(change)), DEADLINE).await;
+    settle(outcome, |reply| match reply {
         Reply::Directory(Outcome::Done) => Ok(()),
-        Reply::Refused(refusal) => Err(refusal.into()),
-        other => Err(unexpected(&other)),
-    }
+        other => Err(other),
+    })
 }
 
 /// `POST /v1/tokens`
