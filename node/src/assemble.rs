@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::certificates::{self, Certificates, Shown};
 use crate::config::Config;
 use crate::host::NodeHost;
-use crate::http::{self, Api};
+use crate::http::{self, Api, limits};
 use crate::notify::Notifier;
 use crate::notify::dial::Dialler;
 use crate::notify::pace::Pace;
@@ -231,10 +231,13 @@ impl Actors {
                     let server =
                         HttpServer::new(move || App::new().app_data(api.clone()).configure(http::publisher))
                             .workers(workers)
-                            .max_connections(http::CONNECTIONS)
-                            .client_request_timeout(http::HEAD_DEADLINE)
+                            .max_connections(limits::publishers_of_one(workers))
+                            .tls_handshake_timeout(limits::TLS_DEADLINE)
+                            .client_request_timeout(limits::HEAD_DEADLINE)
+                            .client_disconnect_timeout(limits::LAST_WORDS)
+                            .keep_alive(limits::KEEP_ALIVE)
                             .disable_signals()
-                            .shutdown_timeout(1);
+                            .shutdown_timeout(limits::LEAVE);
                     let bound = match tls {
                         Some(tls) => server.bind_rustls_0_23(http, tls),
                         None => server.bind(http),
@@ -245,10 +248,12 @@ impl Actors {
                     App::new().app_data(api.clone()).app_data(admin.clone()).configure(http::operator)
                 })
                 .workers(1)
-                .max_connections(http::CONNECTIONS)
-                .client_request_timeout(http::HEAD_DEADLINE)
+                .max_connections(limits::OPERATOR_CONNECTIONS)
+                .client_request_timeout(limits::HEAD_DEADLINE)
+                .client_disconnect_timeout(limits::LAST_WORDS)
+                .keep_alive(limits::KEEP_ALIVE)
                 .disable_signals()
-                .shutdown_timeout(1)
+                .shutdown_timeout(limits::LEAVE)
                 .bind(operator)
                 .with_context(|| format!("admin.listen: cannot listen on {operator}"))?
                 .run();

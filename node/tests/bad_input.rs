@@ -11,9 +11,13 @@ mod support;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::{Dev, REVEILLE, http, http_try};
+
+/// As in `http::limits` of the product.
+const OPERATOR_CONNECTIONS: usize = 64;
+const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 
 fn terminal_of(dev: &Dev, name: &str) -> String {
     let (_child, lines) = dev.terminal(name, &[]);
@@ -30,6 +34,35 @@ fn refused(arguments: &[&str]) -> String {
     let last = said.lines().last().unwrap_or_default().to_owned();
     assert!(last.starts_with("reveille: "), "one clear line, not {said:?}");
     last
+}
+
+/// The status of a POST of which only the head is sent.
+fn by_head_alone(url: &str, path: &str, headers: &str) -> String {
+    let authority = url.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(authority).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(stream, "POST {path} HTTP/1.1\r\nHost: {authority}\r\n{headers}\r\n").unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer[9..]).into_owned()
+}
+
+/// Bodies that never come, and connections that say nothing, hold what they hold for a time only.
+#[test]
+fn whoever_does_not_go_on_gives_the_place_free() {
+    let dev = Dev::start();
+    let admin = dev.node(1)["admin"].as_str().unwrap().to_owned();
+    let authority = admin.trim_start_matches("http://");
+    let began = Instant::now();
+    let silent: Vec<_> = (0..OPERATOR_CONNECTIONS).map(|_| TcpStream::connect(authority).unwrap()).collect();
+    // Every place is taken: the next one waits until they are thrown out.
+    assert_eq!(http(&admin, "GET", "/healthz", &[], b"").status, 200);
+    assert!(began.elapsed() >= HEAD_DEADLINE / 2, "{:?} after {} others", began.elapsed(), silent.len());
+
+    let bearer = format!("Authorization: Bearer {}\r\n", dev.token());
+    let head = format!("{bearer}Content-Type: application/json\r\nContent-Length: 100\r\n");
+    let began = Instant::now();
+    assert_eq!(by_head_alone(dev.url(1), "/v1/tokens", &head), "408", "{:?}", began.elapsed());
 }
 
 #[test]
@@ -72,14 +105,20 @@ fn the_publishers_api_refuses_and_says_why() {
     assert_eq!(none.header("WWW-Authenticate"), Some("Bearer"));
     case(401, "unknown_token", http(dev.url(1), "POST", &path, &[("Authorization", "Bearer wrong")], b"x"));
 
-    // Refused by its head alone: nobody waits for a body from a stranger.
-    let authority = dev.url(1).trim_start_matches("http://");
-    let mut stream = TcpStream::connect(authority).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    write!(stream, "POST {path} HTTP/1.1\r\nHost: {authority}\r\nContent-Length: 1000000\r\n\r\n").unwrap();
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 401");
+    // Refused by its head alone: nobody waits for a body from a stranger, nor for one that is too large anyway.
+    let bearer = format!("Authorization: Bearer {}\r\n", dev.token());
+    let json = "Content-Type: application/json\r\n";
+    for (path, token, length, status) in [
+        (path.as_str(), "", 1_000, "401"),
+        (path.as_str(), bearer.as_str(), 1_000_000, "413"),
+        ("/v1/terminals", "", 1_000, "401"),
+        ("/v1/terminals", &bearer, 10_000_000, "413"),
+        ("/v1/tokens", "", 1_000, "401"),
+        ("/v1/tokens", &bearer, 100_000, "413"),
+    ] {
+        let said = by_head_alone(dev.url(1), path, &format!("{token}{json}Content-Length: {length}\r\n"));
+        assert_eq!(said, status, "{path} with {length} bytes");
+    }
     case(413, "payload_too_large", dev.publish(1, &id, &[], &[0; 70_000]));
 
     let first = dev.publish(1, &id, &[("Idempotency-Key", "k1")], b"one");
@@ -113,8 +152,8 @@ fn tokens_allow_what_they_say_until_they_are_revoked() {
         http(dev.url(node), method, path, &[("Authorization", bearer.as_str())], b"x")
     };
     let publish = format!("/v1/terminals/{id}/messages");
-    let until = std::time::Instant::now() + Duration::from_secs(5);
-    while with(3, "POST", &publish).status == 401 && std::time::Instant::now() < until {
+    let until = Instant::now() + Duration::from_secs(5);
+    while with(3, "POST", &publish).status == 401 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(with(3, "POST", &publish).status, 201);
@@ -126,7 +165,7 @@ fn tokens_allow_what_they_say_until_they_are_revoked() {
     assert!(text.contains("sender") && !text.contains(token.as_str().unwrap()), "{text}");
     let path = format!("/v1/tokens/{}", name.as_str().unwrap());
     assert_eq!(dev.request(1, "DELETE", &path, &[], b"").status, 204);
-    while with(3, "POST", &publish).status != 401 && std::time::Instant::now() < until {
+    while with(3, "POST", &publish).status != 401 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(with(3, "POST", &publish).status, 401);

@@ -2,7 +2,7 @@
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
-use actix_web::{HttpRequest, HttpResponse, ResponseError};
+use actix_web::{HttpResponse, ResponseError};
 use reveille_cluster::Unavailable;
 use reveille_protocol::id::ParseIdError;
 use reveille_protocol::service_list::{Refusal, Reply};
@@ -67,12 +67,6 @@ pub(super) fn unexpected(answer: &impl std::fmt::Debug) -> ApiError {
     tracing::error!(?answer, "a request was answered with another one's answer");
     let message = "the service list gave an answer of another kind; this is a defect, please report it";
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
-}
-
-/// A body that is not the JSON that was asked for.
-pub(super) fn bad_json(error: actix_web::error::JsonPayloadError, _: &HttpRequest) -> actix_web::Error {
-    ApiError::bad("bad_json", format!("the body must be JSON with Content-Type application/json: {error}"))
-        .into()
 }
 
 /// Of an id in a path.

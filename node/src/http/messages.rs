@@ -1,6 +1,6 @@
 //! Publishing, asking what became of a push, and taking it back.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::LOCATION;
@@ -18,11 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use super::auth::tenant;
 use super::error::{ApiError, settle, unexpected};
+use super::limits::{DEADLINE, DEFAULT_WAIT};
 use super::{Api, body};
 use crate::telemetry::{Count, publish_took};
-
-/// A publish is answered within this.
-const DEADLINE: Duration = Duration::from_secs(5);
 
 /// The answer to a publish.
 #[derive(Debug, Serialize)]
@@ -44,7 +42,7 @@ pub(super) async fn publish(
     let began = Instant::now();
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.publish)?;
     let terminal: TerminalId = path.parse()?;
-    let body = body::read(body, limits::MAX_PAYLOAD_CEILING).await?;
+    let body = body::read(&request, body, limits::MAX_PAYLOAD_CEILING).await?;
     let enqueue = enqueue(&request, tenant, terminal, body)?;
     let zero_ttl = enqueue.ttl == Some(0);
     let group = api.cluster.group_of(&terminal);
@@ -238,7 +236,7 @@ pub(super) async fn get(
 impl Wait {
     fn millis(&self) -> Result<u64, ApiError> {
         let timeout = match &self.timeout {
-            None => Duration::from_secs(10),
+            None => DEFAULT_WAIT,
             Some(text) => humantime::parse_duration(text).map_err(|error| {
                 ApiError::bad("bad_timeout", format!("timeout: {error}; write it like 10s"))
             })?,
@@ -303,6 +301,7 @@ pub(super) async fn cancel(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::time::Duration;
 
     fn asked(timeout: &str) -> Duration {
         let wait = Wait { wait: Some("acked".to_owned()), timeout: Some(timeout.to_owned()) };

@@ -5,13 +5,13 @@ mod admin;
 mod auth;
 mod body;
 mod error;
+pub mod limits;
 mod messages;
 mod terminals;
 mod tokens;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use actix_web::web;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -42,17 +42,6 @@ impl Api {
     }
 }
 
-/// Bytes of one bulk registration: ten thousand keys.
-const MAX_BULK: usize = 1024 * 1024;
-
-/// Connections of publishers to one worker at once. Each costs a descriptor and some kilobytes whoever it is from, and a
-/// publisher needs few: requests on one follow each other.
-pub const CONNECTIONS: usize = 4096;
-/// The head of a request must be there within this.
-pub const HEAD_DEADLINE: Duration = Duration::from_secs(5);
-/// Bytes of a request for a token: a name and a few words.
-const MAX_TOKEN_REQUEST: usize = 4 * 1024;
-
 /// The publisher's routes.
 pub fn publisher(config: &mut web::ServiceConfig) {
     config
@@ -74,7 +63,6 @@ pub fn publisher(config: &mut web::ServiceConfig) {
         )
         .service(
             web::resource("/v1/tokens")
-                .app_data(web::JsonConfig::default().limit(MAX_TOKEN_REQUEST).error_handler(error::bad_json))
                 .route(web::get().to(tokens::list))
                 .route(web::post().to(tokens::make)),
         )

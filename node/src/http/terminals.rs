@@ -1,7 +1,5 @@
 //! The service list for publishers and their back ends: one entry, a page of them, bulk registration.
 
-use std::time::Duration;
-
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures::StreamExt;
@@ -14,13 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::auth::tenant;
 use super::error::{ApiError, done, settle, unexpected};
-use super::{Api, MAX_BULK, body};
-
-const DEADLINE: Duration = Duration::from_secs(5);
-/// Registrations of one request on their way at once.
-const AT_ONCE: usize = 512;
-/// Terminals on a page unless the request says otherwise.
-const PAGE: u32 = 100;
+use super::limits::{BULK_AT_ONCE, DEADLINE, MAX_BULK, PAGE};
+use super::{Api, body};
 
 /// An entry of the service list.
 #[derive(Debug, Serialize)]
@@ -177,7 +170,7 @@ pub(super) async fn register(
     api: web::Data<Api>,
 ) -> Result<HttpResponse, ApiError> {
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.admin)?;
-    let body = body::read(body, MAX_BULK).await?;
+    let body = body::read(&request, body, MAX_BULK).await?;
     let lines: Vec<&[u8]> =
         body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).collect();
     let mut answers: Vec<Option<Registered>> = Vec::new();
@@ -185,7 +178,7 @@ pub(super) async fn register(
     let mut on_the_way = FuturesUnordered::new();
     let mut lines = lines.into_iter().enumerate();
     loop {
-        while on_the_way.len() < AT_ONCE
+        while on_the_way.len() < BULK_AT_ONCE
             && let Some((at, line)) = lines.next()
         {
             let api = &api;
