@@ -248,6 +248,26 @@ async fn a_connection_without_a_session_is_not_kept() {
     }
 }
 
+/// What a terminal still says when its session is over does not cost it the node's last word.
+#[tokio::test]
+async fn the_last_word_is_heard_by_a_terminal_that_still_talks() {
+    let dev = Dev::start();
+    let raw = Raw::new(&dev.ca());
+    let mut session = raw.connect(dev.node(1)["session"].as_str().unwrap()).await;
+    for part in 0..20 {
+        session
+            .stream
+            .write_all(&[0xa5; 8 * 1024])
+            .await
+            .unwrap_or_else(|error| panic!("part {part}: {error}"));
+        session.stream.flush().await.unwrap_or_else(|error| panic!("part {part}: {error}"));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let said = session.hear(PATIENCE).await;
+    assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::Protocol, retry_after: 0 })));
+    assert_eq!(session.stream.read(&mut [0; 1]).await.unwrap(), 0, "an end, not a reset");
+}
+
 /// A terminal that lost its memory asks for the same attempt again: the later connection is the session.
 #[tokio::test]
 async fn of_two_connections_with_one_attempt_the_later_one_gets_the_pushes() {
