@@ -231,20 +231,52 @@ async fn a_ticket_of_one_node_resumes_at_another() {
     );
 }
 
-/// Whoever says nothing, or does not go when told to, loses the connection all the same: it is worth a permit.
+/// How many descriptors the node's process holds for connections at `port` that come from one of `peers`.
+fn held(pid: u64, port: SocketAddr, peers: &[SocketAddr]) -> usize {
+    let hex = |address: SocketAddr| match address {
+        SocketAddr::V4(v4) => {
+            format!("{:08X}:{:04X}", u32::from_le_bytes(v4.ip().octets()), address.port())
+        }
+        SocketAddr::V6(_) => panic!("dev listens on 127.0.0.1"),
+    };
+    let (port, peers) = (hex(port), peers.iter().map(|peer| hex(*peer)).collect::<Vec<_>>());
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    let sockets: Vec<String> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields[1] == port && peers.iter().any(|peer| peer == fields[2]))
+        .map(|fields| format!("socket:[{}]", fields[9]))
+        .collect();
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    targets.filter(|target| sockets.iter().any(|socket| target.as_os_str() == socket.as_str())).count()
+}
+
+/// Whoever says nothing, or does not go when told to, loses the connection all the same: it is worth a descriptor.
 #[tokio::test]
 async fn a_connection_without_a_session_is_not_kept() {
     let dev = Dev::start();
     let raw = Raw::new(&dev.ca());
-    let mut session = raw.connect(dev.node(1)["session"].as_str().unwrap()).await;
-    let said = session.hear(PATIENCE).await;
-    assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::TooSlow, retry_after: 0 })));
-    assert_eq!(session.hear(PATIENCE).await, None);
-    // The node has said its last word. The terminal does not close; what it writes is refused soon.
+    let address = dev.node(1)["session"].as_str().unwrap();
+    let pid = dev.node(1)["pid"].as_u64().unwrap();
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        sessions.push(raw.connect(address).await);
+    }
+    let peers: Vec<_> =
+        sessions.iter().map(|session| session.stream.get_ref().0.local_addr().unwrap()).collect();
+    let held = || held(pid, address.parse().unwrap(), &peers);
+    assert_eq!(held(), 3);
+    for session in &mut sessions {
+        let said = session.hear(PATIENCE).await;
+        assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::TooSlow, retry_after: 0 })));
+        assert_eq!(session.hear(PATIENCE).await, None);
+    }
+    // The node has said its last word. The terminals neither close nor say anything that the node could notice.
     let until = Instant::now() + PATIENCE;
-    while session.stream.write_all(b"still here").await.is_ok() && session.stream.flush().await.is_ok() {
-        assert!(Instant::now() < until, "the connection is still taken");
-        tokio::time::sleep(Duration::from_millis(200)).await;
+    while held() > 0 {
+        assert!(Instant::now() < until, "{} connections are kept", held());
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
