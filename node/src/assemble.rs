@@ -36,6 +36,10 @@ const FIRST_TENANT: TenantId = TenantId(1);
 /// Leaving takes at most this long: terminals and publishers have gone elsewhere by then.
 const LEAVE: Duration = Duration::from_secs(5);
 
+/// Within this many milliseconds the terminals of a node that leaves come back elsewhere, spread: a second of waiting is
+/// no harm to them, and all at once would be to the others.
+const LEAVE_SPREAD: u64 = 1000;
+
 async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{what}.listen: cannot listen on {address}"))
 }
@@ -129,7 +133,7 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
     accepting.abort();
     keeping.abort();
     let leave = async {
-        registry.leave_all(1000);
+        registry.close(LEAVE_SPREAD);
         // Their last words go out before the ports close.
         while registry.len() > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;

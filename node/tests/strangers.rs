@@ -318,6 +318,27 @@ async fn of_two_connections_with_one_attempt_the_later_one_gets_the_pushes() {
     assert!(matches!(second.hear(PATIENCE).await, Some(NodeFrame::Push(_))));
 }
 
+/// Whoever says Hello to a node that is leaving is sent elsewhere, at once.
+#[tokio::test]
+async fn a_node_that_is_leaving_attaches_nobody() {
+    let dev = Dev::start();
+    let raw = Raw::new(&dev.ca());
+    let address = dev.node(1)["session"].as_str().unwrap();
+    let mut online = raw.connect(address).await;
+    online.say(TerminalFrame::Hello(raw.hello(1))).await;
+    assert!(matches!(online.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
+    let late = Raw::new(&dev.ca());
+    let mut session = late.connect(address).await;
+    // With the others stopped its sessions cannot be detached, so that leaving takes all the time it may.
+    let _paused = [dev.pause_node(2), dev.pause_node(3)];
+    let pid = dev.node(1)["pid"].to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(matches!(online.hear(PATIENCE).await, Some(NodeFrame::Bye(_))));
+    session.say(TerminalFrame::Hello(late.hello(1))).await;
+    let said = session.hear(PATIENCE).await;
+    assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::GoElsewhere, retry_after: 0 })));
+}
+
 async fn next_disconnected(terminal: &mut Terminal) {
     let listening = async {
         while let Some(event) = terminal.next().await {

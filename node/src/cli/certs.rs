@@ -76,14 +76,14 @@ enum CertsCommand {
 }
 
 /// A cluster's CA, with its key.
-pub(super) struct Ca {
-    pub(super) pem: String,
+pub(crate) struct Ca {
+    pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Ca {
     /// A new one, and its key's PEM.
-    pub(super) fn new() -> anyhow::Result<(Ca, String)> {
+    pub(crate) fn new() -> anyhow::Result<(Ca, String)> {
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let key_pem = key.serialize_pem();
         let mut params = CertificateParams::new(Vec::new())?;
@@ -104,7 +104,7 @@ impl Ca {
     }
 
     /// A node's certificate and key, as PEM.
-    pub(super) fn node(
+    pub(crate) fn node(
         &self,
         id: u64,
         cluster: u64,

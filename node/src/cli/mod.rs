@@ -1,7 +1,7 @@
 //! The command line: what each command takes. One file a command.
 
 mod bench;
-mod certs;
+pub(crate) mod certs;
 mod check;
 mod client;
 mod dev;

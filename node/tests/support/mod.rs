@@ -126,6 +126,13 @@ impl Dev {
         assert!(killed.success());
     }
 
+    /// Stops a node's process without ending it, until the answer is dropped.
+    pub fn pause_node(&self, id: usize) -> Paused {
+        let pid = self.node(id)["pid"].to_string();
+        assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+        Paused(pid)
+    }
+
     /// Starts a killed node again, as its operator would.
     pub fn start_node(&mut self, id: usize) -> u32 {
         let config = self.node(id)["config"].as_str().unwrap();
@@ -188,6 +195,15 @@ impl Dev {
         let mut all = vec![("Authorization", bearer.as_str())];
         all.extend_from_slice(headers);
         http(self.url(node), method, path, &all, body)
+    }
+}
+
+/// A process that is stopped.
+pub struct Paused(String);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-CONT", &self.0]).status();
     }
 }
 
