@@ -14,6 +14,7 @@ use reveille_cluster::{ClusterConfig, ClusterHandle};
 use reveille_protocol::directory::{self, Directory, Rights, Tenant, Token};
 use reveille_protocol::id::*;
 use tokio::net::TcpListener;
+use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
@@ -46,8 +47,14 @@ async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Runs a node until `stop` resolves or it must end. `create` makes its data folder.
 ///
-/// Runs raft, links and sessions' bytes on the calling runtime, actors and HTTP on threads of their own.
-pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+/// Runs raft, links and sessions' bytes on the calling runtime, actors and HTTP on threads of their own. `hangups` are
+/// made by the caller before anything else: without them SIGHUP would end a node that is still starting.
+pub async fn run(
+    config: Config,
+    create: bool,
+    hangups: Signal,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     let cluster_id = config.cluster_id()?;
     let certificates = Certificates::read(&config)?;
     let node = NodeId(config.node);
@@ -111,10 +118,11 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
     ));
     let keeping = tokio::spawn(certificates::keep(
         config.clone(),
-        certificates.ends(),
+        certificates,
         shown,
         dialler,
         cluster.clone(),
+        hangups,
     ));
     tracing::info!(
         node = node.0,

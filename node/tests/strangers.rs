@@ -519,13 +519,17 @@ impl ByHand {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
-    fn start(&self) -> Running {
+    fn spawn(&self) -> Running {
         let child = Command::new(REVEILLE)
             .args(["node", "--create", "--log-level", "warn", "--config", &self.path("node.toml")])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let child = Running(child);
+        Running(child)
+    }
+
+    fn start(&self) -> Running {
+        let child = self.spawn();
         let until = Instant::now() + PATIENCE;
         while http_try(&self.admin, "GET", "/readyz", &[], b"").is_none_or(|answer| answer.status != 200) {
             assert!(Instant::now() < until, "the node is not ready");
@@ -610,6 +614,26 @@ async fn certificates_are_read_again_on_sighup() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(counter(&cluster.admin, "reveille_certificate_expires_seconds") > 29 * 24 * 3600);
+}
+
+/// A node that waits for the others of its cluster is there to be told to read its certificates.
+#[test]
+fn sighup_does_not_end_a_node_that_is_starting() {
+    let cluster = ByHand::new();
+    let (path, others) = (cluster.path("node.toml"), ", 2 = \"127.0.0.1:9\", 3 = \"127.0.0.1:9\" }");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let nodes = text.lines().find(|line| line.starts_with("nodes = ")).unwrap();
+    std::fs::write(&path, text.replace(nodes, &nodes.replace(" }", others))).unwrap();
+    let mut node = cluster.spawn();
+    let until = Instant::now() + PATIENCE;
+    while std::net::TcpStream::connect(&cluster.session).is_err() {
+        assert!(Instant::now() < until, "the node does not listen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(http_try(&cluster.admin, "GET", "/readyz", &[], b"").is_none(), "it is starting");
+    assert!(Command::new("kill").args(["-HUP", &node.0.id().to_string()]).status().unwrap().success());
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(node.0.try_wait().unwrap(), None, "it still starts");
 }
 
 #[test]
