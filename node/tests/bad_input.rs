@@ -301,6 +301,66 @@ fn a_node_refuses_what_is_not_its_own() {
     dev.wait_ready(2);
 }
 
+/// Whatever is wrong with a file, its name is in what is said.
+#[test]
+fn a_bad_file_is_named() {
+    let dev = Dev::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let named = |path: &str, arguments: &[&str]| {
+        let output = Command::new(REVEILLE).args(arguments).stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(path), "{arguments:?} without {path}: {said}");
+    };
+    let no_der = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let state = folder.path().join("state").to_str().unwrap().to_owned();
+    for text in ["noise", no_der] {
+        let ca = file("some.pem", text);
+        named(&ca, &["status", "--url", "https://127.0.0.1:9", "--ca", &ca]);
+        named(&ca, &["terminal", "--server", "127.0.0.1:9", "--ca", &ca, "--state", &state]);
+    }
+    let key = file("enrolment.key", "noise");
+    named(&key, &["certs", "enrolment-token", "--key", &key]);
+    let (good_ca, good_key) = (dev.ca(), dev.folder.path().join("ca.key"));
+    for bad in ["ca.pem", "ca.key"] {
+        std::fs::copy(&good_ca, folder.path().join("ca.pem")).unwrap();
+        let _ = std::fs::remove_file(folder.path().join("ca.key"));
+        std::fs::copy(&good_key, folder.path().join("ca.key")).unwrap();
+        let (bad, ca) = (file(bad, "noise"), folder.path().to_str().unwrap());
+        named(&bad, &["certs", "node", "--ca", ca, "--id", "1", "--cluster", "00c0ffee00c0ffee"]);
+    }
+    let occupied = file("occupied", "");
+    named(&occupied, &["certs", "ca", "--out", &format!("{occupied}/folder")]);
+
+    let text = std::fs::read_to_string(dev.node(1)["config"].as_str().unwrap()).unwrap();
+    let missing = folder.path().join("missing.toml").to_str().unwrap().to_owned();
+    named(&missing, &["config", "check", "--config", &missing]);
+    for bad in ["x = [", "node = \"x\"", "node = 1"] {
+        let config = file("bad.toml", bad);
+        named(&config, &["config", "check", "--config", &config]);
+    }
+    let ca = dev.ca().to_str().unwrap().to_owned();
+    let own = |ending: &str| ca.replace("ca.pem", &format!("node-1.{ending}"));
+    let noise = file("noise", "noise");
+    let odd = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    for (from, to) in [
+        (ca.clone(), noise.clone()),
+        (ca.clone(), file("no-der.pem", no_der)),
+        (own("pem"), noise.clone()),
+        (own("pem"), file("no-der-own.pem", no_der)),
+        (own("key"), noise),
+        (own("key"), file("odd.key", odd)),
+        (own("key"), ca.replace("ca.pem", "node-2.key")),
+    ] {
+        let config = file("changed.toml", &text.replace(&format!("{from:?}"), &format!("{to:?}")));
+        named(&to, &["node", "--config", &config]);
+    }
+}
+
 #[test]
 fn quorum_lost_is_said_and_passes() {
     let mut dev = Dev::start();
