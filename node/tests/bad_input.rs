@@ -13,6 +13,8 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use reveille_protocol::directory::group_of_slot;
+use reveille_protocol::id::TerminalId;
 use support::{Dev, REVEILLE, http, http_try};
 
 /// As in `http::limits` of the product.
@@ -196,6 +198,34 @@ fn a_full_queue_refuses_and_drops_nothing() {
     let lines: Vec<_> = bad.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
     assert_eq!(lines.len(), 2, "a line for each line");
     assert!(lines.iter().all(|line| String::from_utf8_lossy(line).contains("error")));
+}
+
+/// The node tries a command again whose outcome it does not know; whoever asked once hears of one.
+#[test]
+fn unregistering_that_is_tried_again_is_done_once() {
+    let dev = Dev::start();
+    let key = "cd".repeat(32);
+    let line = format!("{{\"key\":\"{key}\"}}\n");
+    assert_eq!(dev.request(1, "POST", "/v1/terminals", &[], line.as_bytes()).status, 200);
+    let path = format!("/v1/terminals/{}", &key[..32]);
+    let terminal: TerminalId = key[..32].parse().unwrap();
+    let status = http(dev.node(1)["admin"].as_str().unwrap(), "GET", "/status", &[], b"").json();
+    let groups = status["cluster"]["groups"].as_array().unwrap();
+    let group = group_of_slot(terminal.slot(), groups.len() as u16 - 1);
+    let leader = groups.iter().find(|known| known["group"] == group.0).unwrap()["leader"].as_u64().unwrap();
+    let leader = leader as usize;
+    // Nothing is decided for longer than one try takes, and then all that waits at the leader is.
+    let paused: Vec<_> = (1..=3).filter(|id| *id != leader).map(|id| dev.pause_node(id)).collect();
+    let resuming = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(1600));
+        drop(paused);
+    });
+    let answer = dev.request(leader, "DELETE", &path, &[], b"");
+    resuming.join().unwrap();
+    assert_eq!(answer.status, 204, "{}", String::from_utf8_lossy(&answer.body));
+    assert_eq!(dev.request(2, "GET", &path, &[], b"").status, 404);
+    let again = dev.request(3, "DELETE", &path, &[], b"");
+    assert_eq!((again.status, again.json()["error"].as_str()), (404, Some("unknown_terminal")));
 }
 
 #[test]

@@ -90,8 +90,18 @@ pub(super) async fn unregister(
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.admin)?;
     let terminal: TerminalId = path.parse()?;
     let group = api.cluster.group_of(&terminal);
+    // Looked for first: the command is tried again when its outcome is unknown, and its second copy finds nothing.
+    match api.cluster.query(group, Query::Terminal { tenant, terminal }, DEADLINE).await? {
+        Answer::Terminal(Some(_)) => {}
+        Answer::Terminal(None) => return Err(list::Refusal::UnknownTerminal.into()),
+        other => return Err(unexpected(&other)),
+    }
     let unregister = Command::Unregister(list::Unregister { terminal, tenant });
-    settle(api.cluster.propose(group, unregister, DEADLINE).await, done)?;
+    match api.cluster.propose(group, unregister, DEADLINE).await {
+        // It was there when the request came, and is there no more.
+        Ok(Reply::Refused(list::Refusal::UnknownTerminal)) => {}
+        outcome => settle(outcome, done)?,
+    }
     Ok(HttpResponse::NoContent().finish())
 }
 
