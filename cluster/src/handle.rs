@@ -24,7 +24,8 @@ use crate::member::{GroupStorage, JoinError, Member, MemberConfig, START_PATIENC
 use crate::overview::Overview;
 use crate::pull;
 use crate::query::{Answer, Query};
-use crate::raft::machine::applied_index;
+use crate::raft::log::GroupLog;
+use crate::raft::machine;
 use crate::raft::types::Tokio;
 use crate::rpc::{Calls, Frame, Method};
 use crate::status::Status;
@@ -133,7 +134,7 @@ async fn bring_up(
     configured: &[NodeId],
 ) -> Result<(), StartError> {
     let purged = log.purged().map(|(index, _)| index);
-    let applied = applied_index::<Tokio, _>(&tables.read())?;
+    let applied = machine::applied::<Tokio, _>(&tables.read())?.map(|id| id.index);
     let Some(purged) = purged.filter(|purged| applied.is_none_or(|applied| applied < *purged)) else {
         return Ok(());
     };
@@ -146,7 +147,11 @@ async fn bring_up(
     // Who came later may be linked and not written down.
     let peers = || configured.iter().copied().chain(links.linked()).collect();
     let rebuilt = pull::rebuild(calls, (group, tables), purged, peers, START_PATIENCE).await;
-    rebuilt.map_err(|why| StartError::Rebuild { group, why })
+    rebuilt.map_err(|why| StartError::Rebuild { group, why })?;
+    if let Some(id) = machine::applied::<Tokio, _>(&tables.read())? {
+        GroupLog::<Tokio, _>::new(log.clone()).follow_leader_of(&id).await?;
+    }
+    Ok(())
 }
 
 /// What comes in. Before the member is there, only questions and answers of admission; raft repeats the rest.

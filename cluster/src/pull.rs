@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::env::Env;
 use crate::link::Lane;
 use crate::member::Member;
-use crate::raft::machine::applied_index;
+use crate::raft::machine::applied;
 use crate::raft::network::{CHUNK_BYTES, MAX_MESSAGE};
 use crate::rpc::{Calls, Method};
 use crate::tables::{Installer, Snapshot, Tables};
@@ -105,8 +105,8 @@ impl<E: Env> Member<E> {
             None if pull.number > 0 => return Err("the view is gone; begin again".to_owned()),
             None => {
                 let view = known.shard.tables().snapshot().await.map_err(|error| error.to_string())?;
-                let applied = applied_index::<E::Cfg, _>(&view).map_err(|error| error.to_string())?;
-                if applied.is_none_or(|applied| applied < pull.at_least) {
+                let applied = applied::<E::Cfg, _>(&view).map_err(|error| error.to_string())?;
+                if applied.is_none_or(|applied| applied.index < pull.at_least) {
                     return Err("its tables are not as far".to_owned());
                 }
                 let last = Pulled::Pairs(Vec::new());

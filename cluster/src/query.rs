@@ -1,5 +1,7 @@
 //! What nodes ask a shard's leader about the service list, and its answers. Formats, and reading the tables.
 
+use std::time::Duration;
+
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::Row;
 use reveille_protocol::service_list::view::{self, MessageState};
@@ -13,6 +15,9 @@ use crate::trace::Traced;
 
 /// Terminals on one page of a listing.
 pub const MAX_PAGE: usize = 1000;
+/// The longest that a [`Query::Message`] may ask the leader to wait: a publisher's connection, and a place among the
+/// leader's waiters, are held that long.
+pub const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// A question to a shard's leader. Sent between nodes: append only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +35,7 @@ pub enum Query {
         tenant: TenantId,
         /// Which.
         message: MessageId,
-        /// Wait so many milliseconds for its end, if it has not ended.
+        /// Wait so many milliseconds for its end, if it has not ended; at most [`MAX_WAIT`].
         wait: u64,
     },
     /// A tenant's terminals, in the order of their ids, at most [`MAX_PAGE`].

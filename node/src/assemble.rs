@@ -14,13 +14,14 @@ use reveille_cluster::{ClusterConfig, ClusterHandle};
 use reveille_protocol::directory::{self, Directory, Rights, Tenant, Token};
 use reveille_protocol::id::*;
 use tokio::net::TcpListener;
+use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
 use crate::certificates::{self, Certificates, Shown};
 use crate::config::Config;
 use crate::host::NodeHost;
-use crate::http::{self, Api};
+use crate::http::{self, Api, limits};
 use crate::join::JoinToken;
 use crate::notify::Notifier;
 use crate::notify::dial::Dialler;
@@ -37,14 +38,24 @@ const FIRST_TENANT: TenantId = TenantId(1);
 /// Leaving takes at most this long: terminals and publishers have gone elsewhere by then.
 const LEAVE: Duration = Duration::from_secs(5);
 
+/// Within this many milliseconds the terminals of a node that leaves come back elsewhere, spread: a second of waiting is
+/// no harm to them, and all at once would be to the others.
+const LEAVE_SPREAD: u64 = 1000;
+
 async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{what}.listen: cannot listen on {address}"))
 }
 
 /// Runs a node until `stop` resolves or it must end. `create` makes its data folder.
 ///
-/// Runs raft, links and sessions' bytes on the calling runtime, actors and HTTP on threads of their own.
-pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+/// Runs raft, links and sessions' bytes on the calling runtime, actors and HTTP on threads of their own. `hangups` are
+/// made by the caller before anything else: without them SIGHUP would end a node that is still starting.
+pub async fn run(
+    config: Config,
+    create: bool,
+    hangups: Signal,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     let cluster_id = config.cluster_id()?;
     let certificates = Certificates::read(&config)?;
     let node = NodeId(config.node);
@@ -109,10 +120,11 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
     ));
     let keeping = tokio::spawn(certificates::keep(
         config.clone(),
-        certificates.ends(),
+        certificates,
         shown,
         dialler,
         cluster.clone(),
+        hangups,
     ));
     tracing::info!(
         node = node.0,
@@ -131,7 +143,7 @@ pub async fn run(config: Config, create: bool, stop: impl Future<Output = ()>) -
     accepting.abort();
     keeping.abort();
     let leave = async {
-        registry.leave_all(1000);
+        registry.close(LEAVE_SPREAD);
         // Their last words go out before the ports close.
         while registry.len() > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -247,10 +259,13 @@ impl Actors {
                     let server =
                         HttpServer::new(move || App::new().app_data(api.clone()).configure(http::publisher))
                             .workers(workers)
-                            .max_connections(http::CONNECTIONS)
-                            .client_request_timeout(http::HEAD_DEADLINE)
+                            .max_connections(limits::publishers_of_one(workers))
+                            .tls_handshake_timeout(limits::TLS_DEADLINE)
+                            .client_request_timeout(limits::HEAD_DEADLINE)
+                            .client_disconnect_timeout(limits::LAST_WORDS)
+                            .keep_alive(limits::KEEP_ALIVE)
                             .disable_signals()
-                            .shutdown_timeout(1);
+                            .shutdown_timeout(limits::LEAVE);
                     let bound = match tls {
                         Some(tls) => server.bind_rustls_0_23(http, tls),
                         None => server.bind(http),
@@ -261,10 +276,12 @@ impl Actors {
                     App::new().app_data(api.clone()).app_data(admin.clone()).configure(http::operator)
                 })
                 .workers(1)
-                .max_connections(http::CONNECTIONS)
-                .client_request_timeout(http::HEAD_DEADLINE)
+                .max_connections(limits::OPERATOR_CONNECTIONS)
+                .client_request_timeout(limits::HEAD_DEADLINE)
+                .client_disconnect_timeout(limits::LAST_WORDS)
+                .keep_alive(limits::KEEP_ALIVE)
                 .disable_signals()
-                .shutdown_timeout(1)
+                .shutdown_timeout(limits::LEAVE)
                 .bind(operator)
                 .with_context(|| format!("admin.listen: cannot listen on {operator}"))?
                 .run();

@@ -205,12 +205,14 @@ const MIN_CHECK_IN: u32 = 60;
 /// Groups on a node: each costs timers and messages even when idle.
 const MAX_GROUPS: u16 = 64;
 
-/// What of the environment are settings: the command line's own variables begin with the same word.
+/// The command line's own variables: they begin with the same word as settings, and are none.
+pub const COMMAND_LINE: [&str; 5] =
+    ["REVEILLE_CONFIG", "REVEILLE_TOKEN", "REVEILLE_URL", "REVEILLE_ADMIN_URL", "REVEILLE_ENROLMENT"];
+
+/// What of the environment are settings.
 fn settings_of(
     environment: impl Iterator<Item = (String, String)>,
 ) -> std::collections::HashMap<String, String> {
-    const COMMAND_LINE: [&str; 5] =
-        ["REVEILLE_CONFIG", "REVEILLE_TOKEN", "REVEILLE_URL", "REVEILLE_ADMIN_URL", "REVEILLE_ENROLMENT"];
     environment.filter(|(name, _)| !COMMAND_LINE.contains(&name.as_str())).collect()
 }
 
@@ -306,5 +308,43 @@ impl Config {
             bail!("cluster.tenant.open is allowed only where every port is on loopback");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::Value;
+    use std::collections::BTreeSet;
+
+    /// Every key, with its tables before it; what is in `cluster.nodes` are names of nodes.
+    fn keys(of: &Value, at: &str, into: &mut BTreeSet<String>) {
+        match of {
+            Value::Object(table) if at != "cluster.nodes." => {
+                for (key, value) in table {
+                    keys(value, &format!("{at}{key}."), into);
+                }
+            }
+            _ => drop(into.insert(at.trim_end_matches('.').to_owned())),
+        }
+    }
+
+    fn all_keys(of: &Value) -> BTreeSet<String> {
+        let mut all = BTreeSet::new();
+        keys(of, "", &mut all);
+        all
+    }
+
+    #[test]
+    fn the_documentation_has_every_key_and_no_other() {
+        let text = include_str!("../../docs/configuration.md");
+        let (_, rest) = text.split_once("```toml\n").unwrap();
+        let (documented, _) = rest.split_once("```").unwrap();
+        // It reads: no key of it is unknown. What it leaves out has its default, or is null.
+        let config: Config = toml::from_str(documented).unwrap();
+        let known = all_keys(&serde_json::to_value(config).unwrap());
+        let documented: toml::Table = toml::from_str(documented).unwrap();
+        assert_eq!(all_keys(&serde_json::to_value(documented).unwrap()), known);
     }
 }

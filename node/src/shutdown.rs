@@ -1,7 +1,8 @@
-//! When a node must end: a signal, or its parent's death.
+//! Signals, and a parent's death: when a node must end, and when it must not. What follows from them is not here.
 
+use anyhow::Context;
 use tokio::io::AsyncReadExt;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Resolves at SIGINT or SIGTERM.
 pub async fn signalled() -> anyhow::Result<()> {
@@ -12,6 +13,11 @@ pub async fn signalled() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
     }
     Ok(())
+}
+
+/// SIGHUP, which from now on ends the process no more.
+pub fn hangups() -> anyhow::Result<Signal> {
+    signal(SignalKind::hangup()).context("SIGHUP cannot be received")
 }
 
 /// Resolves when standard input ends: the process that holds its other end is gone, however it went.

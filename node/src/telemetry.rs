@@ -48,7 +48,7 @@ impl Count {
 pub enum Gauge {
     /// Sessions that are online here.
     Sessions,
-    /// Seconds until the node's certificate ends.
+    /// Seconds until the first certificate ends that the node shows or trusts.
     CertificateExpires,
     /// Groups that this node leads.
     GroupsLed,

@@ -11,9 +11,15 @@ mod support;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use reveille_protocol::directory::group_of_slot;
+use reveille_protocol::id::TerminalId;
 use support::{Dev, REVEILLE, http, http_try};
+
+/// As in `http::limits` of the product.
+const OPERATOR_CONNECTIONS: usize = 64;
+const HEAD_DEADLINE: Duration = Duration::from_secs(5);
 
 fn terminal_of(dev: &Dev, name: &str) -> String {
     let (_child, lines) = dev.terminal(name, &[]);
@@ -30,6 +36,35 @@ fn refused(arguments: &[&str]) -> String {
     let last = said.lines().last().unwrap_or_default().to_owned();
     assert!(last.starts_with("reveille: "), "one clear line, not {said:?}");
     last
+}
+
+/// The status of a POST of which only the head is sent.
+fn by_head_alone(url: &str, path: &str, headers: &str) -> String {
+    let authority = url.trim_start_matches("http://");
+    let mut stream = TcpStream::connect(authority).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(stream, "POST {path} HTTP/1.1\r\nHost: {authority}\r\n{headers}\r\n").unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer[9..]).into_owned()
+}
+
+/// Bodies that never come, and connections that say nothing, hold what they hold for a time only.
+#[test]
+fn whoever_does_not_go_on_gives_the_place_free() {
+    let dev = Dev::start();
+    let admin = dev.node(1)["admin"].as_str().unwrap().to_owned();
+    let authority = admin.trim_start_matches("http://");
+    let began = Instant::now();
+    let silent: Vec<_> = (0..OPERATOR_CONNECTIONS).map(|_| TcpStream::connect(authority).unwrap()).collect();
+    // Every place is taken: the next one waits until they are thrown out.
+    assert_eq!(http(&admin, "GET", "/healthz", &[], b"").status, 200);
+    assert!(began.elapsed() >= HEAD_DEADLINE / 2, "{:?} after {} others", began.elapsed(), silent.len());
+
+    let bearer = format!("Authorization: Bearer {}\r\n", dev.token());
+    let head = format!("{bearer}Content-Type: application/json\r\nContent-Length: 100\r\n");
+    let began = Instant::now();
+    assert_eq!(by_head_alone(dev.url(1), "/v1/tokens", &head), "408", "{:?}", began.elapsed());
 }
 
 #[test]
@@ -72,14 +107,20 @@ fn the_publishers_api_refuses_and_says_why() {
     assert_eq!(none.header("WWW-Authenticate"), Some("Bearer"));
     case(401, "unknown_token", http(dev.url(1), "POST", &path, &[("Authorization", "Bearer wrong")], b"x"));
 
-    // Refused by its head alone: nobody waits for a body from a stranger.
-    let authority = dev.url(1).trim_start_matches("http://");
-    let mut stream = TcpStream::connect(authority).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    write!(stream, "POST {path} HTTP/1.1\r\nHost: {authority}\r\nContent-Length: 1000000\r\n\r\n").unwrap();
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 401");
+    // Refused by its head alone: nobody waits for a body from a stranger, nor for one that is too large anyway.
+    let bearer = format!("Authorization: Bearer {}\r\n", dev.token());
+    let json = "Content-Type: application/json\r\n";
+    for (path, token, length, status) in [
+        (path.as_str(), "", 1_000, "401"),
+        (path.as_str(), bearer.as_str(), 1_000_000, "413"),
+        ("/v1/terminals", "", 1_000, "401"),
+        ("/v1/terminals", &bearer, 10_000_000, "413"),
+        ("/v1/tokens", "", 1_000, "401"),
+        ("/v1/tokens", &bearer, 100_000, "413"),
+    ] {
+        let said = by_head_alone(dev.url(1), path, &format!("{token}{json}Content-Length: {length}\r\n"));
+        assert_eq!(said, status, "{path} with {length} bytes");
+    }
     case(413, "payload_too_large", dev.publish(1, &id, &[], &[0; 70_000]));
 
     let first = dev.publish(1, &id, &[("Idempotency-Key", "k1")], b"one");
@@ -113,8 +154,8 @@ fn tokens_allow_what_they_say_until_they_are_revoked() {
         http(dev.url(node), method, path, &[("Authorization", bearer.as_str())], b"x")
     };
     let publish = format!("/v1/terminals/{id}/messages");
-    let until = std::time::Instant::now() + Duration::from_secs(5);
-    while with(3, "POST", &publish).status == 401 && std::time::Instant::now() < until {
+    let until = Instant::now() + Duration::from_secs(5);
+    while with(3, "POST", &publish).status == 401 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(with(3, "POST", &publish).status, 201);
@@ -126,7 +167,7 @@ fn tokens_allow_what_they_say_until_they_are_revoked() {
     assert!(text.contains("sender") && !text.contains(token.as_str().unwrap()), "{text}");
     let path = format!("/v1/tokens/{}", name.as_str().unwrap());
     assert_eq!(dev.request(1, "DELETE", &path, &[], b"").status, 204);
-    while with(3, "POST", &publish).status != 401 && std::time::Instant::now() < until {
+    while with(3, "POST", &publish).status != 401 && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(with(3, "POST", &publish).status, 401);
@@ -157,6 +198,34 @@ fn a_full_queue_refuses_and_drops_nothing() {
     let lines: Vec<_> = bad.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
     assert_eq!(lines.len(), 2, "a line for each line");
     assert!(lines.iter().all(|line| String::from_utf8_lossy(line).contains("error")));
+}
+
+/// The node tries a command again whose outcome it does not know; whoever asked once hears of one.
+#[test]
+fn unregistering_that_is_tried_again_is_done_once() {
+    let dev = Dev::start();
+    let key = "cd".repeat(32);
+    let line = format!("{{\"key\":\"{key}\"}}\n");
+    assert_eq!(dev.request(1, "POST", "/v1/terminals", &[], line.as_bytes()).status, 200);
+    let path = format!("/v1/terminals/{}", &key[..32]);
+    let terminal: TerminalId = key[..32].parse().unwrap();
+    let status = http(dev.node(1)["admin"].as_str().unwrap(), "GET", "/status", &[], b"").json();
+    let groups = status["cluster"]["groups"].as_array().unwrap();
+    let group = group_of_slot(terminal.slot(), groups.len() as u16 - 1);
+    let leader = groups.iter().find(|known| known["group"] == group.0).unwrap()["leader"].as_u64().unwrap();
+    let leader = leader as usize;
+    // Nothing is decided for longer than one try takes, and then all that waits at the leader is.
+    let paused: Vec<_> = (1..=3).filter(|id| *id != leader).map(|id| dev.pause_node(id)).collect();
+    let resuming = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(1600));
+        drop(paused);
+    });
+    let answer = dev.request(leader, "DELETE", &path, &[], b"");
+    resuming.join().unwrap();
+    assert_eq!(answer.status, 204, "{}", String::from_utf8_lossy(&answer.body));
+    assert_eq!(dev.request(2, "GET", &path, &[], b"").status, 404);
+    let again = dev.request(3, "DELETE", &path, &[], b"");
+    assert_eq!((again.status, again.json()["error"].as_str()), (404, Some("unknown_terminal")));
 }
 
 #[test]
@@ -260,6 +329,66 @@ fn a_node_refuses_what_is_not_its_own() {
     assert!(said.contains("is damaged at byte") && said.contains("new id"), "{said}");
     dev.start_node(2);
     dev.wait_ready(2);
+}
+
+/// Whatever is wrong with a file, its name is in what is said.
+#[test]
+fn a_bad_file_is_named() {
+    let dev = Dev::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let named = |path: &str, arguments: &[&str]| {
+        let output = Command::new(REVEILLE).args(arguments).stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(path), "{arguments:?} without {path}: {said}");
+    };
+    let no_der = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let state = folder.path().join("state").to_str().unwrap().to_owned();
+    for text in ["noise", no_der] {
+        let ca = file("some.pem", text);
+        named(&ca, &["status", "--url", "https://127.0.0.1:9", "--ca", &ca]);
+        named(&ca, &["terminal", "--server", "127.0.0.1:9", "--ca", &ca, "--state", &state]);
+    }
+    let key = file("enrolment.key", "noise");
+    named(&key, &["certs", "enrolment-token", "--key", &key]);
+    let (good_ca, good_key) = (dev.ca(), dev.folder.path().join("ca.key"));
+    for bad in ["ca.pem", "ca.key"] {
+        std::fs::copy(&good_ca, folder.path().join("ca.pem")).unwrap();
+        let _ = std::fs::remove_file(folder.path().join("ca.key"));
+        std::fs::copy(&good_key, folder.path().join("ca.key")).unwrap();
+        let (bad, ca) = (file(bad, "noise"), folder.path().to_str().unwrap());
+        named(&bad, &["certs", "node", "--ca", ca, "--id", "1", "--cluster", "00c0ffee00c0ffee"]);
+    }
+    let occupied = file("occupied", "");
+    named(&occupied, &["certs", "ca", "--out", &format!("{occupied}/folder")]);
+
+    let text = std::fs::read_to_string(dev.node(1)["config"].as_str().unwrap()).unwrap();
+    let missing = folder.path().join("missing.toml").to_str().unwrap().to_owned();
+    named(&missing, &["config", "check", "--config", &missing]);
+    for bad in ["x = [", "node = \"x\"", "node = 1"] {
+        let config = file("bad.toml", bad);
+        named(&config, &["config", "check", "--config", &config]);
+    }
+    let ca = dev.ca().to_str().unwrap().to_owned();
+    let own = |ending: &str| ca.replace("ca.pem", &format!("node-1.{ending}"));
+    let noise = file("noise", "noise");
+    let odd = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    for (from, to) in [
+        (ca.clone(), noise.clone()),
+        (ca.clone(), file("no-der.pem", no_der)),
+        (own("pem"), noise.clone()),
+        (own("pem"), file("no-der-own.pem", no_der)),
+        (own("key"), noise),
+        (own("key"), file("odd.key", odd)),
+        (own("key"), ca.replace("ca.pem", "node-2.key")),
+    ] {
+        let config = file("changed.toml", &text.replace(&format!("{from:?}"), &format!("{to:?}")));
+        named(&to, &["node", "--config", &config]);
+    }
 }
 
 #[test]

@@ -231,21 +231,73 @@ async fn a_ticket_of_one_node_resumes_at_another() {
     );
 }
 
-/// Whoever says nothing, or does not go when told to, loses the connection all the same: it is worth a permit.
+/// How many descriptors the node's process holds for connections at `port` that come from one of `peers`.
+fn held(pid: u64, port: SocketAddr, peers: &[SocketAddr]) -> usize {
+    let hex = |address: SocketAddr| match address {
+        SocketAddr::V4(v4) => {
+            format!("{:08X}:{:04X}", u32::from_le_bytes(v4.ip().octets()), address.port())
+        }
+        SocketAddr::V6(_) => panic!("dev listens on 127.0.0.1"),
+    };
+    let (port, peers) = (hex(port), peers.iter().map(|peer| hex(*peer)).collect::<Vec<_>>());
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    let sockets: Vec<String> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields[1] == port && peers.iter().any(|peer| peer == fields[2]))
+        .map(|fields| format!("socket:[{}]", fields[9]))
+        .collect();
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    targets.filter(|target| sockets.iter().any(|socket| target.as_os_str() == socket.as_str())).count()
+}
+
+/// Whoever says nothing, or does not go when told to, loses the connection all the same: it is worth a descriptor.
 #[tokio::test]
 async fn a_connection_without_a_session_is_not_kept() {
     let dev = Dev::start();
     let raw = Raw::new(&dev.ca());
-    let mut session = raw.connect(dev.node(1)["session"].as_str().unwrap()).await;
-    let said = session.hear(PATIENCE).await;
-    assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::TooSlow, retry_after: 0 })));
-    assert_eq!(session.hear(PATIENCE).await, None);
-    // The node has said its last word. The terminal does not close; what it writes is refused soon.
-    let until = Instant::now() + PATIENCE;
-    while session.stream.write_all(b"still here").await.is_ok() && session.stream.flush().await.is_ok() {
-        assert!(Instant::now() < until, "the connection is still taken");
-        tokio::time::sleep(Duration::from_millis(200)).await;
+    let address = dev.node(1)["session"].as_str().unwrap();
+    let pid = dev.node(1)["pid"].as_u64().unwrap();
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        sessions.push(raw.connect(address).await);
     }
+    let peers: Vec<_> =
+        sessions.iter().map(|session| session.stream.get_ref().0.local_addr().unwrap()).collect();
+    let held = || held(pid, address.parse().unwrap(), &peers);
+    assert_eq!(held(), 3);
+    for session in &mut sessions {
+        let said = session.hear(PATIENCE).await;
+        assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::TooSlow, retry_after: 0 })));
+        assert_eq!(session.hear(PATIENCE).await, None);
+    }
+    // The node has said its last word. The terminals neither close nor say anything that the node could notice.
+    let until = Instant::now() + PATIENCE;
+    while held() > 0 {
+        assert!(Instant::now() < until, "{} connections are kept", held());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// What a terminal still says when its session is over does not cost it the node's last word.
+#[tokio::test]
+async fn the_last_word_is_heard_by_a_terminal_that_still_talks() {
+    let dev = Dev::start();
+    let raw = Raw::new(&dev.ca());
+    let mut session = raw.connect(dev.node(1)["session"].as_str().unwrap()).await;
+    for part in 0..20 {
+        session
+            .stream
+            .write_all(&[0xa5; 8 * 1024])
+            .await
+            .unwrap_or_else(|error| panic!("part {part}: {error}"));
+        session.stream.flush().await.unwrap_or_else(|error| panic!("part {part}: {error}"));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let said = session.hear(PATIENCE).await;
+    assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::Protocol, retry_after: 0 })));
+    assert_eq!(session.stream.read(&mut [0; 1]).await.unwrap(), 0, "an end, not a reset");
 }
 
 /// A terminal that lost its memory asks for the same attempt again: the later connection is the session.
@@ -264,6 +316,27 @@ async fn of_two_connections_with_one_attempt_the_later_one_gets_the_pushes() {
     assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::Superseded, retry_after: 0 })));
     assert_eq!(dev.publish(2, &raw.id.to_string(), &[], b"for the second").status, 201);
     assert!(matches!(second.hear(PATIENCE).await, Some(NodeFrame::Push(_))));
+}
+
+/// Whoever says Hello to a node that is leaving is sent elsewhere, at once.
+#[tokio::test]
+async fn a_node_that_is_leaving_attaches_nobody() {
+    let dev = Dev::start();
+    let raw = Raw::new(&dev.ca());
+    let address = dev.node(1)["session"].as_str().unwrap();
+    let mut online = raw.connect(address).await;
+    online.say(TerminalFrame::Hello(raw.hello(1))).await;
+    assert!(matches!(online.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
+    let late = Raw::new(&dev.ca());
+    let mut session = late.connect(address).await;
+    // With the others stopped its sessions cannot be detached, so that leaving takes all the time it may.
+    let _paused = [dev.pause_node(2), dev.pause_node(3)];
+    let pid = dev.node(1)["pid"].to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(matches!(online.hear(PATIENCE).await, Some(NodeFrame::Bye(_))));
+    session.say(TerminalFrame::Hello(late.hello(1))).await;
+    let said = session.hear(PATIENCE).await;
+    assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::GoElsewhere, retry_after: 0 })));
 }
 
 async fn next_disconnected(terminal: &mut Terminal) {
@@ -446,13 +519,17 @@ impl ByHand {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
-    fn start(&self) -> Running {
+    fn spawn(&self) -> Running {
         let child = Command::new(REVEILLE)
             .args(["node", "--create", "--log-level", "warn", "--config", &self.path("node.toml")])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let child = Running(child);
+        Running(child)
+    }
+
+    fn start(&self) -> Running {
+        let child = self.spawn();
         let until = Instant::now() + PATIENCE;
         while http_try(&self.admin, "GET", "/readyz", &[], b"").is_none_or(|answer| answer.status != 200) {
             assert!(Instant::now() < until, "the node is not ready");
@@ -537,6 +614,26 @@ async fn certificates_are_read_again_on_sighup() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(counter(&cluster.admin, "reveille_certificate_expires_seconds") > 29 * 24 * 3600);
+}
+
+/// A node that waits for the others of its cluster is there to be told to read its certificates.
+#[test]
+fn sighup_does_not_end_a_node_that_is_starting() {
+    let cluster = ByHand::new();
+    let (path, others) = (cluster.path("node.toml"), ", 2 = \"127.0.0.1:9\", 3 = \"127.0.0.1:9\" }");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let nodes = text.lines().find(|line| line.starts_with("nodes = ")).unwrap();
+    std::fs::write(&path, text.replace(nodes, &nodes.replace(" }", others))).unwrap();
+    let mut node = cluster.spawn();
+    let until = Instant::now() + PATIENCE;
+    while std::net::TcpStream::connect(&cluster.session).is_err() {
+        assert!(Instant::now() < until, "the node does not listen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(http_try(&cluster.admin, "GET", "/readyz", &[], b"").is_none(), "it is starting");
+    assert!(Command::new("kill").args(["-HUP", &node.0.id().to_string()]).status().unwrap().success());
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(node.0.try_wait().unwrap(), None, "it still starts");
 }
 
 #[test]

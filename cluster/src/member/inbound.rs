@@ -23,7 +23,7 @@ use crate::host::Taken;
 use crate::link::Lane;
 use crate::propose::Outcome;
 use crate::pull::Pull;
-use crate::query::{Answer, MessageView, Query};
+use crate::query::{Answer, MAX_WAIT, MessageView, Query};
 use crate::raft::machine::SnapshotData;
 use crate::raft::network::{Chunk, ChunkAnswer, MAX_MESSAGE, envelope, open};
 use crate::rpc::{Frame, Method};
@@ -32,8 +32,6 @@ use crate::tables::{Installer, Tables};
 
 /// Appends of one stream that wait for raft: the sender's pipeline, twice over for a stream that was replaced.
 const APPENDS: usize = 128;
-/// The longest that a query may ask the leader to wait.
-const MAX_QUERY_WAIT: Duration = Duration::from_secs(60);
 
 /// Streams of appends and snapshots from the peers; the latest of each peer and group counts.
 pub(super) struct Streams<E: Env> {
@@ -286,7 +284,7 @@ impl<E: Env> Member<E> {
             let Some(mut waiting) = shard.wait_for(*message) else { return Answer::Unavailable };
             // Only after the waiter stands: an end between the look and the wait would be missed.
             if let Ok(Answer::Message(Some(MessageView { end: None, .. }))) = shard.read(&query) {
-                let wait = Duration::from_millis(*wait).min(MAX_QUERY_WAIT);
+                let wait = Duration::from_millis(*wait).min(MAX_WAIT);
                 // Ended, too late, or the leader changed: what the tables say now is the answer in each case.
                 let _ = E::Cfg::timeout(wait, waiting.end()).await;
             }

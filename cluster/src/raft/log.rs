@@ -43,6 +43,18 @@ impl<C, L> GroupLog<C, L> {
     }
 }
 
+impl<C: Cfg, L: LogStore> GroupLog<C, L> {
+    /// This entry is committed and was taken in without raft: its leader is followed, as if it had sent it. Without that, a
+    /// node that led an earlier term would take itself for the leader of what came after.
+    pub(crate) async fn follow_leader_of(&mut self, id: &LogIdOf<C>) -> io::Result<()> {
+        let vote = VoteOf::<C>::new_committed(id.leader_id.term, id.leader_id.node_id);
+        match self.read_vote().await? {
+            Some(known) if known >= vote => Ok(()),
+            _ => self.save_vote(&vote).await,
+        }
+    }
+}
+
 fn encode<T: Serialize>(value: &T) -> Bytes {
     codec::encode(value).into()
 }

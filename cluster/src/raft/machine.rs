@@ -65,9 +65,9 @@ fn value<V: Serialize>(value: &V) -> Bytes {
     codec::encode(value).into()
 }
 
-/// Index of the last log entry that these tables have taken in.
-pub(crate) fn applied_index<C: Cfg, T: Table>(table: &T) -> io::Result<Option<u64>> {
-    Ok(read::<T, LogIdOf<C>>(table, APPLIED)?.map(|id| id.index))
+/// The last log entry that these tables have taken in.
+pub(crate) fn applied<C: Cfg, T: Table>(table: &T) -> io::Result<Option<LogIdOf<C>>> {
+    read(table, APPLIED)
 }
 
 impl<C: Cfg, T: Tables> Machine<C, T> {

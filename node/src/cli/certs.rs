@@ -78,14 +78,14 @@ enum CertsCommand {
 }
 
 /// A cluster's CA, with its key.
-pub(super) struct Ca {
-    pub(super) pem: String,
+pub(crate) struct Ca {
+    pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Ca {
     /// A new one, and its key's PEM.
-    pub(super) fn new() -> anyhow::Result<(Ca, String)> {
+    pub(crate) fn new() -> anyhow::Result<(Ca, String)> {
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let key_pem = key.serialize_pem();
         let mut params = CertificateParams::new(Vec::new())?;
@@ -98,10 +98,10 @@ impl Ca {
     }
 
     pub(super) fn read(folder: &Path) -> anyhow::Result<Ca> {
-        let (pem, key) = (folder.join("ca.pem"), folder.join("ca.key"));
-        let pem = fs::read_to_string(&pem).with_context(|| format!("{}", pem.display()))?;
-        let key = fs::read_to_string(&key).with_context(|| format!("{}", key.display()))?;
-        let issuer = Issuer::from_ca_cert_pem(&pem, KeyPair::from_pem(&key)?)?;
+        let file = folder.join("ca.pem");
+        let key = read_key(&folder.join("ca.key"))?;
+        let pem = fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
+        let issuer = Issuer::from_ca_cert_pem(&pem, key).with_context(|| format!("{}", file.display()))?;
         Ok(Ca { pem, issuer })
     }
 
@@ -111,7 +111,7 @@ impl Ca {
     }
 
     /// A node's certificate and key, as PEM.
-    pub(super) fn node(
+    pub(crate) fn node(
         &self,
         id: u64,
         cluster: u64,
@@ -134,13 +134,22 @@ impl Ca {
     }
 }
 
+fn read_key(path: &Path) -> anyhow::Result<KeyPair> {
+    let pem = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    KeyPair::from_pem(&pem).with_context(|| format!("{} holds no usable key", path.display()))
+}
+
+fn make_folder(path: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("{}", path.display()))
+}
+
 /// Writes a file that only its owner reads; refuses to replace one.
 pub(super) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     file.and_then(|mut file| file.write_all(text.as_bytes())).with_context(|| format!("{}", path.display()))
 }
 
-fn write_public(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(super) fn write_public(path: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(path, text).with_context(|| format!("{}", path.display()))
 }
 
@@ -148,7 +157,7 @@ impl Certs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         match self.command {
             CertsCommand::Ca { out } => {
-                fs::create_dir_all(&out)?;
+                make_folder(&out)?;
                 let (ca, key) = Ca::new()?;
                 write_secret(&out.join("ca.key"), &key)?;
                 write_public(&out.join("ca.pem"), &ca.pem)?;
@@ -161,7 +170,7 @@ impl Certs {
                 ensure!(cluster.len() == 16, "--cluster must be 16 hex digits");
                 let cluster = u64::from_str_radix(&cluster, 16).context("--cluster must be 16 hex digits")?;
                 let (certificate, key) = Ca::read(&ca)?.node(id, cluster, names, days)?;
-                fs::create_dir_all(&out)?;
+                make_folder(&out)?;
                 write_secret(&out.join(format!("node-{id}.key")), &key)?;
                 write_public(&out.join(format!("node-{id}.pem")), &certificate)?;
                 output::line(format!(
@@ -171,16 +180,14 @@ impl Certs {
             }
             CertsCommand::EnrolmentKey { out } => {
                 let key = KeyPair::generate_for(&PKCS_ED25519)?;
-                fs::create_dir_all(&out)?;
+                make_folder(&out)?;
                 write_secret(&out.join("enrolment.key"), &key.serialize_pem())?;
                 let public: String = key.public_key_raw().iter().map(|byte| format!("{byte:02x}")).collect();
                 output::line(format!("enrolment_key = \"{public}\""));
             }
             CertsCommand::EnrolmentToken { key, tenant, valid } => {
-                let pem = fs::read_to_string(&key).with_context(|| format!("{}", key.display()))?;
-                let pair =
-                    Ed25519KeyPair::from_pkcs8_maybe_unchecked(&KeyPair::from_pem(&pem)?.serialize_der())
-                        .map_err(|error| anyhow::anyhow!("{}: {error}", key.display()))?;
+                let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&read_key(&key)?.serialize_der())
+                    .map_err(|error| anyhow::anyhow!("{}: {error}", key.display()))?;
                 let expires = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + valid.as_secs();
                 output::line(enrolment::sign(&pair, TenantId(tenant), expires)?);
             }

@@ -72,8 +72,9 @@ impl Target {
 
 fn tls(ca: &Path) -> anyhow::Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(ca).with_context(|| format!("{}", ca.display()))? {
-        roots.add(certificate?)?;
+    let named = || format!("{}", ca.display());
+    for certificate in CertificateDer::pem_file_iter(ca).with_context(named)? {
+        roots.add(certificate.with_context(named)?).with_context(named)?;
     }
     ensure!(!roots.is_empty(), "{} holds no certificate", ca.display());
     let provider = Arc::new(rustls::crypto::ring::default_provider());

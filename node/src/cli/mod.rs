@@ -1,7 +1,7 @@
 //! The command line: what each command takes. One file a command.
 
 mod bench;
-mod certs;
+pub(crate) mod certs;
 mod check;
 mod client;
 mod cluster;
@@ -72,4 +72,35 @@ pub(crate) fn run() -> anyhow::Result<()> {
 /// The runtime that carries a command; `threads` for raft, links and sessions.
 fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::COMMAND_LINE;
+    use std::collections::BTreeSet;
+
+    fn rows(command: &clap::Command, into: &mut BTreeSet<(String, String)>) {
+        for argument in command.get_arguments() {
+            if let (Some(variable), Some(flag)) = (argument.get_env(), argument.get_long()) {
+                into.insert((variable.to_string_lossy().into_owned(), format!("--{flag}")));
+            }
+        }
+        command.get_subcommands().for_each(|command| rows(command, into));
+    }
+
+    #[test]
+    fn the_documentation_has_every_variable_and_no_other() {
+        let mut known = BTreeSet::new();
+        rows(&Cli::command(), &mut known);
+        let text = include_str!("../../../docs/configuration.md");
+        let documented = text.lines().filter_map(|line| {
+            let (variable, rest) = line.strip_prefix("| `")?.split_once("` | `")?;
+            Some((variable.to_owned(), rest.split_once('`')?.0.to_owned()))
+        });
+        assert_eq!(documented.collect::<BTreeSet<_>>(), known);
+        // What is not in this list is taken for a setting, and refused.
+        let variables: BTreeSet<_> = known.iter().map(|(variable, _)| variable.as_str()).collect();
+        assert_eq!(variables, BTreeSet::from(COMMAND_LINE));
+    }
 }

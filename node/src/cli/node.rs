@@ -33,12 +33,14 @@ const MAX_THREADS: usize = 8;
 
 impl NodeArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let config = Config::load(&self.config)?;
-        let level = self.log_level.as_ref().unwrap_or(&config.log.level);
-        telemetry::init_logs(level, config.log.json)?;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let runtime = runtime((processors / 2).clamp(1, MAX_THREADS))?;
         let outcome = runtime.block_on(async {
+            // Before anything that takes time: until then SIGHUP ends the process.
+            let hangups = shutdown::hangups()?;
+            let config = Config::load(&self.config)?;
+            let level = self.log_level.as_ref().unwrap_or(&config.log.level);
+            telemetry::init_logs(level, config.log.json)?;
             let stop = async {
                 let parent = async {
                     if self.exit_with_stdin {
@@ -56,7 +58,7 @@ impl NodeArgs {
                     () = parent => {}
                 }
             };
-            assemble::run(config, self.create, stop).await
+            assemble::run(config, self.create, hangups, stop).await
         });
         // Not dropped: that would wait for a read of standard input that may never end.
         runtime.shutdown_background();

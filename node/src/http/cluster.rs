@@ -1,8 +1,6 @@
 //! The operator's ways to see and change who belongs to the cluster. Each request may be repeated: it finds what it
 //! wanted, or goes on with it. The steward of the cluster does the work; here it is only asked for.
 
-use std::time::Duration;
-
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use reveille_protocol::directory::{Change, Outcome, Refused};
@@ -11,12 +9,12 @@ use reveille_protocol::service_list::{Refusal, Reply};
 use reveille_protocol::time::GroupTime;
 use serde::Deserialize;
 
-use super::Api;
 use super::admin::{Admin, may};
 use super::auth::now;
-use super::error::{ApiError, unexpected};
+use super::error::{ApiError, settle, unexpected};
+use super::limits::{DEADLINE, MAX_TOKEN_REQUEST};
+use super::{Api, body};
 
-const DEADLINE: Duration = Duration::from_secs(10);
 /// A join token is valid for at most so long: it is used at once, or made anew.
 const MAX_VALID: u64 = 24 * 3600;
 
@@ -50,27 +48,10 @@ pub(super) struct Replicas {
 }
 
 async fn change(api: &Api, change: Change) -> Result<Outcome, ApiError> {
-    match api.cluster.change(change, DEADLINE).await? {
+    settle(api.cluster.change(change, DEADLINE).await, |reply| match reply {
         Reply::Directory(outcome) => Ok(outcome),
-        Reply::Refused(Refusal::Directory(refused)) => Err(refused.into()),
-        other => Err(unexpected(&other)),
-    }
-}
-
-impl From<Refused> for ApiError {
-    fn from(refused: Refused) -> ApiError {
-        let (status, error) = match &refused {
-            Refused::UnknownNode(_) => (StatusCode::NOT_FOUND, "unknown_node"),
-            Refused::Format(_) => (StatusCode::CONFLICT, "old_format"),
-            Refused::TooFew { .. } => (StatusCode::CONFLICT, "too_few_nodes"),
-            Refused::AddressTaken(_) => (StatusCode::CONFLICT, "address_taken"),
-            Refused::NotJoined(_) => (StatusCode::CONFLICT, "not_joined"),
-            Refused::Replicas(_) => (StatusCode::BAD_REQUEST, "bad_replicas"),
-            Refused::TooManyNodes(_) => (StatusCode::CONFLICT, "too_many_nodes"),
-            _ => (StatusCode::CONFLICT, "refused"),
-        };
-        ApiError::new(status, error, refused.to_string())
-    }
+        other => Err(other),
+    })
 }
 
 /// `GET /cluster`
@@ -86,11 +67,12 @@ pub(super) async fn overview(
 /// `POST /cluster/nodes`: a node may join; answers with its id.
 pub(super) async fn invite(
     request: HttpRequest,
-    new: web::Json<NewNode>,
+    body: web::Payload,
     api: web::Data<Api>,
     admin: web::Data<Admin>,
 ) -> Result<HttpResponse, ApiError> {
     may(&request, &api, &admin)?;
+    let new: NewNode = body::json(&request, body, MAX_TOKEN_REQUEST).await?;
     let token: KeyFingerprint = new.token_sha256.parse()?;
     if new.valid == 0 || new.valid > MAX_VALID {
         return Err(ApiError::bad("bad_valid", format!("valid must be 1 to {MAX_VALID} seconds")));
@@ -159,10 +141,12 @@ pub(super) async fn remove(
 /// `POST /cluster/replicas`
 pub(super) async fn replicas(
     request: HttpRequest,
-    wanted: web::Json<Replicas>,
+    body: web::Payload,
     api: web::Data<Api>,
     admin: web::Data<Admin>,
 ) -> Result<HttpResponse, ApiError> {
+    may(&request, &api, &admin)?;
+    let wanted: Replicas = body::json(&request, body, MAX_TOKEN_REQUEST).await?;
     asked(&request, &api, &admin, Change::SetReplicas { replicas: wanted.replicas }).await
 }
 
@@ -176,7 +160,7 @@ pub(super) async fn move_leaders(
     may(&request, &api, &admin)?;
     let node = NodeId(*node);
     if !api.cluster.directory().roster.records.contains_key(&node) {
-        return Err(Refused::UnknownNode(node).into());
+        return Err(Refusal::Directory(Refused::UnknownNode(node)).into());
     }
     let moved = api.cluster.move_leaders(node).await;
     Ok(HttpResponse::Ok().json(serde_json::json!({ "moved": moved })))

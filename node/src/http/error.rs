@@ -2,10 +2,11 @@
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
-use actix_web::{HttpRequest, HttpResponse, ResponseError};
+use actix_web::{HttpResponse, ResponseError};
 use reveille_cluster::Unavailable;
+use reveille_protocol::directory::Refused;
 use reveille_protocol::id::ParseIdError;
-use reveille_protocol::service_list::Refusal;
+use reveille_protocol::service_list::{Refusal, Reply};
 use serde::Serialize;
 
 use crate::telemetry::Count;
@@ -42,17 +43,31 @@ impl ApiError {
     }
 }
 
+/// What a command came to, by the reply that `wanted` takes: a refusal is for whoever asked, any other reply a fault
+/// of ours.
+pub(super) fn settle<T>(
+    outcome: Result<Reply, Unavailable>,
+    wanted: impl FnOnce(Reply) -> Result<T, Reply>,
+) -> Result<T, ApiError> {
+    match outcome? {
+        Reply::Refused(refusal) => Err(refusal.into()),
+        reply => wanted(reply).map_err(|other| unexpected(&other)),
+    }
+}
+
+/// A command that has nothing to say but that it was done.
+pub(super) fn done(reply: Reply) -> Result<(), Reply> {
+    match reply {
+        Reply::Done => Ok(()),
+        other => Err(other),
+    }
+}
+
 /// A command or query was answered with another one's answer: a fault of ours.
 pub(super) fn unexpected(answer: &impl std::fmt::Debug) -> ApiError {
     tracing::error!(?answer, "a request was answered with another one's answer");
     let message = "the service list gave an answer of another kind; this is a defect, please report it";
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
-}
-
-/// A body that is not the JSON that was asked for.
-pub(super) fn bad_json(error: actix_web::error::JsonPayloadError, _: &HttpRequest) -> actix_web::Error {
-    ApiError::bad("bad_json", format!("the body must be JSON with Content-Type application/json: {error}"))
-        .into()
 }
 
 /// Of an id in a path.
@@ -79,11 +94,11 @@ impl From<Refusal> for ApiError {
             Refusal::ShareUsedUp { .. } => (StatusCode::TOO_MANY_REQUESTS, "share_used_up"),
             Refusal::KeyReused { .. } => (StatusCode::CONFLICT, "idempotency_key_reused"),
             Refusal::TooLate { .. } | Refusal::Unknown => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Refusal::Directory(refused) => directory(refused),
             Refusal::StaleAttempt { .. }
             | Refusal::StaleEpoch { .. }
             | Refusal::StaleStream
             | Refusal::AckAhead { .. }
-            | Refusal::Directory(_)
             | Refusal::WrongGroup => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         };
         let wait = match status {
@@ -93,6 +108,21 @@ impl From<Refusal> for ApiError {
             _ => None,
         };
         ApiError { retry_after: wait, ..ApiError::new(status, error, refusal.to_string()) }
+    }
+}
+
+fn directory(refused: &Refused) -> (StatusCode, &'static str) {
+    match refused {
+        Refused::UnknownNode(_) => (StatusCode::NOT_FOUND, "unknown_node"),
+        Refused::UnknownTenant(_) => (StatusCode::NOT_FOUND, "unknown_tenant"),
+        Refused::Format(_) => (StatusCode::CONFLICT, "old_format"),
+        Refused::TooFew { .. } => (StatusCode::CONFLICT, "too_few_nodes"),
+        Refused::AddressTaken(_) => (StatusCode::CONFLICT, "address_taken"),
+        Refused::NotJoined(_) => (StatusCode::CONFLICT, "not_joined"),
+        Refused::Replicas(_) => (StatusCode::BAD_REQUEST, "bad_replicas"),
+        Refused::TooManyNodes(_) => (StatusCode::CONFLICT, "too_many_nodes"),
+        Refused::Full(_) => (StatusCode::CONFLICT, "directory_full"),
+        _ => (StatusCode::CONFLICT, "refused"),
     }
 }
 
@@ -116,4 +146,22 @@ impl ResponseError for ApiError {
 
 pub(super) async fn no_such_page() -> Result<HttpResponse, ApiError> {
     Err(ApiError::new(StatusCode::NOT_FOUND, "no_such_page", "no such page; see docs/api.md for the routes"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_reply_is_taken_a_refusal_told_and_another_reply_a_defect() {
+        let error = |outcome| {
+            let error = settle(outcome, done).unwrap_err();
+            (error.status.as_u16(), error.error)
+        };
+        assert!(settle(Ok(Reply::Done), done).is_ok());
+        assert_eq!(error(Ok(Reply::Refused(Refusal::UnknownTerminal))), (404, "unknown_terminal"));
+        assert_eq!(error(Err(Unavailable::Busy)), (503, "unavailable"));
+        assert_eq!(error(Ok(Reply::Ended(reveille_protocol::stage::End::Acked))), (500, "internal"));
+    }
 }

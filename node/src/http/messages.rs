@@ -1,12 +1,12 @@
 //! Publishing, asking what became of a push, and taking it back.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::LOCATION;
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
-use reveille_cluster::query::{Answer, MessageView, Query};
+use reveille_cluster::query::{Answer, MAX_WAIT, MessageView, Query};
 use reveille_protocol::hash::sha256;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
@@ -17,14 +17,10 @@ use reveille_protocol::time::GroupTime;
 use serde::{Deserialize, Serialize};
 
 use super::auth::tenant;
-use super::error::{ApiError, unexpected};
+use super::error::{ApiError, settle, unexpected};
+use super::limits::{DEADLINE, DEFAULT_WAIT};
 use super::{Api, body};
 use crate::telemetry::{Count, publish_took};
-
-/// A publish is answered within this.
-const DEADLINE: Duration = Duration::from_secs(5);
-/// The longest `timeout` of a wait.
-const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// The answer to a publish.
 #[derive(Debug, Serialize)]
@@ -46,14 +42,21 @@ pub(super) async fn publish(
     let began = Instant::now();
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.publish)?;
     let terminal: TerminalId = path.parse()?;
-    let body = body::read(body, limits::MAX_PAYLOAD_CEILING).await?;
+    let body = body::read(&request, body, limits::MAX_PAYLOAD_CEILING).await?;
     let enqueue = enqueue(&request, tenant, terminal, body)?;
     let zero_ttl = enqueue.ttl == Some(0);
     let group = api.cluster.group_of(&terminal);
-    let reply = api.cluster.propose(group, Command::Enqueue(Box::new(enqueue)), DEADLINE).await;
-    let outcome = match reply {
-        Ok(Reply::Enqueued { message, deadline, accepted, duplicate }) => {
-            Count::Publishes.one(if duplicate { "duplicate" } else { "stored" });
+    let outcome = api.cluster.propose(group, Command::Enqueue(Box::new(enqueue)), DEADLINE).await;
+    match &outcome {
+        Ok(Reply::Enqueued { duplicate: false, .. }) => Count::Publishes.one("stored"),
+        Ok(Reply::Enqueued { duplicate: true, .. }) => Count::Publishes.one("duplicate"),
+        Ok(Reply::Refused(_)) => Count::Publishes.one("refused"),
+        Ok(_) => {}
+        Err(_) => Count::Publishes.one("unavailable"),
+    }
+    publish_took(began.elapsed().as_secs_f64());
+    settle(outcome, |reply| match reply {
+        Reply::Enqueued { message, deadline, accepted, duplicate } => {
             // What it is really kept for; TTL 0 is kept for the wake window and answered as asked (RFC 8030 5.2).
             let kept = if zero_ttl { 0 } else { deadline.since(accepted).as_secs() };
             let published = Published {
@@ -67,18 +70,8 @@ pub(super) async fn publish(
             response.insert_header(("TTL", kept));
             Ok(response.json(published))
         }
-        Ok(Reply::Refused(refusal)) => {
-            Count::Publishes.one("refused");
-            Err(refusal.into())
-        }
-        Ok(other) => Err(unexpected(&other)),
-        Err(unavailable) => {
-            Count::Publishes.one("unavailable");
-            Err(unavailable.into())
-        }
-    };
-    publish_took(began.elapsed().as_secs_f64());
-    outcome
+        other => Err(other),
+    })
 }
 
 /// The request as a command; each header checked, and named if it is bad.
@@ -243,7 +236,7 @@ pub(super) async fn get(
 impl Wait {
     fn millis(&self) -> Result<u64, ApiError> {
         let timeout = match &self.timeout {
-            None => Duration::from_secs(10),
+            None => DEFAULT_WAIT,
             Some(text) => humantime::parse_duration(text).map_err(|error| {
                 ApiError::bad("bad_timeout", format!("timeout: {error}; write it like 10s"))
             })?,
@@ -297,9 +290,27 @@ pub(super) async fn cancel(
     let message: MessageId = path.parse()?;
     let group = api.cluster.group_of(&message.terminal);
     let cancel = Command::Cancel(list::Cancel { message, tenant });
-    match api.cluster.propose(group, cancel, DEADLINE).await? {
-        Reply::Ended(end) => Ok(HttpResponse::Ok().json(serde_json::json!({ "state": end.stage().name() }))),
-        Reply::Refused(refusal) => Err(refusal.into()),
-        other => Err(unexpected(&other)),
+    let end = settle(api.cluster.propose(group, cancel, DEADLINE).await, |reply| match reply {
+        Reply::Ended(end) => Ok(end),
+        other => Err(other),
+    })?;
+    Ok(HttpResponse::Ok().json(serde_json::json!({ "state": end.stage().name() })))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::time::Duration;
+
+    fn asked(timeout: &str) -> Duration {
+        let wait = Wait { wait: Some("acked".to_owned()), timeout: Some(timeout.to_owned()) };
+        Duration::from_millis(wait.millis().unwrap())
+    }
+
+    #[test]
+    fn nobody_waits_longer_than_the_leader_lets_them() {
+        assert_eq!(asked("30s"), Duration::from_secs(30));
+        assert_eq!(asked("2h"), MAX_WAIT);
     }
 }

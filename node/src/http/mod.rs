@@ -6,13 +6,13 @@ mod auth;
 mod body;
 mod cluster;
 mod error;
+pub mod limits;
 mod messages;
 mod terminals;
 mod tokens;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use actix_web::web;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -43,17 +43,6 @@ impl Api {
     }
 }
 
-/// Bytes of one bulk registration: ten thousand keys.
-const MAX_BULK: usize = 1024 * 1024;
-
-/// Connections of publishers to one worker at once. Each costs a descriptor and some kilobytes whoever it is from, and a
-/// publisher needs few: requests on one follow each other.
-pub const CONNECTIONS: usize = 4096;
-/// The head of a request must be there within this.
-pub const HEAD_DEADLINE: Duration = Duration::from_secs(5);
-/// Bytes of a request for a token: a name and a few words.
-const MAX_TOKEN_REQUEST: usize = 4 * 1024;
-
 /// The publisher's routes.
 pub fn publisher(config: &mut web::ServiceConfig) {
     config
@@ -75,7 +64,6 @@ pub fn publisher(config: &mut web::ServiceConfig) {
         )
         .service(
             web::resource("/v1/tokens")
-                .app_data(web::JsonConfig::default().limit(MAX_TOKEN_REQUEST).error_handler(error::bad_json))
                 .route(web::get().to(tokens::list))
                 .route(web::post().to(tokens::make)),
         )
@@ -90,7 +78,6 @@ pub fn operator(config: &mut web::ServiceConfig) {
         .service(web::resource("/readyz").route(web::get().to(admin::readyz)))
         .service(web::resource("/metrics").route(web::get().to(admin::metrics)))
         .service(web::resource("/status").route(web::get().to(admin::status)))
-        .app_data(web::JsonConfig::default().limit(MAX_TOKEN_REQUEST).error_handler(error::bad_json))
         .service(web::resource("/cluster").route(web::get().to(cluster::overview)))
         .service(web::resource("/cluster/nodes").route(web::post().to(cluster::invite)))
         .service(web::resource("/cluster/nodes/{id}/drain").route(web::post().to(cluster::drain)))

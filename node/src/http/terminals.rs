@@ -1,7 +1,5 @@
 //! The service list for publishers and their back ends: one entry, a page of them, bulk registration.
 
-use std::time::Duration;
-
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures::StreamExt;
@@ -13,14 +11,9 @@ use reveille_protocol::service_list::{self as list, Command, Reply};
 use serde::{Deserialize, Serialize};
 
 use super::auth::tenant;
-use super::error::{ApiError, unexpected};
-use super::{Api, MAX_BULK, body};
-
-const DEADLINE: Duration = Duration::from_secs(5);
-/// Registrations of one request on their way at once.
-const AT_ONCE: usize = 512;
-/// Terminals on a page unless the request says otherwise.
-const PAGE: u32 = 100;
+use super::error::{ApiError, done, settle, unexpected};
+use super::limits::{BULK_AT_ONCE, DEADLINE, MAX_BULK, PAGE};
+use super::{Api, body};
 
 /// An entry of the service list.
 #[derive(Debug, Serialize)]
@@ -97,12 +90,19 @@ pub(super) async fn unregister(
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.admin)?;
     let terminal: TerminalId = path.parse()?;
     let group = api.cluster.group_of(&terminal);
-    let unregister = Command::Unregister(list::Unregister { terminal, tenant });
-    match api.cluster.propose(group, unregister, DEADLINE).await? {
-        Reply::Done => Ok(HttpResponse::NoContent().finish()),
-        Reply::Refused(refusal) => Err(refusal.into()),
-        other => Err(unexpected(&other)),
+    // Looked for first: the command is tried again when its outcome is unknown, and its second copy finds nothing.
+    match api.cluster.query(group, Query::Terminal { tenant, terminal }, DEADLINE).await? {
+        Answer::Terminal(Some(_)) => {}
+        Answer::Terminal(None) => return Err(list::Refusal::UnknownTerminal.into()),
+        other => return Err(unexpected(&other)),
     }
+    let unregister = Command::Unregister(list::Unregister { terminal, tenant });
+    match api.cluster.propose(group, unregister, DEADLINE).await {
+        // It was there when the request came, and is there no more.
+        Ok(Reply::Refused(list::Refusal::UnknownTerminal)) => {}
+        outcome => settle(outcome, done)?,
+    }
+    Ok(HttpResponse::NoContent().finish())
 }
 
 /// The query of `GET /v1/terminals`.
@@ -180,7 +180,7 @@ pub(super) async fn register(
     api: web::Data<Api>,
 ) -> Result<HttpResponse, ApiError> {
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.admin)?;
-    let body = body::read(body, MAX_BULK).await?;
+    let body = body::read(&request, body, MAX_BULK).await?;
     let lines: Vec<&[u8]> =
         body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).collect();
     let mut answers: Vec<Option<Registered>> = Vec::new();
@@ -188,7 +188,7 @@ pub(super) async fn register(
     let mut on_the_way = FuturesUnordered::new();
     let mut lines = lines.into_iter().enumerate();
     loop {
-        while on_the_way.len() < AT_ONCE
+        while on_the_way.len() < BULK_AT_ONCE
             && let Some((at, line)) = lines.next()
         {
             let api = &api;
@@ -221,12 +221,15 @@ async fn register_one(api: &Api, tenant: TenantId, line: &[u8]) -> Registered {
     let terminal = session_key.terminal();
     let register = list::Register { tenant, session_key, stream: crate::random::new_stream() };
     let group = api.cluster.group_of(&terminal);
-    match api.cluster.propose(group, Command::Register(register), DEADLINE).await {
-        Ok(Reply::Registered { existed, .. }) => {
+    let outcome = api.cluster.propose(group, Command::Register(register), DEADLINE).await;
+    let existed = settle(outcome, |reply| match reply {
+        Reply::Registered { existed, .. } => Ok(existed),
+        other => Err(other),
+    });
+    match existed {
+        Ok(existed) => {
             Registered { terminal: Some(terminal.to_string()), existed: Some(existed), error: None }
         }
-        Ok(Reply::Refused(refusal)) => failed(refusal.to_string()),
-        Ok(_) => failed("an answer of another kind".to_owned()),
-        Err(unavailable) => failed(unavailable.to_string()),
+        Err(error) => failed(error.to_string()),
     }
 }

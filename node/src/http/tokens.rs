@@ -1,7 +1,5 @@
 //! Tokens of a tenant: made, listed and revoked by its admin. The text of one is shown once and stored nowhere.
 
-use std::time::Duration;
-
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use reveille_protocol::directory::{Change, Outcome, Rights, Token};
@@ -10,14 +8,12 @@ use reveille_protocol::service_list::{Command, Reply};
 use reveille_protocol::time::GroupTime;
 use serde::{Deserialize, Serialize};
 
-use super::Api;
 use super::auth::{now, tenant, token_hash};
-use super::error::{ApiError, unexpected};
+use super::error::{ApiError, settle};
+use super::limits::{DEADLINE, MAX_TOKEN_NAME, MAX_TOKEN_REQUEST};
+use super::{Api, body};
 
-const DEADLINE: Duration = Duration::from_secs(5);
 const META: GroupId = GroupId(0);
-/// Characters of a token's name: enough to say who uses it.
-const MAX_NAME: usize = 64;
 
 /// A token to be made.
 #[derive(Debug, Deserialize)]
@@ -66,22 +62,23 @@ impl Shown {
 }
 
 async fn change(api: &Api, change: Change) -> Result<(), ApiError> {
-    match api.cluster.propose(META, Command::Directory(Box::new(change)), DEADLINE).await? {
+    let outcome = api.cluster.propose(META, Command::Directory(Box::new(change)), DEADLINE).await;
+    settle(outcome, |reply| match reply {
         Reply::Directory(Outcome::Done) => Ok(()),
-        Reply::Refused(refusal) => Err(refusal.into()),
-        other => Err(unexpected(&other)),
-    }
+        other => Err(other),
+    })
 }
 
 /// `POST /v1/tokens`
 pub(super) async fn make(
     request: HttpRequest,
-    new: web::Json<NewToken>,
+    body: web::Payload,
     api: web::Data<Api>,
 ) -> Result<HttpResponse, ApiError> {
     let tenant = tenant(&request, &api.cluster.directory(), |rights| rights.admin)?;
-    if new.name.is_empty() || new.name.len() > MAX_NAME {
-        return Err(ApiError::bad("bad_name", format!("name must be 1 to {MAX_NAME} bytes")));
+    let new: NewToken = body::json(&request, body, MAX_TOKEN_REQUEST).await?;
+    if new.name.is_empty() || new.name.len() > MAX_TOKEN_NAME {
+        return Err(ApiError::bad("bad_name", format!("name must be 1 to {MAX_TOKEN_NAME} bytes")));
     }
     if new.rights.is_empty() {
         return Err(ApiError::bad("bad_rights", "rights must name some of publish, read, admin"));

@@ -4,11 +4,13 @@
 pub mod dial;
 pub mod pace;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use reveille_cluster::ClusterHandle;
 use reveille_cluster::host::NotifyOrder;
 use reveille_protocol::directory::Directory;
+use reveille_protocol::id::KeyFingerprint;
 use reveille_protocol::service_list::row::Reachability;
 use reveille_protocol::wire::notification::{Notification, notify_secret};
 use tokio::sync::mpsc;
@@ -62,17 +64,19 @@ impl Notifier {
 async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<NotifyOrder>) {
     let dials = Arc::new(tokio::sync::Semaphore::new(DIALS));
     while let Some(order) = waiting.recv().await {
-        shared.pace.wait().await;
+        let target = match shared.admit(&order).await {
+            Ok(target) => target,
+            Err(outcome) => {
+                shared.tell(&order, outcome);
+                continue;
+            }
+        };
         // Closed never: it is ours.
         let Ok(permit) = dials.clone().acquire_owned().await else { return };
         let shared = shared.clone();
         tokio::spawn(async move {
-            let notified = shared.notify(&order).await;
-            let outcome = notified.as_ref().err().copied().unwrap_or(Outcome::Answered);
-            Count::Notifications.one(outcome.label());
-            if let Some(cluster) = shared.cluster.get() {
-                cluster.notified(order.group, order.terminal, outcome.told());
-            }
+            let notified = shared.notify(&order, target).await;
+            shared.tell(&order, notified.as_ref().err().copied().unwrap_or(Outcome::Answered));
             if let Ok(answered) = notified {
                 answered.close().await;
             }
@@ -82,15 +86,31 @@ async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<NotifyOrder>) {
 }
 
 impl Shared {
-    async fn notify(&self, order: &NotifyOrder) -> Result<Answered, Outcome> {
+    /// Where the notification goes, once it is this node's turn to send one there.
+    async fn admit(&self, order: &NotifyOrder) -> Result<(SocketAddr, KeyFingerprint), Outcome> {
         let Reachability::Direct { address, listening_key } = order.reachability else {
             return Err(Outcome::NoWay);
         };
-        match self.pace.allows(address) {
-            Verdict::Yes => {}
-            Verdict::Forbidden => return Err(Outcome::Forbidden),
-            Verdict::TooMany => return Err(Outcome::Budget),
+        match self.pace.turn(address).await {
+            Verdict::Yes => Ok((address, listening_key)),
+            Verdict::Forbidden => Err(Outcome::Forbidden),
+            Verdict::TooMany => Err(Outcome::Budget),
         }
+    }
+
+    /// Counts how it ended, and tells the shard's leader.
+    fn tell(&self, order: &NotifyOrder, outcome: Outcome) {
+        Count::Notifications.one(outcome.label());
+        if let Some(cluster) = self.cluster.get() {
+            cluster.notified(order.group, order.terminal, outcome.told());
+        }
+    }
+
+    async fn notify(
+        &self,
+        order: &NotifyOrder,
+        (address, listening_key): (SocketAddr, KeyFingerprint),
+    ) -> Result<Answered, Outcome> {
         let secret = {
             let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner);
             directory.secrets.iter().find(|secret| secret.generation == order.secret).cloned()

@@ -45,16 +45,21 @@ impl Pace {
         }
     }
 
-    /// Waits for this node's turn.
-    pub async fn wait(&self) {
-        while let Err(not_yet) = self.node.check() {
-            let wait = not_yet.wait_time_from(governor::clock::Clock::now(&DefaultClock::default()));
-            tokio::time::sleep(wait).await;
+    /// May a notification go there? If so, waits for this node's turn. What may not go takes no turn: a burst at one
+    /// prefix must not hold up the others.
+    pub async fn turn(&self, address: SocketAddr) -> Verdict {
+        let verdict = self.allows(address);
+        if verdict == Verdict::Yes {
+            while let Err(not_yet) = self.node.check() {
+                let wait = not_yet.wait_time_from(governor::clock::Clock::now(&DefaultClock::default()));
+                tokio::time::sleep(wait).await;
+            }
         }
+        verdict
     }
 
     /// May a notification go there now?
-    pub fn allows(&self, address: SocketAddr) -> Verdict {
+    fn allows(&self, address: SocketAddr) -> Verdict {
         let ip = address.ip().to_canonical();
         if self.loopback && ip.is_loopback() {
             return Verdict::Yes;
@@ -146,5 +151,26 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(pace.allows("127.0.0.1:5000".parse().unwrap()), Verdict::Yes, "dev has no budget");
         }
+    }
+
+    #[tokio::test]
+    async fn a_burst_at_one_prefix_takes_no_turns() {
+        // A turn each 100 ms, after the first ten.
+        let (ten, two) = (NonZeroU32::new(10).unwrap(), NonZeroU32::new(2).unwrap());
+        let pace = Pace::new(ten, two, Vec::new(), false);
+        let began = std::time::Instant::now();
+        let mut yes = 0;
+        for host in 0..200 {
+            yes += u32::from(pace.turn(SocketAddr::from(([198, 51, 100, host], 5000))).await == Verdict::Yes);
+        }
+        assert_eq!(pace.turn("127.0.0.1:5000".parse().unwrap()).await, Verdict::Forbidden);
+        assert_eq!(pace.turn("203.0.113.1:5000".parse().unwrap()).await, Verdict::Yes);
+        assert_eq!(yes, 2);
+        assert!(began.elapsed() < std::time::Duration::from_millis(400), "{:?}", began.elapsed());
+        // Those that may go have turns.
+        for host in 0..10 {
+            assert_eq!(pace.turn(SocketAddr::from(([203, 0, host, 1], 5000))).await, Verdict::Yes);
+        }
+        assert!(began.elapsed() >= std::time::Duration::from_millis(200), "{:?}", began.elapsed());
     }
 }

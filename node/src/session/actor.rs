@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant as Clock};
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, AsyncContext, Context as ActorCtx, Handler, Message, SpawnHandle,
-    WrapFuture,
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context as ActorCtx, Handler, Message,
+    SpawnHandle, WrapFuture,
 };
 use reveille_cluster::ClusterHandle;
 use reveille_protocol::id::*;
@@ -17,7 +17,7 @@ use reveille_protocol::session::server::{self as rules, Event, Server};
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::peer::SessionMessage;
 use reveille_protocol::wire::session::{Frame, TerminalFrame};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::registry::Registry;
 use crate::enrolment;
@@ -26,6 +26,9 @@ use crate::telemetry::{Count, Gauge};
 /// An attach, an ack or a detach is tried for this long: longer than any failover, shorter than a terminal waits for
 /// its Welcome.
 const PROPOSAL: Duration = Duration::from_secs(8);
+/// A session waits this long for an older one with its attempt to end: a detach takes milliseconds while the shard has a
+/// leader, and with the attach after it a terminal is answered in time.
+const OLDER: Duration = Duration::from_secs(2);
 /// Messages that may wait for an actor: a window of hand-offs and what its own connection brings.
 const MAILBOX: usize = 256;
 
@@ -80,10 +83,17 @@ pub struct Leave {
     pub retry_after: u64,
 }
 
-/// Another connection of the terminal asks for the same attempt.
+/// Another connection of the terminal asks for the same attempt, and so may get the same epoch.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Replaced;
+struct Replaced {
+    /// Dropped once this session has ended and proposes nothing any more.
+    ended: oneshot::Sender<DetachUnknown>,
+}
+
+/// A session ended, but whether its detach will still come into force is not known.
+#[derive(Debug)]
+struct DetachUnknown;
 
 /// See the module.
 pub struct SessionActor {
@@ -95,6 +105,10 @@ pub struct SessionActor {
     registered: Option<Attempt>,
     timer: Option<(Instant, SpawnHandle)>,
     online: bool,
+    /// A detach is proposed, and its outcome not known.
+    detaching: bool,
+    /// Later sessions with this one's attempt: they attach when this one has ended.
+    later: Vec<oneshot::Sender<DetachUnknown>>,
 }
 
 impl SessionActor {
@@ -113,6 +127,8 @@ impl SessionActor {
             registered: None,
             timer: None,
             online: false,
+            detaching: false,
+            later: Vec::new(),
         }
     }
 
@@ -155,30 +171,31 @@ impl SessionActor {
         match command {
             rules::Command::Send(frame) => frame.encode(bytes),
             rules::Command::Attach(attach) => {
-                if self.registered.is_none() {
-                    self.registered = Some(attach.attempt);
-                    self.context.registry.insert(self.terminal(), attach.attempt, ctx.address());
+                let older = match self.registered {
+                    Some(_) => Vec::new(),
+                    None => {
+                        self.registered = Some(attach.attempt);
+                        self.context.registry.insert(self.terminal(), attach.attempt, ctx.address())
+                    }
+                };
+                match older.is_empty() {
+                    true => self.attach(attach, ctx),
+                    false => self.attach_after(older, attach, ctx),
                 }
-                // Looked at after the insert: a fence that comes later finds this session there.
-                let incarnation = self.context.cluster.get().map(ClusterHandle::incarnation);
-                if incarnation != Some(attach.incarnation) {
-                    let fenced = async {}.into_actor(self);
-                    ctx.spawn(
-                        fenced.map(|(), session, ctx| session.handle_event(Event::Attached(None), ctx)),
-                    );
-                    return;
-                }
-                self.propose(Command::Attach(attach), ctx, |outcome| {
-                    Event::Attached(match outcome {
-                        Some(Reply::Attached(attached)) => Some(Ok(attached)),
-                        Some(Reply::Refused(refusal)) => Some(Err(refusal)),
-                        _ => None,
-                    })
-                });
             }
-            rules::Command::Ack(ack) => self.propose(Command::Ack(ack), ctx, |_| Event::AckDone),
+            rules::Command::Ack(ack) => self.propose(Command::Ack(ack), ctx, |_, _| Event::AckDone),
             rules::Command::Detach(detach) => {
-                self.propose(Command::Detach(detach), ctx, |_| Event::DetachDone);
+                self.detaching = true;
+                self.propose(Command::Detach(detach), ctx, |session, outcome| {
+                    session.detaching = false;
+                    if outcome.is_none() {
+                        for later in session.later.drain(..) {
+                            // It does not wait any more.
+                            let _ = later.send(DetachUnknown);
+                        }
+                    }
+                    Event::DetachDone
+                });
             }
             rules::Command::Enrol(token) => self.enrol(token, ctx),
             rules::Command::Report(report) => {
@@ -201,18 +218,66 @@ impl SessionActor {
         }
     }
 
+    /// Asks for the session's epoch.
+    fn attach(&self, attach: Box<list::Attach>, ctx: &mut ActorCtx<Self>) {
+        // Looked at after the insert: a leave or a fence that comes later finds this session there.
+        if self.context.registry.leaving() {
+            return self.soon(Event::Leave { retry_after: 0 }, ctx);
+        }
+        let incarnation = self.context.cluster.get().map(ClusterHandle::incarnation);
+        if incarnation != Some(attach.incarnation) {
+            return self.soon(Event::Attached(None), ctx);
+        }
+        self.propose(Command::Attach(attach), ctx, |_, outcome| {
+            Event::Attached(match outcome {
+                Some(Reply::Attached(attached)) => Some(Ok(attached)),
+                Some(Reply::Refused(refusal)) => Some(Err(refusal)),
+                _ => None,
+            })
+        });
+    }
+
+    /// Ends the older sessions with this one's attempt, and attaches once none of them can detach any more. The same
+    /// attempt at the same node gets the same epoch, so their detach would be this one's.
+    fn attach_after(
+        &self,
+        older: Vec<Addr<SessionActor>>,
+        attach: Box<list::Attach>,
+        ctx: &mut ActorCtx<Self>,
+    ) {
+        let all = older.into_iter().map(|older| async move {
+            let (ended, over) = oneshot::channel();
+            // Not sent, or dropped with the session: it has ended.
+            older.send(Replaced { ended }).await.is_err() || over.await.is_err()
+        });
+        let all = tokio::time::timeout(OLDER, futures::future::join_all(all));
+        ctx.spawn(all.into_actor(self).map(|over, session, ctx| {
+            match over.is_ok_and(|all| all.into_iter().all(|over| over)) {
+                true => session.attach(attach, ctx),
+                false => session.handle_event(Event::Attached(None), ctx),
+            }
+        }));
+    }
+
+    /// Not at once: the rules are in the middle of an event.
+    fn soon(&self, event: Event, ctx: &mut ActorCtx<Self>) {
+        let soon = async {}.into_actor(self);
+        ctx.spawn(soon.map(|(), session, ctx| session.handle_event(event, ctx)));
+    }
+
     /// Proposes to the terminal's group; what it comes to is an event of the session.
     fn propose(
         &self,
         command: Command,
         ctx: &mut ActorCtx<Self>,
-        event: impl FnOnce(Option<Reply>) -> Event + 'static,
+        event: impl FnOnce(&mut Self, Option<Reply>) -> Event + 'static,
     ) {
         let Some(cluster) = self.context.cluster.get().cloned() else { return };
         let group = cluster.group_of(&self.terminal());
         let proposal = async move { cluster.propose(group, command, PROPOSAL).await.ok() };
         ctx.spawn(proposal.into_actor(self).map(|outcome, session, ctx| {
-            session.handle_event(event(outcome), ctx);
+            let event = event(session, outcome);
+            session.handle_event(event, ctx);
         }));
     }
 
@@ -221,16 +286,11 @@ impl SessionActor {
         let Some(cluster) = self.context.cluster.get() else { return };
         let Some(tenant) = enrolment::admit(&cluster.directory(), token.as_deref()) else {
             Count::SessionsRefused.one("not_enrolled");
-            // Not at once: the rules are in the middle of an event.
-            let refused = async {}.into_actor(self);
-            ctx.spawn(
-                refused.map(|(), session, ctx| session.handle_event(Event::Enrolled(Some(false)), ctx)),
-            );
-            return;
+            return self.soon(Event::Enrolled(Some(false)), ctx);
         };
         let register =
             list::Register { tenant, session_key: self.session_key, stream: crate::random::new_stream() };
-        self.propose(Command::Register(register), ctx, |outcome| {
+        self.propose(Command::Register(register), ctx, |_, outcome| {
             Event::Enrolled(outcome.map(|reply| matches!(reply, Reply::Registered { .. })))
         });
     }
@@ -243,8 +303,7 @@ impl SessionActor {
         if full {
             // Its frames are more than a window's: the terminal does not read. It is told by the close.
             self.outgoing = None;
-            let stalled = async {}.into_actor(self);
-            ctx.spawn(stalled.map(|(), session, ctx| session.handle_event(Event::WriteStalled, ctx)));
+            self.soon(Event::WriteStalled, ctx);
         }
     }
 
@@ -335,9 +394,15 @@ impl Handler<ToSession> for SessionActor {
 impl Handler<Replaced> for SessionActor {
     type Result = ();
 
-    fn handle(&mut self, _: Replaced, ctx: &mut ActorCtx<Self>) {
-        // Its epoch may be the other's as well, so nothing is detached.
+    fn handle(&mut self, Replaced { ended }: Replaced, ctx: &mut ActorCtx<Self>) {
+        self.later.retain(|later| !later.is_closed());
+        self.later.push(ended);
+        if self.detaching {
+            // Its outcome ends this session.
+            return;
+        }
         match self.rules.as_ref().map(Server::epoch) {
+            // Its epoch may be the other's as well, so nothing is detached.
             Some(epoch) if epoch != Epoch(0) => self.handle_event(Event::Supersede(epoch), ctx),
             _ => {
                 self.outgoing = None;
@@ -355,4 +420,8 @@ impl Handler<Leave> for SessionActor {
     }
 }
 
-const _: () = assert!(PROPOSAL.as_secs() < 2 * limits::HELLO_DEADLINE.as_secs());
+// A terminal waits twice the time that it has for its Hello.
+const _: () = assert!(OLDER.as_secs() + PROPOSAL.as_secs() <= 2 * limits::HELLO_DEADLINE.as_secs());
+
+#[cfg(test)]
+mod tests;

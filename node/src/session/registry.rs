@@ -1,6 +1,7 @@
 //! Which sessions are open on this node, by terminal and attempt. Knows no rules.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use reveille_cluster::host::Taken;
 use reveille_protocol::id::{Attempt, TerminalId};
 use reveille_protocol::wire::peer::SessionMessage;
 
-use super::actor::{Leave, Replaced, SessionActor, ToSession};
+use super::actor::{Leave, SessionActor, ToSession};
 
 /// A session with a full mailbox gets this long to take the word that it must leave.
 const LEAVE_WAIT: Duration = Duration::from_secs(30);
@@ -23,11 +24,13 @@ type Open = Vec<(Attempt, Addr<SessionActor>)>;
 #[derive(Clone)]
 pub struct Registry {
     parts: Arc<Vec<Mutex<HashMap<TerminalId, Open>>>>,
+    leaving: Arc<AtomicBool>,
 }
 
 impl Default for Registry {
     fn default() -> Self {
-        Registry { parts: Arc::new((0..PARTS).map(|_| Mutex::default()).collect()) }
+        let parts = Arc::new((0..PARTS).map(|_| Mutex::default()).collect());
+        Registry { parts, leaving: Arc::default() }
     }
 }
 
@@ -37,16 +40,21 @@ impl Registry {
         self.parts[part].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session asks for its epoch: hand-offs for it may come from now on. One with the same attempt, which a terminal
-    /// that lost its memory can use twice, is over by that.
-    pub fn insert(&self, terminal: TerminalId, attempt: Attempt, session: Addr<SessionActor>) {
+    /// A session asks for its epoch: hand-offs for it may come from now on. Returns those that asked with the same
+    /// attempt before, which a terminal that lost its memory can use twice. They are over by that, but stay known until
+    /// they have ended: what they still propose would count for this one's epoch.
+    pub fn insert(
+        &self,
+        terminal: TerminalId,
+        attempt: Attempt,
+        session: Addr<SessionActor>,
+    ) -> Vec<Addr<SessionActor>> {
         let mut part = self.part(&terminal);
         let open = part.entry(terminal).or_default();
-        for (_, older) in open.extract_if(.., |(known, _)| *known == attempt) {
-            // A full mailbox: it is found by its silence, as a session that hangs is.
-            let _ = older.try_send(Replaced);
-        }
+        let older = open.iter().filter(|(known, _)| *known == attempt).map(|(_, older)| older.clone());
+        let older = older.collect();
         open.push((attempt, session));
+        older
     }
 
     /// A session is over.
@@ -71,7 +79,8 @@ impl Registry {
             SessionMessage::HandOff(hand_off) => {
                 let part = self.part(&hand_off.terminal);
                 let mut open = part.get(&hand_off.terminal).into_iter().flatten();
-                let session = open.find(|(attempt, _)| *attempt == hand_off.attempt);
+                // The latest of those with the attempt: the others are over.
+                let session = open.rfind(|(attempt, _)| *attempt == hand_off.attempt);
                 session.map_or(Taken::NoSession, |(_, session)| give(session))
             }
             // The epoch decides, and each session knows its own.
@@ -92,6 +101,18 @@ impl Registry {
                 part.lock().unwrap_or_else(PoisonError::into_inner).values().map(Vec::len).sum::<usize>()
             })
             .sum()
+    }
+
+    /// The node is leaving: every session is told to go elsewhere, and none may attach any more.
+    pub fn close(&self, within: u64) {
+        // Before the look at the sessions: one that is inserted after that look finds this set.
+        self.leaving.store(true, Ordering::SeqCst);
+        self.leave_all(within);
+    }
+
+    /// Is the node leaving? Looked at by a session that is inserted: it would not be told any more.
+    pub fn leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
     }
 
     /// Tells every session to go elsewhere, spread over `within` milliseconds.

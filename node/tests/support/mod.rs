@@ -66,7 +66,12 @@ impl Lines {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let value = self.lines.lock().unwrap().recv_timeout(left).unwrap_or_else(|_| panic!("no {event} in time"));
+            let value = self
+                .lines
+                .lock()
+                .unwrap()
+                .recv_timeout(left)
+                .unwrap_or_else(|_| panic!("no {event} in time"));
             if value["event"] == event {
                 return value;
             }
@@ -127,6 +132,13 @@ impl Dev {
         let pid = self.node(id)["pid"].as_u64().unwrap();
         let killed = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
         assert!(killed.success());
+    }
+
+    /// Stops a node's process without ending it, until the answer is dropped.
+    pub fn pause_node(&self, id: usize) -> Paused {
+        let pid = self.node(id)["pid"].to_string();
+        assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+        Paused(pid)
     }
 
     /// Starts a killed node again, as its operator would.
@@ -195,6 +207,15 @@ impl Dev {
         let mut all = vec![("Authorization", bearer.as_str())];
         all.extend_from_slice(headers);
         http(self.url(node), method, path, &all, body)
+    }
+}
+
+/// A process that is stopped.
+pub struct Paused(String);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-CONT", &self.0]).status();
     }
 }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use reveille_protocol::hash::sha256;
 
-use super::super::certs::{Ca, write_secret};
+use super::super::certs::{Ca, write_public, write_secret};
 use super::super::client::Target;
 use crate::config::{Admin, Cluster, Config, FirstTenant, Http, Log, Notify, Port, Storage, Tls};
 use crate::random::random;
@@ -59,7 +59,9 @@ impl DevCluster {
         if fresh {
             make_files(&folder, nodes, groups)?;
         }
-        let token = fs::read_to_string(folder.join("token"))?.trim().to_owned();
+        let token = folder.join("token");
+        let token = fs::read_to_string(&token).with_context(|| format!("{}", token.display()))?;
+        let token = token.trim().to_owned();
         let mut cluster =
             DevCluster { ca: folder.join("ca.pem"), folder, token, nodes: Vec::new(), children: Vec::new() };
         for id in 1.. {
@@ -178,7 +180,7 @@ impl Drop for DevCluster {
 
 fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
     let (ca, ca_key) = Ca::new()?;
-    fs::write(folder.join("ca.pem"), &ca.pem)?;
+    write_public(&folder.join("ca.pem"), &ca.pem)?;
     write_secret(&folder.join("ca.key"), &ca_key)?;
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let cluster = u64::from_le_bytes(random()).max(1);
@@ -191,7 +193,7 @@ fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
         let (certificate, key) = ca.node(id, cluster, names, CERTIFICATE_DAYS)?;
         let file = |ending: &str| folder.join(format!("node-{id}.{ending}"));
-        fs::write(file("pem"), certificate)?;
+        write_public(&file("pem"), &certificate)?;
         write_secret(&file("key"), &key)?;
         let config = Config {
             node: id,
@@ -218,7 +220,7 @@ fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
             storage: Storage { segment_bytes: 16 << 20, ..Storage::default() },
             log: Log::default(),
         };
-        fs::write(file("toml"), toml::to_string(&config)?)?;
+        write_public(&file("toml"), &toml::to_string(&config)?)?;
     }
     // Last: its being there says that the rest is.
     write_secret(&folder.join("token"), &token)

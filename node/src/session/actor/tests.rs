@@ -1,0 +1,173 @@
+//! Sessions against a real cluster of one node, with what they are told in an order that the test decides. No sockets of
+//! terminals.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+use std::sync::RwLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::BytesMut;
+use reveille_cluster::ClusterConfig;
+use reveille_cluster::link::Identity;
+use reveille_cluster::member::{Beginning, MemberConfig};
+use reveille_cluster::query::{Answer, Query};
+use reveille_protocol::directory::{Directory, Node, Tenant};
+use reveille_protocol::service_list::row::{Linger, Urgency};
+use reveille_protocol::wire::session::{Ack, Bye, ByeReason, Hello, NodeFrame};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::cli::certs::Ca;
+use crate::host::NodeHost;
+use crate::session::tls::Tickets;
+
+const CLUSTER: u64 = 7;
+const TENANT: TenantId = TenantId(1);
+const KEY: KeyFingerprint = KeyFingerprint([9; 32]);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A cluster of one node that lets everyone in, and its sessions.
+async fn node(folder: &tempfile::TempDir) -> Arc<Context> {
+    let (ca, _) = Ca::new().unwrap();
+    let (certificate, key) = ca.node(1, CLUSTER, Vec::new(), 1).unwrap();
+    let identity = Identity::new(
+        NodeId(1),
+        CLUSTER,
+        vec![CertificateDer::from_pem_slice(ca.pem.as_bytes()).unwrap()],
+        vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+        &PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+    );
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nodes = BTreeMap::from([(NodeId(1), Node::default())]);
+    let tenant = Tenant { name: "open".to_owned(), enrolment_key: None, open: true };
+    let member = MemberConfig {
+        node: NodeId(1),
+        cluster: CLUSTER,
+        groups: 1,
+        nodes: BTreeMap::from([(NodeId(1), listener.local_addr().unwrap().to_string())]),
+        addresses: Node::default(),
+        boot: 1,
+        store: 1,
+        beginning: Some(Beginning {
+            nodes,
+            tenants: BTreeMap::from([(TENANT, tenant)]),
+            tokens: BTreeMap::new(),
+            secret: [7; 32],
+        }),
+        wall: Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64),
+    };
+    let config = ClusterConfig {
+        member,
+        data: folder.path().to_owned(),
+        create: true,
+        join: None,
+        segment_bytes: 10 << 20,
+        cache_bytes: 1 << 20,
+        overlay_bytes: 1 << 20,
+        listener,
+        identity: identity.unwrap(),
+    };
+    let registry = Registry::default();
+    let host = NodeHost {
+        registry: registry.clone(),
+        notifier: Arc::default(),
+        tickets: Arc::new(Tickets::default()),
+        latest: Arc::new(RwLock::new(Arc::new(Directory::default()))),
+        failed: mpsc::channel(1).0,
+    };
+    let cluster = ClusterHandle::start(config, Arc::new(host)).await.unwrap();
+    Arc::new(Context {
+        cluster: OnceLock::from(cluster),
+        registry,
+        node: NodeId(1),
+        check_in: Duration::from_secs(3600),
+        origin: Clock::now(),
+    })
+}
+
+/// A session without a connection.
+struct Session {
+    actor: Addr<SessionActor>,
+    said: mpsc::Receiver<Vec<u8>>,
+    buffer: BytesMut,
+}
+
+impl Session {
+    fn open(context: &Arc<Context>) -> Session {
+        let (outgoing, said) = mpsc::channel(super::super::listener::WRITES);
+        let actor = SessionActor::new(context.clone(), KEY, IpAddr::from([127, 0, 0, 1]), outgoing).start();
+        Session { actor, said, buffer: BytesMut::new() }
+    }
+
+    /// Puts a frame into the actor's mailbox; it is looked at when the test waits for something.
+    fn tell(&self, frame: TerminalFrame) {
+        self.actor.do_send(Incoming { frames: vec![frame], malformed: false });
+    }
+
+    async fn hear(&mut self) -> Option<NodeFrame> {
+        loop {
+            if let Some(frame) = NodeFrame::take(&mut self.buffer).unwrap() {
+                return Some(frame);
+            }
+            self.buffer.extend(tokio::time::timeout(PATIENCE, self.said.recv()).await.unwrap()?);
+        }
+    }
+}
+
+fn hello(attempt: u64) -> TerminalFrame {
+    TerminalFrame::Hello(Hello {
+        terminal: KEY.terminal(),
+        attempt: Attempt(attempt),
+        stream: Stream(0),
+        last: Seq(0),
+        listening: None,
+        linger: Linger::Forever,
+        min_urgency: Urgency::VeryLow,
+        enrolment: None,
+    })
+}
+
+async fn online(context: &Arc<Context>) -> bool {
+    let cluster = context.cluster.get().unwrap();
+    let terminal = KEY.terminal();
+    let query = Query::Terminal { tenant: TENANT, terminal };
+    match cluster.query(cluster.group_of(&terminal), query, PATIENCE).await.unwrap() {
+        Answer::Terminal(Some(row)) => row.current.is_some(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_older_of_two_sessions_with_one_attempt_does_not_detach_the_later() {
+    actix::System::new().block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let context = node(&folder).await;
+        let mut older = Session::open(&context);
+        older.tell(hello(1));
+        assert!(matches!(older.hear().await, Some(NodeFrame::Welcome(_))));
+
+        // The later one comes before the older one goes: the older one is over by that.
+        let mut later = Session::open(&context);
+        later.tell(hello(1));
+        assert!(matches!(later.hear().await, Some(NodeFrame::Welcome(_))));
+        let superseded = Bye { reason: ByeReason::Superseded, retry_after: 0 };
+        assert_eq!(older.hear().await, Some(NodeFrame::Bye(superseded)));
+        assert!(online(&context).await);
+
+        // The later one comes, and before the older one hears of that, it goes.
+        let mut older = later;
+        let mut later = Session::open(&context);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        later.tell(hello(1));
+        older.tell(TerminalFrame::Goodbye(Ack { seq: Seq(0) }));
+        let said = later.hear().await;
+        let done = Bye { reason: ByeReason::Done, retry_after: 0 };
+        assert_eq!(older.hear().await, Some(NodeFrame::Bye(done)), "its detach is through");
+        assert!(!online(&context).await);
+        let again = Bye { reason: ByeReason::StaleAttempt(Attempt(1)), retry_after: 0 };
+        assert_eq!(said, Some(NodeFrame::Bye(again)), "the attempt is used up");
+        context.cluster.get().unwrap().shutdown().await;
+    });
+}
