@@ -108,16 +108,25 @@ fn status(dev: &Dev, node: usize) -> Value {
 }
 
 /// Publishes until a log has been cut at every node: from then on tables cannot follow from it alone.
-fn fill(dev: &Dev, terminal: &str) {
+fn fill(dev: &Dev) {
     let payload = vec![b'x'; 4096];
+    // A terminal that never comes; each push replaces the one before.
+    let registered = dev.request(1, "POST", "/v1/terminals", &[], "ab".repeat(32).as_bytes());
+    let terminal =
+        registered.json()["terminals"][0].as_str().unwrap_or_else(|| panic!("{registered:?}")).to_owned();
     for round in 0..40 {
         std::thread::scope(|scope| {
             for publisher in 0..4 {
-                let payload = &payload;
+                let (payload, terminal) = (&payload, &terminal);
                 scope.spawn(move || {
                     for number in 0..250 {
-                        let answer = dev.publish(1 + (publisher + number) % 3, terminal, &[], payload);
-                        assert!(matches!(answer.status, 201 | 429), "{answer:?}");
+                        let answer = dev.publish(
+                            1 + (publisher + number) % 3,
+                            terminal,
+                            &[("Topic", "fill")],
+                            payload,
+                        );
+                        assert_eq!(answer.status, 201, "{answer:?}");
                     }
                 });
             }
@@ -164,8 +173,6 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn tables_that_lie_are_made_anew_from_the_peers() {
     let dev = Dev::start();
-    let (_lingering, lines) = dev.terminal("sink", &["--linger", "forever"]);
-    let sink = lines.next_event("connected")["terminal"].as_str().unwrap().to_owned();
     let load = Load::start(&dev, &["t1", "t2"]);
     let mut victim = Victim { dev: &dev, running: None };
     let tables = victim.data().join("tables");
@@ -176,7 +183,7 @@ fn tables_that_lie_are_made_anew_from_the_peers() {
     let earlier = dev.folder.path().join("earlier");
     copy(&tables, &earlier);
     victim.bring_back("nothing is wrong");
-    fill(&dev, &sink);
+    fill(&dev);
 
     load.fault("tables rolled back");
     victim.kill();
@@ -198,7 +205,12 @@ fn tables_that_lie_are_made_anew_from_the_peers() {
     // One bit of each file in turn; some are read at once, some later, some never.
     let mut flipped = 0;
     victim.kill();
-    let kinds: Vec<PathBuf> = files(&tables);
+    let kinds = files(&tables).into_iter().filter(|file| {
+        // The first and the second of many: `tables/0`, `v1`, ...
+        let name = file.file_name().unwrap().to_string_lossy().into_owned();
+        name.trim_start_matches('v').parse().map_or(true, |number: u32| number < 2)
+    });
+    let kinds: Vec<PathBuf> = kinds.collect();
     victim.bring_back("nothing is wrong");
     for file in kinds {
         victim.kill();
