@@ -3,10 +3,12 @@
     dead_code,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::print_stderr,
     missing_docs,
     reason = "a test stops where it is surprised"
 )]
 
+pub mod compose;
 pub mod load;
 pub mod name;
 
