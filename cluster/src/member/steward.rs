@@ -238,7 +238,7 @@ impl<E: Env> Member<E> {
     /// Takes a step as the group's leader.
     pub(super) async fn step_here(&self, group: GroupId, since: u64, step: Step) -> Result<(), String> {
         let raft = self.groups.get(&group).ok_or("no such group")?.raft.clone();
-        let seen = raft.server_metrics().borrow_watched().membership_config.log_id().clone();
+        let seen = *raft.server_metrics().borrow_watched().membership_config.log_id();
         if seen.map_or(0, |id| id.index) != since {
             return Err("the membership has changed since".to_owned());
         }

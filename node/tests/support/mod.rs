@@ -96,7 +96,12 @@ impl Dev {
     }
 
     pub fn start_in(folder: tempfile::TempDir) -> Dev {
-        let mut child = Command::new(REVEILLE)
+        Dev::start_with(REVEILLE.as_ref(), folder)
+    }
+
+    /// With another version's binary.
+    pub fn start_with(reveille: &Path, folder: tempfile::TempDir) -> Dev {
+        let mut child = Command::new(reveille)
             .args(["dev", "--no-demo", "--json", "--data"])
             .arg(folder.path())
             .stdout(Stdio::piped())
@@ -165,13 +170,19 @@ impl Dev {
     pub fn wait_ready(&self, id: usize) {
         let deadline = Instant::now() + PATIENCE;
         let admin = self.node(id)["admin"].as_str().unwrap();
+        let mut said = String::new();
         while Instant::now() < deadline {
-            if http_try(admin, "GET", "/readyz", &[], b"").is_some_and(|answer| answer.status == 200) {
-                return;
+            match http_try(admin, "GET", "/readyz", &[], b"") {
+                Some(answer) if answer.status == 200 => return,
+                Some(answer) => said = String::from_utf8_lossy(&answer.body).into_owned(),
+                None => {}
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        panic!("node {id} is not ready");
+        let log = self.folder.path().join(format!("node-{id}.log"));
+        let log = std::fs::read_to_string(log).unwrap_or_default();
+        let last: Vec<_> = log.lines().rev().take(20).collect();
+        panic!("node {id} is not ready: {said}; the last lines of its log, backwards: {last:#?}");
     }
 
     pub fn terminal(&self, name: &str, more: &[&str]) -> (Running, Lines) {
