@@ -83,17 +83,24 @@ impl Snapshot for FjallSnapshot {
     }
 }
 
+/// Bytes of rows that are gathered before they are written: each write is a table of its own and a sync, and compaction
+/// must merge them all.
+const GATHERED: usize = 4 << 20;
+
 /// Tables on the way to take the place of [`FjallTables`].
 pub struct FjallInstaller {
     tables: FjallTables,
     generation: u32,
     begun: bool,
+    /// Rows that are not written yet.
+    gathered: Vec<(Bytes, Bytes)>,
+    bytes: usize,
 }
 
 impl FjallInstaller {
     /// Writes under this generation until it is finished.
     pub(super) fn new(tables: FjallTables, generation: u32) -> FjallInstaller {
-        FjallInstaller { tables, generation, begun: false }
+        FjallInstaller { tables, generation, begun: false, gathered: Vec::new(), bytes: 0 }
     }
 
     /// Runs a step of the install, one at a time, unless a later install has begun: that one counts.
@@ -106,27 +113,33 @@ impl FjallInstaller {
             // Before the locks: whoever needs them must not wait for compaction.
             tables.0.store.0.wait_for_compaction();
             let _one = tables.0.flushing.lock().unwrap_or_else(PoisonError::into_inner);
-            if tables.0.newest.load(Ordering::Acquire) != generation {
-                return Err(TableError("a later snapshot is being installed".to_owned()));
-            }
+            check_latest(tables, generation)?;
             step(tables, generation)
         };
         self.tables.blocking(work).await
     }
 }
 
-impl Installer for FjallInstaller {
-    async fn push(&mut self, pairs: Vec<(Bytes, Bytes)>) -> Result<(), TableError> {
+fn check_latest(tables: &FjallTables, generation: u32) -> Result<(), TableError> {
+    match tables.0.newest.load(Ordering::Acquire) == generation {
+        true => Ok(()),
+        false => Err(TableError("a later snapshot is being installed".to_owned())),
+    }
+}
+
+impl FjallInstaller {
+    /// Writes what was gathered.
+    async fn write(&mut self) -> Result<(), TableError> {
+        let pairs = std::mem::take(&mut self.gathered);
+        self.bytes = 0;
+        if pairs.is_empty() {
+            return Ok(());
+        }
         let begun = std::mem::replace(&mut self.begun, true);
         self.step(move |tables, generation| {
             if !begun {
                 let live = tables.0.state.read().unwrap_or_else(PoisonError::into_inner).generation;
                 tables.remove_generations_but([live, generation])?;
-            }
-            if !pairs.is_sorted_by(|(one, _), (other, _)| one < other) {
-                return Err(TableError(
-                    "the rows of a snapshot are not in the order of their keys".to_owned(),
-                ));
             }
             let prefix = prefix(tables.0.group, generation);
             let rows = pairs.into_iter().map(|(key, value)| (stored(prefix, &key), Some(value)));
@@ -134,8 +147,23 @@ impl Installer for FjallInstaller {
         })
         .await
     }
+}
 
-    async fn finish(self) -> Result<(), TableError> {
+impl Installer for FjallInstaller {
+    async fn push(&mut self, pairs: Vec<(Bytes, Bytes)>) -> Result<(), TableError> {
+        check_latest(&self.tables, self.generation)?;
+        let last = self.gathered.last().map(|(key, _)| key);
+        let keys = last.into_iter().chain(pairs.iter().map(|(key, _)| key));
+        if !keys.is_sorted_by(|one, other| one < other) {
+            return Err(TableError("the rows of a snapshot are not in the order of their keys".to_owned()));
+        }
+        self.bytes += pairs.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        self.gathered.extend(pairs);
+        if self.bytes >= GATHERED { self.write().await } else { Ok(()) }
+    }
+
+    async fn finish(mut self) -> Result<(), TableError> {
+        self.write().await?;
         self.step(|tables, generation| {
             {
                 // Writers wait until the new tables are in place: they must not write to the old ones any more.
