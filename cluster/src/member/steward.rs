@@ -89,7 +89,10 @@ impl<E: Env> Member<E> {
         let mut busy = moving > 0;
         for (group, shape) in &shapes {
             let Some(step) = shape.next(&goal(*group), &addresses) else { continue };
-            let copies = matches!(step, Step::AddLearners(_)) && *group != META;
+            // A group that moves already may copy itself once more: it waits for all its newcomers together, so to keep
+            // one from it would keep its place for ever.
+            let begins = *group != META && !shape.is_moving(&goal(*group));
+            let copies = matches!(step, Step::AddLearners(_)) && begins;
             if copies && moving >= MOVES {
                 busy = true;
                 continue;
