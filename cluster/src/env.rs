@@ -31,6 +31,9 @@ pub trait Transport: Clone + Send + Sync + 'static {
     fn set_peers(&self, peers: BTreeMap<NodeId, String>, known: NodeId);
     /// The format version that a peer and this node have in common; `None` while there is no link.
     fn format(&self, peer: NodeId) -> Option<u32>;
+    /// Ends the control link to a peer, which learns of it even where nothing that it says arrives here. Only makes others
+    /// notice sooner what they notice anyway; so a transport need not.
+    fn abandon(&self, _peer: NodeId) {}
     /// The cluster has this format from now on: no link of a lower version is made.
     fn set_format(&self, format: u32);
 }

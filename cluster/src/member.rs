@@ -217,6 +217,7 @@ impl<E: Env> Member<E> {
         let _detached = E::Cfg::spawn(follow_misses(Arc::downgrade(&member), misses));
         let _detached = E::Cfg::spawn(upkeep::run(Arc::downgrade(&member)));
         let _detached = E::Cfg::spawn(steward::run(Arc::downgrade(&member)));
+        let _detached = E::Cfg::spawn(tether::mind_quorum(Arc::downgrade(&member)));
         Ok(member)
     }
 

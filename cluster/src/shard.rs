@@ -168,6 +168,8 @@ impl<E: Env> Shard<E> {
         match term {
             None => {
                 state.dispatch.handle(self.now(), Event::Follow);
+                // What ends from now on, another leader sees.
+                state.waiters.dismiss();
             }
             Some(term) => {
                 let seen = self.checked(service_list::time(&self.tables.read())).unwrap_or_default();
@@ -367,11 +369,12 @@ pub(crate) struct Waiting<E: Env> {
 }
 
 impl<E: Env> Waiting<E> {
-    /// Comes with the message's end, or when this node stops to lead.
-    pub(crate) async fn end(&mut self) {
-        if let Some(end) = &mut self.end {
+    /// Comes with the message's end, `true`, or when this node stops to lead.
+    pub(crate) async fn end(&mut self) -> bool {
+        match &mut self.end {
             // Cancelled says that nobody will tell any more.
-            let _ = end.await;
+            Some(end) => end.await.is_ok(),
+            None => false,
         }
     }
 }

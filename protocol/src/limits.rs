@@ -69,6 +69,11 @@ pub const SESSION_WINDOW: usize = 64;
 pub const SESSION_WINDOW_BYTES: usize = 256 * 1024;
 /// A connected terminal must say Hello within this.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// A terminal that waits for its Welcome pings after this, and again after each answer: a node that was stopped still holds
+/// the connection, and what the terminal could be notified with may be on its way in that Welcome.
+pub const WELCOME_DOUBT: Duration = Duration::from_secs(1);
+/// The answer to such a ping must come within this: a line on which TCP and TLS could be made at all is that fast.
+pub const WELCOME_PONG: Duration = Duration::from_secs(2);
 /// A terminal that has pushes and acks none of them for this long is closed; they stay pending.
 pub const ACK_DEADLINE: Duration = Duration::from_secs(30);
 /// A write to a terminal that makes no progress for this long closes the session.

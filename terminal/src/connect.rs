@@ -31,14 +31,15 @@ pub enum ConnectError {
     },
 }
 
-/// Connects to the first node that answers, hinted ones first.
+/// Connects to the first node that answers, hinted ones first, and the one to avoid last.
 pub async fn connect(
     identity: &Identity,
     servers: &[String],
     hints: &[String],
+    avoid: Option<SocketAddr>,
 ) -> Result<(TlsStream<TcpStream>, SocketAddr), ConnectError> {
     let mut failed = ConnectError::NoAddress;
-    for target in targets(servers, hints).await {
+    for target in targets(servers, hints, avoid).await {
         let address = target.address;
         match tokio::time::timeout(ONE_NODE, one(identity, target)).await {
             Ok(Ok(stream)) => return Ok((stream, address)),

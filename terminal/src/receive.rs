@@ -48,6 +48,8 @@ pub(crate) struct Outcome {
     pub(crate) welcome: Option<Welcome>,
     /// Highest seq given to the application.
     pub(crate) given: Seq,
+    /// Nodes that the last notification in this session named.
+    pub(crate) hints: Vec<String>,
 }
 
 struct Session<'a, 's> {
@@ -61,6 +63,7 @@ struct Session<'a, 's> {
     /// The Goodbye is on its way; its answer is still waited for.
     leaving: bool,
     closed: Option<Closed>,
+    hints: Vec<String>,
 }
 
 /// Runs a session on a connection until it ends. An error is of the terminal's own disk.
@@ -83,6 +86,7 @@ pub(crate) async fn receive(
         welcome: None,
         leaving: false,
         closed: None,
+        hints: Vec::new(),
     };
     let mut incoming = BytesMut::with_capacity(READ);
     session.handle(rules::Event::Connected)?;
@@ -130,7 +134,7 @@ pub(crate) async fn receive(
             Ok(()) = session.around.confirmations.changed() => session.confirmed()?,
             // One that comes after the goodbye is of a push that this session will not bring: it stays for the next.
             Some(notification) = session.around.notifications.recv(), if session.lasts() => {
-                session.notified(&notification)?;
+                session.notified(notification)?;
             }
             // An error: the handle is gone, and the task with it soon.
             Ok(()) = leaving.changed(), if !leave_said => {
@@ -146,7 +150,7 @@ pub(crate) async fn receive(
     crate::disconnect::close(writer).await;
     let given = session.machine.given();
     let closed = session.closed.take().unwrap_or(Closed::Done);
-    Ok(Outcome { closed, welcome: session.welcome.take(), given })
+    Ok(Outcome { closed, welcome: session.welcome.take(), given, hints: session.hints })
 }
 
 pub(crate) fn now(origin: Clock) -> Instant {
@@ -222,10 +226,11 @@ impl Session<'_, '_> {
         if self.leaving { Ok(()) } else { self.handle(rules::Event::Leave) }
     }
 
-    fn notified(&mut self, notification: &Notification) -> Result<(), crate::store::StoreError> {
-        if notification.epoch >= self.machine.memory().epoch {
+    fn notified(&mut self, notification: Notification) -> Result<(), crate::store::StoreError> {
+        let Notification { id, epoch, pending, hints, .. } = notification;
+        if epoch >= self.machine.memory().epoch {
+            self.hints = hints;
             if self.has_room() {
-                let Notification { id, pending, .. } = *notification;
                 self.waiting.push_back(Event::Notified { id, pending });
             }
             self.handle(rules::Event::Notified)?;

@@ -24,8 +24,8 @@ pub struct Target {
     pub host: String,
 }
 
-/// The addresses to try, best first.
-pub async fn targets(servers: &[String], hints: &[String]) -> Vec<Target> {
+/// The addresses to try, best first; `avoid` last, because it has just failed.
+pub async fn targets(servers: &[String], hints: &[String], avoid: Option<SocketAddr>) -> Vec<Target> {
     let (mut hinted, mut others) = futures::join!(resolve(hints), resolve(servers));
     others.shuffle(&mut rand::rng());
     hinted.retain(|hint| {
@@ -37,6 +37,8 @@ pub async fn targets(servers: &[String], hints: &[String]) -> Vec<Target> {
         })
     });
     hinted.append(&mut others);
+    // Stable: the others keep their order.
+    hinted.sort_by_key(|target| Some(target.address) == avoid);
     hinted.truncate(MAX_ADDRESSES);
     hinted
 }
@@ -81,10 +83,13 @@ mod tests {
     async fn hints_come_first_but_only_if_they_are_servers() {
         let servers = ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"].map(str::to_owned);
         let hints = ["127.0.0.9:9".to_owned(), "127.0.0.1:3".to_owned()];
-        let targets = targets(&servers, &hints).await;
-        assert_eq!(targets.len(), 3);
-        assert_eq!(targets[0].address.port(), 3);
-        assert_eq!(targets[0].host, "127.0.0.1");
+        let first = targets(&servers, &hints, None).await;
+        assert_eq!(first.len(), 3);
+        assert_eq!(first[0].address.port(), 3);
+        assert_eq!(first[0].host, "127.0.0.1");
+        let second = targets(&servers, &hints, Some(first[0].address)).await;
+        assert_eq!(second.len(), 3);
+        assert_eq!(second[2], first[0], "it has just failed");
     }
 
     #[test]

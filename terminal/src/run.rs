@@ -121,7 +121,7 @@ impl Run {
         self.tell(Event::Listening { address: self.listener.address() }).await?;
         let mut hints = Vec::new();
         loop {
-            self.sessions(&std::mem::take(&mut hints)).await?;
+            self.sessions(std::mem::take(&mut hints)).await?;
             hints = self.listen().await?;
         }
     }
@@ -185,14 +185,18 @@ impl Run {
     }
 
     /// Connects until a session has come to a good end.
-    async fn sessions(&mut self, hints: &[String]) -> Result<(), End> {
+    async fn sessions(&mut self, mut hints: Vec<String>) -> Result<(), End> {
         let mut failures = 0;
+        // The node whose session broke; a stopped one takes connections, and the time for each.
+        let mut avoid = None;
         loop {
             // A round of nodes that do not answer takes most of a minute.
             let connected = tokio::select! {
-                connected = connect(&self.identity, &self.config.servers, hints) => connected,
+                connected = connect(&self.identity, &self.config.servers, &hints, avoid) => connected,
                 _ = self.leaving.changed() => return Err(End::Left),
             };
+            // They have had their turn; a notification that came since names others.
+            hints.clear();
             let wait = match connected {
                 Ok((stream, address)) => {
                     let began = Instant::now();
@@ -212,6 +216,8 @@ impl Run {
                         receive(stream, address, config, &mut around).await?
                     };
                     self.given = outcome.given;
+                    hints = outcome.hints;
+                    avoid = matches!(outcome.closed, Closed::Lost(_)).then_some(address);
                     if let Some(welcome) = &outcome.welcome {
                         let asked = Duration::from_secs(u64::from(welcome.check_in));
                         self.check_in = check_in(&self.config, asked);

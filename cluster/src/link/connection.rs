@@ -1,6 +1,6 @@
 //! One connection: its queue, its coalescing writer, its reader. Ends as a whole when either half does.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub(super) struct Outgoing {
     work: Notify,
     /// Told when the connection must end.
     pub(super) end: Notify,
+    /// It must end at once: what waits to be sent is thrown away.
+    pub(super) abandoned: AtomicBool,
 }
 
 impl Outgoing {
@@ -38,7 +40,14 @@ impl Outgoing {
             bytes: AtomicUsize::new(0),
             work: Notify::new(),
             end: Notify::new(),
+            abandoned: AtomicBool::new(false),
         }
+    }
+
+    /// Ends the connection without waiting for the peer to take, or acknowledge, anything.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+        self.end.notify_one();
     }
 
     pub(super) fn send(&self, frame: Bytes) -> Result<(), SendError> {

@@ -25,6 +25,9 @@ pub const QUEUE_FRAMES: usize = 65_536;
 pub const WRITE_BYTES: usize = 192 * 1024;
 /// Bytes taken from the socket at once.
 pub const READ_BYTES: usize = 512 * 1024;
+/// TCP alone must be there within this. Its own repetitions double their pauses: one that began while the peer was cut off
+/// would leave it alone for seconds after.
+pub const CONNECT: Duration = Duration::from_secs(1);
 /// TCP, TLS and the opening frame must be done within this.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Inbound handshakes at once: three lanes of every node of a large cluster, all at the same moment.

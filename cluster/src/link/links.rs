@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reveille_protocol::id::NodeId;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -18,7 +18,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::connection::{self, Outgoing};
 use super::hello::{self, Hello};
 use super::identity::{Identity, node_of, server_name};
-use super::limits::{HANDSHAKE, HANDSHAKES, PATIENCE, REDIAL, SILENCE};
+use super::limits::{CONNECT, HANDSHAKE, HANDSHAKES, PATIENCE, REDIAL, SILENCE};
 use super::metrics::Refusal;
 use super::{Inbound, Lane, SendError};
 use crate::env::Transport;
@@ -164,6 +164,13 @@ impl Transport for Links {
         connections.get(&(peer, Lane::Control)).map(|outgoing| u32::from(outgoing.version))
     }
 
+    fn abandon(&self, peer: NodeId) {
+        let connections = self.0.connections.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(outgoing) = connections.get(&(peer, Lane::Control)) {
+            outgoing.abandon();
+        }
+    }
+
     fn set_format(&self, format: u32) {
         let version = u8::try_from(format).unwrap_or(u8::MAX).min(hello::VERSIONS.1);
         self.0.lowest.fetch_max(version, Ordering::Relaxed);
@@ -200,7 +207,10 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
             let greeted = tokio::time::timeout(HANDSHAKE, greet(&shared, stream)).await;
             drop(permit);
             match greeted.unwrap_or(Err(Refusal::Slow)) {
-                Ok((stream, peer, lane, version)) => serve(&shared, stream, peer, lane, version).await,
+                Ok((stream, peer, lane, version)) => {
+                    let socket = handle(stream.get_ref().0, lane);
+                    serve(&shared, stream, socket, peer, lane, version).await;
+                }
                 Err(refusal) => {
                     tracing::warn!(%from, %refusal, "a peer connection was refused");
                     refusal.count();
@@ -263,7 +273,8 @@ async fn dial(shared: Arc<Shared>, peer: NodeId, lane: Lane) {
         match dialled.unwrap_or(Err(DialError::Refused(Refusal::Slow))) {
             Ok((stream, version)) => {
                 pause = REDIAL.0;
-                serve(&shared, stream, peer, lane, version).await;
+                let socket = handle(stream.get_ref().0, lane);
+                serve(&shared, stream, socket, peer, lane, version).await;
             }
             Err(error) => {
                 if let DialError::Refused(refusal) = &error {
@@ -298,7 +309,8 @@ async fn connect(
     lane: Lane,
 ) -> Result<(Client, u8), DialError> {
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
-    let stream = TcpStream::connect(&addresses[..]).await?;
+    let connecting = tokio::time::timeout(CONNECT, TcpStream::connect(&addresses[..]));
+    let stream = connecting.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     prepare(&stream)?;
     let cluster = shared.config.cluster;
     let name = server_name(peer, cluster).ok_or(DialError::Refused(Refusal::Identity))?;
@@ -322,9 +334,21 @@ async fn connect(
     Ok((stream, version))
 }
 
+/// A second handle of a control lane's socket, so that it can be told how to close after its stream is gone.
+fn handle(stream: &TcpStream, lane: Lane) -> Option<Socket> {
+    // Without one, for want of descriptors, it closes as others do.
+    (lane == Lane::Control).then(|| SockRef::from(stream).try_clone().ok()).flatten()
+}
+
 /// Makes a connection its peer's on the lane, and runs it to its end.
-async fn serve<S>(shared: &Arc<Shared>, stream: S, peer: NodeId, lane: Lane, version: u8)
-where
+async fn serve<S>(
+    shared: &Arc<Shared>,
+    stream: S,
+    socket: Option<Socket>,
+    peer: NodeId,
+    lane: Lane,
+    version: u8,
+) where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + 'static,
 {
     let outgoing = Arc::new(Outgoing::new(lane, version));
@@ -342,9 +366,14 @@ where
         shared.inbound.up(peer, lane);
     }
     let guard = Down { shared: shared.clone(), peer, lane, outgoing: outgoing.clone() };
-    if let Err(refusal) = connection::run(stream, peer, outgoing, shared.inbound.clone()).await {
+    if let Err(refusal) = connection::run(stream, peer, outgoing.clone(), shared.inbound.clone()).await {
         tracing::warn!(node = peer.0, ?lane, %refusal, "a peer connection was ended");
         refusal.count();
+    }
+    if let Some(socket) = socket.filter(|_| outgoing.abandoned.load(Ordering::Relaxed)) {
+        // It closes with a reset. Its end in order would wait behind what the peer does not acknowledge. If it cannot be
+        // told so, that is how it ends.
+        let _ = socket.set_linger(Some(Duration::ZERO));
     }
     drop(guard);
 }

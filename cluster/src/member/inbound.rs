@@ -291,8 +291,11 @@ impl<E: Env> Member<E> {
             // Only after the waiter stands: an end between the look and the wait would be missed.
             if let Ok(Answer::Message(Some(MessageView { end: None, .. }))) = shard.read(&query) {
                 let wait = Duration::from_millis(*wait).min(MAX_WAIT);
-                // Ended, too late, or the leader changed: what the tables say now is the answer in each case.
-                let _ = E::Cfg::timeout(wait, waiting.end()).await;
+                // Ended or too late: what the tables say now is the answer in both cases. But a new leader's tables may be
+                // ahead of those here.
+                if matches!(E::Cfg::timeout(wait, waiting.end()).await, Ok(false)) {
+                    return Answer::NotLeader(self.leader_elsewhere(group));
+                }
             }
         }
         shard.read(&query).unwrap_or(Answer::Unavailable)

@@ -132,8 +132,12 @@ impl<E: Env> Member<E> {
 
     /// Has this node said anything within the time after which nodes are marked down?
     pub(super) fn heard_lately(&self, node: NodeId) -> bool {
+        self.heard_within(node, SILENT)
+    }
+
+    pub(super) fn heard_within(&self, node: NodeId, time: Duration) -> bool {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
-        heard.is_some_and(|at| self.shared.clocks.monotonic().since(at) < SILENT)
+        heard.is_some_and(|at| self.shared.clocks.monotonic().since(at) < time)
     }
 
     /// As the meta group's leader: marks nodes down that nothing was heard of. `since` is when it began to lead.

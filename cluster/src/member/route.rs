@@ -7,7 +7,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use openraft::async_runtime::WatchReceiver;
+use openraft::async_runtime::{Select2, WatchReceiver};
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
@@ -22,7 +22,7 @@ use crate::query::{Answer, Query};
 use crate::raft::network::MAX_MESSAGE;
 use crate::rpc::{CallError, Method};
 
-/// One try at one node: longer than a failover by timers takes, so that a stopped leader costs one try.
+/// One try at one node: longer than a failover by timers takes. It ends before when another leader is known.
 const TRY: Duration = Duration::from_millis(700);
 /// First and longest pause between tries.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(80));
@@ -124,7 +124,14 @@ impl<E: Env> Member<E> {
         }
     }
 
+    /// One try. Given up as soon as this node knows that another leads by now: the one that was asked may be stopped or cut
+    /// off, and whether it did anything is found out by trying again.
     async fn try_at(&self, target: NodeId, group: GroupId, command: &Command, patience: Duration) -> Outcome {
+        let asked = self.ask_at(target, group, command, patience);
+        self.unless_succeeded(group, target, asked).await.unwrap_or(Outcome::Unknown)
+    }
+
+    async fn ask_at(&self, target: NodeId, group: GroupId, command: &Command, patience: Duration) -> Outcome {
         if target == self.config.node {
             let Some(known) = self.groups.get(&group) else { return Outcome::NotLeader(None) };
             let proposal = known.proposer.propose(command.clone());
@@ -138,38 +145,65 @@ impl<E: Env> Member<E> {
         }
     }
 
+    /// What `work` comes to, unless this node's replica learns before of a later leader than that one.
+    async fn unless_succeeded<T>(
+        &self,
+        group: GroupId,
+        leader: NodeId,
+        work: impl Future<Output = T> + Send,
+    ) -> Option<T>
+    where
+        T: Send,
+    {
+        let Some(known) = self.groups.get(&group) else { return Some(work.await) };
+        let mut changes = known.raft.server_metrics();
+        let term = changes.borrow_watched().vote.leader_id.term;
+        let succeeded = async {
+            loop {
+                {
+                    let now = changes.borrow_watched();
+                    let later = now.vote.leader_id.term > term;
+                    if later && now.current_leader.is_some_and(|other| other != leader.0) {
+                        return;
+                    }
+                }
+                if changes.changed().await.is_err() {
+                    // The group has stopped here and learns no more.
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        match E::Cfg::select2(work, succeeded).await {
+            Select2::First(outcome) => Some(outcome),
+            Select2::Second(()) => None,
+        }
+    }
+
     /// Asks a group's leader.
     pub async fn query(
         self: &Arc<Self>,
         group: GroupId,
-        query: Query,
+        mut query: Query,
         deadline: Duration,
     ) -> Result<Answer, Unavailable> {
-        let until = E::Cfg::now() + deadline;
         let (mut hint, mut pause, mut turn) = (None, PAUSE.0, 0);
-        // A query that waits for a message's end is answered that much later.
-        let wait = match &query {
-            Query::Message { wait, .. } => Duration::from_millis(*wait),
-            Query::Terminal { .. } | Query::Terminals { .. } | Query::Shape => Duration::ZERO,
-        };
+        // A query that waits for a message's end is answered that much later, by however many leaders in turn.
+        let mut wait = waits_for(&query);
+        let waits_until = E::Cfg::now() + wait;
+        let until = waits_until + deadline;
         loop {
+            if let Query::Message { wait: left, .. } = &mut query {
+                wait = waits_until - E::Cfg::now().min(waits_until);
+                *left = wait.as_millis() as u64;
+            }
             let target = hint.take().or_else(|| self.whereabouts(group, turn));
             turn += 1;
             let answer = match target {
                 None => Answer::NotLeader(None),
-                Some(target) if target == self.config.node => {
-                    let answer = self.answer_here(group, query.clone());
-                    E::Cfg::timeout(TRY + wait, answer).await.unwrap_or(Answer::NotLeader(None))
-                }
                 Some(target) => {
-                    let body = Self::forward(group, &query);
-                    let call = self.shared.calls.call(target, Lane::Data, Method::Query, body, TRY + wait);
-                    match call.await {
-                        Ok(answer) => {
-                            codec::decode::<Answer, MAX_MESSAGE>(&answer).unwrap_or(Answer::Unavailable)
-                        }
-                        Err(_) => Answer::NotLeader(None),
-                    }
+                    let answer = self.query_at(target, group, &query, TRY + wait);
+                    let answer = self.unless_succeeded(group, target, answer).await;
+                    answer.unwrap_or(Answer::NotLeader(None))
                 }
             };
             match answer {
@@ -188,6 +222,24 @@ impl<E: Env> Member<E> {
             }
             self.pause(group, target, pause).await;
             pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    async fn query_at(
+        self: &Arc<Self>,
+        target: NodeId,
+        group: GroupId,
+        query: &Query,
+        patience: Duration,
+    ) -> Answer {
+        if target == self.config.node {
+            let answer = self.answer_here(group, query.clone());
+            return E::Cfg::timeout(patience, answer).await.unwrap_or(Answer::NotLeader(None));
+        }
+        let body = Self::forward(group, query);
+        match self.shared.calls.call(target, Lane::Data, Method::Query, body, patience).await {
+            Ok(answer) => codec::decode::<Answer, MAX_MESSAGE>(&answer).unwrap_or(Answer::Unavailable),
+            Err(_) => Answer::NotLeader(None),
         }
     }
 
@@ -234,6 +286,13 @@ impl<E: Env> Member<E> {
     /// The group that keeps a terminal.
     pub fn group_of(&self, terminal: &TerminalId) -> GroupId {
         reveille_protocol::directory::group_of_slot(terminal.slot(), self.config.groups)
+    }
+}
+
+fn waits_for(query: &Query) -> Duration {
+    match query {
+        Query::Message { wait, .. } => Duration::from_millis(*wait),
+        Query::Terminal { .. } | Query::Terminals { .. } | Query::Shape => Duration::ZERO,
     }
 }
 

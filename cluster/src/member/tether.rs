@@ -4,8 +4,12 @@
 //! A process that dies closes its sockets within a millisecond. A follower that sees it drops its own lease of the dead
 //! leader and asks for a Pre-Vote, which succeeds only if a majority has done the same: one node's false alarm never
 //! moves a leader that others still hear. (Without a break, silence alone takes 340 to 440 ms.)
+//!
+//! A leader that hears nothing of a majority breaks those links itself. Others may hear it all the same, and would wait
+//! for a leader that can commit nothing: a link may be cut one way only.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use openraft::ServerState;
@@ -15,15 +19,24 @@ use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::*;
 
 use super::{Group, Member};
-use crate::env::Env;
+use crate::env::{Env, Transport};
 use crate::propose::GroupRaft;
 
 /// The first survivor asks this long after the break, so that the others have seen it, too; each further one this much
 /// later, so that they do not split the votes.
 const FIRST: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(28));
-/// A Pre-Vote that failed is repeated after this and up to as much again; timers take over when all have failed.
+/// Until the second survivor asks, the first one repeats a Pre-Vote that failed this often: the second may only be about to
+/// see the break. It changes nothing until it succeeds.
+const SOON: (Duration, u64) = (Duration::from_millis(5), 5);
+/// Later ones are repeated after this and up to as much again; timers take over when all have failed.
 const AGAIN: Duration = Duration::from_millis(20);
 const TRIES: u64 = 20;
+/// A leader that has heard of less than a majority for this long breaks its links to the others. Six heartbeats without
+/// an answer, and no less than a follower's lease: a stall that costs no election by timers costs none by this.
+const UNHEARD: Duration = Duration::from_millis(250);
+/// How often it looks. A look that comes later than twice this says that this node itself stood still: then what it did
+/// not hear says nothing of the others.
+const LOOK: Duration = Duration::from_millis(50);
 /// A leaving node waits this long for others to lead its groups.
 const HAND_OVER: Duration = Duration::from_millis(500);
 
@@ -64,6 +77,44 @@ impl<E: Env> Member<E> {
     }
 }
 
+/// Looks whether this node, where it leads, still hears a majority. Runs until the member is gone.
+pub(super) async fn mind_quorum<E: Env>(member: Weak<Member<E>>) {
+    let mut awake_since = E::Cfg::now();
+    let mut last = awake_since;
+    loop {
+        E::Cfg::sleep(LOOK).await;
+        let Some(member) = member.upgrade() else { return };
+        let now = E::Cfg::now();
+        if now - last > LOOK * 2 {
+            awake_since = now;
+        }
+        last = now;
+        if now - awake_since >= UNHEARD {
+            member.abandon_unheard();
+        }
+    }
+}
+
+impl<E: Env> Member<E> {
+    fn abandon_unheard(&self) {
+        let mut unheard = BTreeSet::new();
+        for (group, Group { raft, .. }) in self.groups.iter().filter(|(group, _)| self.leads(**group)) {
+            let membership = raft.server_metrics().borrow_watched().membership_config.clone();
+            let others = membership.voter_ids().map(NodeId).filter(|voter| *voter != self.config.node);
+            let (heard, silent): (Vec<_>, Vec<_>) =
+                others.partition(|voter| self.heard_within(*voter, UNHEARD));
+            let voters = heard.len() + silent.len() + 1;
+            if (heard.len() + 1) * 2 <= voters {
+                tracing::debug!(group = group.0, ?silent, "leading, but no majority is heard");
+                unheard.extend(silent);
+            }
+        }
+        for peer in unheard {
+            self.shared.calls.transport().abandon(peer);
+        }
+    }
+}
+
 async fn elect<E: Env>(raft: GroupRaft<E>, dead: NodeId, rank: u32, spread: u64) {
     let vote = raft.server_metrics().borrow_watched().vote;
     if vote.leader_id.node_id != dead.0 {
@@ -80,6 +131,10 @@ async fn elect<E: Env>(raft: GroupRaft<E>, dead: NodeId, rank: u32, spread: u64)
         if now.vote != vote || now.state == ServerState::Leader || raft.trigger().elect(true).await.is_err() {
             return;
         }
-        E::Cfg::sleep(AGAIN + Duration::from_millis((spread + number * 5) % 20)).await;
+        let wait = match rank == 0 && number < SOON.1 {
+            true => SOON.0,
+            false => AGAIN + Duration::from_millis((spread + number * 5) % 20),
+        };
+        E::Cfg::sleep(wait).await;
     }
 }

@@ -37,6 +37,11 @@ impl Waiters {
         }
     }
 
+    /// Everybody must ask elsewhere.
+    pub(super) fn dismiss(&mut self) {
+        *self = Waiters::default();
+    }
+
     /// Forgets those who do not wait for the message any more.
     pub(super) fn forget_gone(&mut self, message: &MessageId) {
         let Some(waiters) = self.by_message.get_mut(message) else { return };

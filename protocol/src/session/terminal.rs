@@ -1,6 +1,8 @@
 //! The terminal's end of a session: from Hello to Goodbye, and what it must have saved before it says so.
 //! Decides, never performs.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::id::*;
@@ -133,6 +135,8 @@ pub struct Terminal {
     /// A notification came while it was leaving.
     woken: bool,
     last_push: Instant,
+    /// The Welcome must have come by then.
+    welcome_by: Instant,
     deadline: Option<Instant>,
 }
 
@@ -151,6 +155,7 @@ impl Terminal {
             doubt: Doubt::None,
             woken: false,
             last_push: now,
+            welcome_by: now,
             deadline: None,
             config,
         }
@@ -195,7 +200,8 @@ impl Terminal {
     fn connected(&mut self, now: Instant, out: &mut Vec<Command>) {
         self.phase = Phase::AwaitWelcome;
         // An attach may wait for an election; the node answers Unavailable before this.
-        self.deadline = Some(now + limits::HELLO_DEADLINE * 2);
+        self.welcome_by = now + limits::HELLO_DEADLINE * 2;
+        self.await_welcome(now, limits::WELCOME_DOUBT);
         out.push(Command::Send(TerminalFrame::Hello(Hello {
             terminal: self.config.terminal,
             attempt: self.memory.attempt,
@@ -208,6 +214,10 @@ impl Terminal {
         })));
     }
 
+    fn await_welcome(&mut self, now: Instant, wait: Duration) {
+        self.deadline = Some((now + wait).min(self.welcome_by));
+    }
+
     fn frame(&mut self, now: Instant, frame: NodeFrame, out: &mut Vec<Command>) {
         match (self.phase, frame) {
             (Phase::AwaitWelcome, NodeFrame::Welcome(welcome)) => self.welcome(now, welcome, out),
@@ -218,6 +228,9 @@ impl Terminal {
                 self.pinged = false;
                 if self.doubt == Doubt::Asked {
                     self.doubt = Doubt::Answered;
+                }
+                if self.phase == Phase::AwaitWelcome {
+                    self.await_welcome(now, limits::WELCOME_DOUBT);
                 }
                 self.settle(now, out);
             }
@@ -365,7 +378,7 @@ impl Terminal {
         if !self.pinged {
             self.pinged = true;
             // A stopped node still holds the connection: only its answer counts.
-            self.deadline = Some(now + std::time::Duration::from_secs(1));
+            self.deadline = Some(now + Duration::from_secs(1));
             out.push(Command::Send(TerminalFrame::Ping(Nonce(now.0))));
         }
     }
@@ -376,11 +389,19 @@ impl Terminal {
         }
         match self.phase {
             Phase::Leaving => self.left(out),
-            Phase::AwaitWelcome => self.close(Closed::Lost("no Welcome came"), out),
-            Phase::Open if self.pinged => self.close(Closed::Lost("no answer to a ping"), out),
+            Phase::AwaitWelcome if now >= self.welcome_by => {
+                self.close(Closed::Lost("no Welcome came"), out);
+            }
+            Phase::AwaitWelcome if !self.pinged => {
+                self.ping(now, out);
+                self.await_welcome(now, limits::WELCOME_PONG);
+            }
+            Phase::AwaitWelcome | Phase::Open if self.pinged => {
+                self.close(Closed::Lost("no answer to a ping"), out)
+            }
             Phase::Open if self.linger == Linger::Forever => self.ping(now, out),
             Phase::Open => self.goodbye(now, out),
-            Phase::Connecting | Phase::Closed => self.deadline = None,
+            Phase::Connecting | Phase::AwaitWelcome | Phase::Closed => self.deadline = None,
         }
     }
 
@@ -414,7 +435,7 @@ mod tests {
         }))
     }
 
-    fn open(pending: u32) -> Terminal {
+    fn connected() -> Terminal {
         let config = Config {
             terminal: TerminalId([1; 16]),
             memory: Memory::default(),
@@ -426,6 +447,11 @@ mod tests {
         };
         let mut terminal = Terminal::new(config, Instant(0));
         terminal.handle(Instant(0), Event::Connected);
+        terminal
+    }
+
+    fn open(pending: u32) -> Terminal {
+        let mut terminal = connected();
         let welcome = Welcome {
             node: NodeId(1),
             stream: Stream(7),
@@ -438,6 +464,32 @@ mod tests {
         };
         terminal.handle(Instant(0), Event::Frame(NodeFrame::Welcome(welcome)));
         terminal
+    }
+
+    #[test]
+    fn a_node_that_says_nothing_to_a_hello_is_asked_and_left() {
+        let (mut stopped, mut slow) = (connected(), connected());
+        let doubt = Instant(0) + limits::WELCOME_DOUBT;
+        for terminal in [&mut stopped, &mut slow] {
+            assert_eq!(terminal.poll_timeout(), Some(doubt));
+            let asked = terminal.handle(doubt, Event::Timeout);
+            assert!(matches!(asked[..], [Command::Send(TerminalFrame::Ping(_))]), "{asked:?}");
+        }
+        let left = stopped.handle(doubt + limits::WELCOME_PONG, Event::Timeout);
+        assert_eq!(left, [Command::Close(Closed::Lost("no answer to a ping"))]);
+
+        // One that answers is waited for, but not for ever.
+        let mut now = doubt;
+        let left = loop {
+            slow.handle(now, Event::Frame(NodeFrame::Pong(Nonce(now.0))));
+            now = slow.poll_timeout().expect("a deadline");
+            let commands = slow.handle(now, Event::Timeout);
+            if !matches!(commands[..], [Command::Send(TerminalFrame::Ping(_))]) {
+                break commands;
+            }
+        };
+        assert_eq!(left, [Command::Close(Closed::Lost("no Welcome came"))]);
+        assert_eq!(now, Instant(0) + limits::HELLO_DEADLINE * 2);
     }
 
     #[test]
