@@ -172,6 +172,16 @@ pub struct Ended {
     pub seen: Option<GroupTime>,
 }
 
+/// The restore that a group's tables came by, or are coming by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Restore {
+    pub(crate) id: RestoreId,
+    /// When it was begun.
+    pub(crate) begun: GroupTime,
+    /// It goes on: until it is finished, the group serves nobody.
+    pub(crate) open: bool,
+}
+
 /// What an idempotency key led to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Idempotent {
