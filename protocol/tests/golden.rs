@@ -392,6 +392,13 @@ fn every_format_has_its_golden_bytes() {
     );
     all.push(("backup.start".to_owned(), backup::start()));
     all.extend(backup_parts().into_iter().map(|(name, part)| (name.to_owned(), part.encode())));
+    let reachability = Reachability::Former {
+        address: ([192, 0, 2, 1], 5000).into(),
+        listening_key: KEY,
+        stream: Stream(77),
+        epoch: Epoch(5),
+    };
+    all.push(("stored.row.former".to_owned(), codec::encode(&Row { reachability, ..row() })));
     let stream = RESTORE.stream(GroupTime(1_700_000_000_000), &TERMINAL);
     all.push(("restore.stream".to_owned(), stream.0.to_be_bytes().to_vec()));
     let mut text = String::new();

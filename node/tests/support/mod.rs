@@ -94,9 +94,14 @@ impl Dev {
     }
 
     pub fn start_in(folder: tempfile::TempDir) -> Dev {
+        Dev::start_with(folder, &[])
+    }
+
+    pub fn start_with(folder: tempfile::TempDir, more: &[&str]) -> Dev {
         let mut child = Command::new(REVEILLE)
             .args(["dev", "--no-demo", "--json", "--data"])
             .arg(folder.path())
+            .args(more)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

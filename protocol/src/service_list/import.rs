@@ -130,7 +130,12 @@ impl<T: TableMut> Context<'_, T> {
             reachability: match old.reachability {
                 // Nodes have other ids here; the terminal finds itself an anchor when it comes.
                 Reachability::Pinned { .. } => Reachability::None,
-                other => other,
+                Reachability::Direct { address, listening_key } => {
+                    let (stream, epoch) = (old.stream, old.epoch);
+                    Reachability::Former { address, listening_key, stream, epoch }
+                }
+                // The backup is that of a restored cluster, where it has not been either.
+                other @ (Reachability::None | Reachability::Former { .. }) => other,
             },
             next_seq: Seq(1),
             acked: Seq(0),
@@ -180,7 +185,7 @@ mod tests {
             epoch: Epoch(5),
             attempt: Attempt(40),
             current: Some(Current { node: NodeId(2), incarnation: Incarnation(3) }),
-            reachability: Reachability::Pinned { anchor: NodeId(2), listening_key: KEY },
+            reachability: Reachability::Direct { address: ([192, 0, 2, 1], 5000).into(), listening_key: KEY },
             secret: 3,
             next_seq: Seq(100),
             acked: Seq(90),
@@ -232,6 +237,7 @@ mod tests {
     #[test]
     fn a_terminal_begins_a_new_life_with_what_waited_in_its_order() {
         let (terminal, mut table) = (KEY.terminal(), MemoryTable::default());
+        let address = ([192, 0, 2, 1], 5000).into();
         let pushes = [push(1, None), push(2, Some("news")), push(3, None)];
         assert_eq!(does(&mut table, step(RESTORE, ImportStep::Begin)), Reply::Done);
         assert_eq!(does(&mut table, part(1, &pushes)), Reply::Done);
@@ -241,7 +247,9 @@ mod tests {
         assert!(imported.stream != Stream(77) && imported.stream != Stream(0), "another life");
         assert!(imported.epoch > Epoch(1 << 32), "above all that the old cluster has granted");
         assert_eq!(imported.attempt, Attempt(40), "an old attempt stays refused");
-        assert_eq!((imported.current, imported.reachability), (None, Reachability::None));
+        let reachability =
+            Reachability::Former { address, listening_key: KEY, stream: Stream(77), epoch: Epoch(5) };
+        assert_eq!((imported.current, imported.reachability), (None, reachability));
         assert_eq!((imported.registered, imported.last_seen), (GroupTime(5), NOW));
         let waiting = view::pending(&table, &terminal, Seq(1), Seq(9), 9).unwrap();
         let expected = pushes.iter().enumerate().map(|(index, push)| (Seq(index as u64 + 1), push.clone()));

@@ -84,6 +84,18 @@ pub enum Reachability {
         /// The key that must answer.
         listening_key: KeyFingerprint,
     },
+    /// As `Direct`, of a terminal that came by a backup and has not been here yet: it listens to who proves to know what
+    /// it was given in its last session before. Since format 2.
+    Former {
+        /// Where the terminal listens.
+        address: SocketAddr,
+        /// The key that must answer there.
+        listening_key: KeyFingerprint,
+        /// Its life of then.
+        stream: Stream,
+        /// The epoch of its last session in it.
+        epoch: Epoch,
+    },
 }
 
 /// The session that is a terminal's current one.
