@@ -34,18 +34,19 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// Asks for a chunk. Sent between nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Pull {
-    pub(crate) group: GroupId,
+pub struct Pull {
+    /// Whose tables.
+    pub group: GroupId,
     /// Names this transfer.
-    pub(crate) transfer: u64,
+    pub transfer: u64,
     /// From 0, without gaps; the last one may be asked for again.
-    pub(crate) number: u64,
+    pub number: u64,
     /// Tables that have not applied this log index are of no use.
-    pub(crate) at_least: u64,
+    pub at_least: u64,
 }
 
 /// Pairs in key order.
-pub(crate) type Pairs = Vec<(Bytes, Bytes)>;
+pub type Pairs = Vec<(Bytes, Bytes)>;
 
 /// The answer. Sent between nodes: append only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,7 +143,7 @@ impl<E: Env> Member<E> {
     }
 
     /// One chunk of a group's tables from a node, which may be this one.
-    pub(crate) async fn pull(self: &Arc<Self>, from: NodeId, pull: Pull) -> Result<Pairs, String> {
+    pub async fn pull(self: &Arc<Self>, from: NodeId, pull: Pull) -> Result<Pairs, String> {
         let answer = match from == self.config.node {
             true => self.give(from, pull).await,
             false => ask(&self.shared.calls, from, pull).await?,

@@ -212,7 +212,7 @@ fn a_backup_under_load_is_restored_into_a_cluster_of_another_size() {
     for file in ["ca.pem", "ca.key"] {
         fs::copy(old.folder.path().join(file), folder.path().join(file)).unwrap();
     }
-    let mut new = Dev::start_with(folder, &["--nodes", "5", "--groups", "5"]);
+    let mut new = Dev::start_like(folder, &["--nodes", "5", "--groups", "5"]);
     damage_is_refused(Path::new(&backup), scratch.path(), &admin(&new, 1));
     assert_eq!(listed(&new, new.token()), 0);
 

@@ -111,9 +111,9 @@ fn status(dev: &Dev, node: usize) -> Value {
 fn fill(dev: &Dev) {
     let payload = vec![b'x'; 4096];
     // A terminal that never comes; each push replaces the one before.
-    let registered = dev.request(1, "POST", "/v1/terminals", &[], "ab".repeat(32).as_bytes());
-    let terminal =
-        registered.json()["terminals"][0].as_str().unwrap_or_else(|| panic!("{registered:?}")).to_owned();
+    let key = format!("{{\"key\":\"{}\"}}", "ab".repeat(32));
+    let registered = dev.request(1, "POST", "/v1/terminals", &[], key.as_bytes()).json();
+    let terminal = registered["terminal"].as_str().unwrap_or_else(|| panic!("{registered}")).to_owned();
     for round in 0..40 {
         std::thread::scope(|scope| {
             for publisher in 0..4 {

@@ -250,6 +250,12 @@ impl<E: Env> Member<E> {
                 installer: known.shard.tables().installer().map_err(|error| error.to_string())?,
             },
         };
+        if chunk.last.is_none() && chunk.number + 1 == incoming.next {
+            // Its answer was lost.
+            let mut streams = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
+            streams.snapshots.insert((from, group), incoming);
+            return Ok(ChunkAnswer::Next);
+        }
         if chunk.number != incoming.next {
             return Err(format!("chunk {} came where {} was due", chunk.number, incoming.next));
         }

@@ -26,6 +26,8 @@ use crate::rpc::{CallError, Method};
 const TRY: Duration = Duration::from_millis(700);
 /// First and longest pause between tries.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(80));
+/// Tries without a leader, at the pauses above, that an election may take: about a second.
+const ELECTION: usize = 16;
 /// How long after being sent a command may still be applied; within the lifetime that retries may count on.
 const NOT_AFTER: Duration = Duration::from_secs(60);
 
@@ -193,7 +195,8 @@ impl<E: Env> Member<E> {
     /// that one of them named last, or each of them in turn.
     pub(super) fn whereabouts(&self, group: GroupId, turn: usize) -> Option<NodeId> {
         let here = self.leader(group);
-        if here.is_some() && self.replicates(group) {
+        // While its own group elects, asking around costs a try at the one that stopped.
+        if self.replicates(group) && (here.is_some() || (turn < ELECTION && self.has_copy(group))) {
             return here;
         }
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner).get(&group).copied();
@@ -203,6 +206,15 @@ impl<E: Env> Member<E> {
             let all = if replicas.is_empty() { self.others().into_keys().collect() } else { replicas };
             let others: Vec<NodeId> = all.into_iter().filter(|node| self.heard_lately(*node)).collect();
             others.get(turn % others.len().max(1)).copied()
+        })
+    }
+
+    /// Has this node's replica ever heard of the group's members?
+    fn has_copy(&self, group: GroupId) -> bool {
+        self.groups.get(&group).is_some_and(|known| {
+            let metrics = known.raft.server_metrics();
+            let membership = metrics.borrow_watched().membership_config.clone();
+            membership.voter_ids().next().is_some()
         })
     }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures::future::join_all;
 use openraft::async_runtime::WatchReceiver;
 use openraft::impls::BasicNode;
 use openraft::type_config::TypeConfigExt;
@@ -80,12 +81,9 @@ impl<E: Env> Member<E> {
             return self.raise_format(&directory).await;
         }
         let addresses = self.addresses(&directory);
-        let mut shapes = BTreeMap::new();
-        for group in self.groups.keys() {
-            if let Some(shape) = self.shape(*group).await {
-                shapes.insert(*group, shape);
-            }
-        }
+        let asked = self.groups.keys().map(|group| async move { (*group, self.shape(*group).await) });
+        let asked = join_all(asked).await.into_iter();
+        let shapes: BTreeMap<_, _> = asked.filter_map(|(group, shape)| Some((group, shape?))).collect();
         let goal = |group: GroupId| goal(&directory, group);
         let mut moving = shapes.iter().filter(|(group, shape)| shape.is_moving(&goal(**group))).count();
         let mut busy = moving > 0;
@@ -238,7 +236,7 @@ impl<E: Env> Member<E> {
     /// Takes a step as the group's leader.
     pub(super) async fn step_here(&self, group: GroupId, since: u64, step: Step) -> Result<(), String> {
         let raft = self.groups.get(&group).ok_or("no such group")?.raft.clone();
-        let seen = raft.server_metrics().borrow_watched().membership_config.log_id().clone();
+        let seen = *raft.server_metrics().borrow_watched().membership_config.log_id();
         if seen.map_or(0, |id| id.index) != since {
             return Err("the membership has changed since".to_owned());
         }

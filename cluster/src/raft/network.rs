@@ -51,6 +51,10 @@ const COMMIT_DELAY: Duration = Duration::from_millis(10);
 const CALL_DEADLINE: Duration = Duration::from_millis(100);
 /// Bytes of one chunk of a snapshot.
 pub(crate) const CHUNK_BYTES: usize = 256 * 1024;
+/// A snapshot that was interrupted is gone on with for so long, at this interval. The view that it is read from keeps old
+/// rows on the disk.
+const RESUME: Duration = Duration::from_secs(60);
+const RESUME_PAUSE: Duration = Duration::from_millis(300);
 /// One chunk of a snapshot must be written by the peer within this.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -156,6 +160,23 @@ impl<E: Env> Client<E> {
         codec::decode::<A, MAX_MESSAGE>(&answer).map_err(network::<E::Cfg>)
     }
 
+    /// Sends one chunk of a snapshot, again and again: the peer keeps what it has, so that a link that breaks, or a peer
+    /// that pauses, costs this chunk and not the whole.
+    async fn send_chunk(&self, body: Bytes) -> Result<Bytes, CallError> {
+        let until = E::Cfg::now() + RESUME;
+        loop {
+            let sent =
+                self.calls.call(self.target, Lane::Bulk, Method::Snapshot, body.clone(), CHUNK_DEADLINE);
+            match sent.await {
+                Err(error) if E::Cfg::now() < until => {
+                    tracing::info!(group = self.group.0, %error, "a snapshot was interrupted; going on");
+                    E::Cfg::sleep(RESUME_PAUSE).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
     async fn send_snapshot(
         &self,
         vote: VoteOf<E::Cfg>,
@@ -176,12 +197,8 @@ impl<E: Env> Client<E> {
                 last: if pairs.is_none() { last.take() } else { None },
                 pairs: pairs.unwrap_or_default(),
             };
-            let body = codec::encode(&chunk).into();
-            let answer = self
-                .calls
-                .call(self.target, Lane::Bulk, Method::Snapshot, body, CHUNK_DEADLINE)
-                .await
-                .map_err(|error| failed(error.to_string()))?;
+            let answer = self.send_chunk(codec::encode(&chunk).into()).await;
+            let answer = answer.map_err(|error| failed(error.to_string()))?;
             match codec::decode::<ChunkAnswer<E::Cfg>, MAX_MESSAGE>(&answer) {
                 Ok(ChunkAnswer::Next) => {}
                 Ok(ChunkAnswer::Done(response)) => return Ok(response),

@@ -5,6 +5,7 @@ mod deliver;
 mod failover;
 mod idle;
 mod publish;
+mod recovery;
 mod usage;
 mod wake;
 
@@ -52,6 +53,8 @@ enum What {
     Idle(idle::Idle),
     /// kill -9 of leaders under load: how long nobody could publish to their shards.
     Failover(failover::Failover),
+    /// A node with much data is restarted, and replaced by another: how long it takes, and what publishers see.
+    Recovery(recovery::Recovery),
 }
 
 impl Bench {
@@ -70,6 +73,7 @@ impl Bench {
                     What::Deliver(deliver) => deliver.run(&cluster, &report).await,
                     What::Idle(idle) => idle.run(&cluster, &report).await,
                     What::Failover(failover) => failover.run(&mut cluster, &report).await,
+                    What::Recovery(recovery) => recovery.run(&mut cluster, &report).await,
                 }
             };
             let outcome = outcome.await;

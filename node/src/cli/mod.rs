@@ -11,6 +11,7 @@ mod output;
 mod publish;
 mod status;
 mod terminal;
+mod terminals;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -33,6 +34,8 @@ enum Command {
     Terminal(terminal::TerminalArgs),
     /// Publish one push.
     Publish(publish::Publish),
+    /// List the terminals of the service list.
+    Terminals(terminals::TerminalsArgs),
     /// Show how a node sees the cluster.
     Status(status::StatusArgs),
     /// See and change who belongs to the cluster.
@@ -57,6 +60,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         Command::Node(node) => node.run(),
         Command::Terminal(terminal) => terminal.run(),
         Command::Publish(publish) => publish.run(),
+        Command::Terminals(terminals) => terminals.run(),
         Command::Status(status) => status.run(),
         Command::Cluster(cluster) => cluster.run(),
         Command::Bench(bench) => bench.run(),

@@ -23,12 +23,22 @@ pub(super) struct StatusArgs {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+    /// Only say whether the node is ready, and fail if it is not: for health checks. Asks for no token.
+    #[arg(long, conflicts_with = "json")]
+    check: bool,
 }
 
 impl StatusArgs {
     pub(super) fn run(self) -> anyhow::Result<()> {
         runtime(1)?.block_on(async {
             let mut client = Target::parse(&self.url, self.ca.as_deref())?.connect().await?;
+            if self.check {
+                let ready = client.send("GET", "/readyz", "", &[], Bytes::new()).await?;
+                let text = String::from_utf8_lossy(&ready.body);
+                anyhow::ensure!(ready.status.is_success(), "not ready: {}", text.trim());
+                output::line("ready");
+                return Ok(());
+            }
             let status = client.send("GET", "/status", &self.token, &[], Bytes::new()).await?.json()?;
             if self.json {
                 return output::json(&status);

@@ -3,10 +3,12 @@
     dead_code,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::print_stderr,
     missing_docs,
     reason = "a test stops where it is surprised"
 )]
 
+pub mod compose;
 pub mod load;
 pub mod name;
 
@@ -94,11 +96,21 @@ impl Dev {
     }
 
     pub fn start_in(folder: tempfile::TempDir) -> Dev {
-        Dev::start_with(folder, &[])
+        Dev::run(REVEILLE.as_ref(), folder, &[])
     }
 
-    pub fn start_with(folder: tempfile::TempDir, more: &[&str]) -> Dev {
-        let mut child = Command::new(REVEILLE)
+    /// With another version's binary.
+    pub fn start_with(reveille: &Path, folder: tempfile::TempDir) -> Dev {
+        Dev::run(reveille, folder, &[])
+    }
+
+    /// With more arguments: another size.
+    pub fn start_like(folder: tempfile::TempDir, more: &[&str]) -> Dev {
+        Dev::run(REVEILLE.as_ref(), folder, more)
+    }
+
+    fn run(reveille: &Path, folder: tempfile::TempDir, more: &[&str]) -> Dev {
+        let mut child = Command::new(reveille)
             .args(["dev", "--no-demo", "--json", "--data"])
             .arg(folder.path())
             .args(more)
@@ -168,13 +180,19 @@ impl Dev {
     pub fn wait_ready(&self, id: usize) {
         let deadline = Instant::now() + PATIENCE;
         let admin = self.node(id)["admin"].as_str().unwrap();
+        let mut said = String::new();
         while Instant::now() < deadline {
-            if http_try(admin, "GET", "/readyz", &[], b"").is_some_and(|answer| answer.status == 200) {
-                return;
+            match http_try(admin, "GET", "/readyz", &[], b"") {
+                Some(answer) if answer.status == 200 => return,
+                Some(answer) => said = String::from_utf8_lossy(&answer.body).into_owned(),
+                None => {}
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        panic!("node {id} is not ready");
+        let log = self.folder.path().join(format!("node-{id}.log"));
+        let log = std::fs::read_to_string(log).unwrap_or_default();
+        let last: Vec<_> = log.lines().rev().take(20).collect();
+        panic!("node {id} is not ready: {said}; the last lines of its log, backwards: {last:#?}");
     }
 
     pub fn terminal(&self, name: &str, more: &[&str]) -> (Running, Lines) {

@@ -234,7 +234,7 @@ fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
 }
 
 /// Ports that are free now. Another program may take one before its node does; then the node says so.
-fn free_ports(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
+pub(in crate::cli) fn free_ports(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
     let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
     Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
 }
