@@ -16,6 +16,7 @@ use reveille_protocol::wire::peer::Report;
 use tokio::net::TcpListener;
 
 use crate::admission::{self, Admit, Admitted, NotAdmitted};
+use crate::backup::Reading;
 use crate::env::{Env, Transport};
 use crate::folder::{Folder, FolderError};
 use crate::host::{Host, Notified};
@@ -298,6 +299,11 @@ impl ClusterHandle {
         command: Command,
         deadline: Duration,
     ) -> Result<Reply, Unavailable> {
+        let format = self.member.directory().roster.format.max(1);
+        if command.since() > format {
+            // Nodes of that format could not read it in their log.
+            return Ok(Reply::Refused(Refusal::Directory(Refused::Format(format))));
+        }
         self.member.propose(group, command, deadline).await
     }
 
@@ -338,12 +344,12 @@ impl ClusterHandle {
 
     /// Changes the directory; repeated after an unknown outcome it does no harm.
     pub async fn change(&self, change: Change, deadline: Duration) -> Result<Reply, Unavailable> {
-        let format = self.member.directory().roster.format.max(1);
-        if change.since() > format {
-            // Nodes of that format could not read it in their log.
-            return Ok(Reply::Refused(Refusal::Directory(Refused::Format(format))));
-        }
         self.propose(GroupId(0), Command::Directory(Box::new(change)), deadline).await
+    }
+
+    /// Begins to read one group's tables out, as they are at one moment that is not before this call.
+    pub async fn read_out(&self, group: GroupId) -> Result<Reading<Production>, String> {
+        Reading::begin(&self.member, group).await
     }
 
     /// Has others lead the groups that a node leads; see [`Member::move_leaders`].

@@ -6,6 +6,7 @@
 //! production's disks, sockets and clock, or the simulator's.
 
 mod admission;
+pub mod backup;
 pub mod clock;
 pub mod env;
 mod folder;

@@ -152,6 +152,8 @@ fn gather(
 fn weight(command: &Command) -> usize {
     match command {
         Command::Enqueue(enqueue) => enqueue.body.len() + limits::MAX_HEADERS + 128,
+        // Close to as much as an entry may have, or more: it goes alone.
+        Command::Import(_) => limits::MAX_ENTRY_BYTES,
         _ => 256,
     }
 }

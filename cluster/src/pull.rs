@@ -63,7 +63,8 @@ struct Giving<E: Env> {
     next: u64,
     /// What was answered last: the answer may have been lost.
     last: Pulled,
-    view: <E::Tables as Tables>::Snapshot,
+    /// Let go at the end: only the last answer may still be asked for.
+    view: Option<<E::Tables as Tables>::Snapshot>,
     used: InstantOf<E::Cfg>,
 }
 
@@ -96,7 +97,8 @@ impl<E: Env> Member<E> {
         let taken = {
             let mut views = self.views.0.lock().unwrap_or_else(PoisonError::into_inner);
             let taken = views.remove(&(to, pull.group)).filter(|giving| giving.transfer == pull.transfer);
-            if taken.is_none() && views.len() >= VIEWS {
+            let held = views.values().filter(|giving| giving.view.is_some()).count();
+            if taken.is_none() && held >= VIEWS {
                 return Err("this node gives tables to others already".to_owned());
             }
             taken
@@ -105,17 +107,29 @@ impl<E: Env> Member<E> {
             Some(giving) => giving,
             None if pull.number > 0 => return Err("the view is gone; begin again".to_owned()),
             None => {
+                // Looked at first: a view costs a flush.
+                let there =
+                    applied::<E::Cfg, _>(&known.shard.tables().read()).map_err(|error| error.to_string())?;
+                if there.is_none_or(|there| there.index < pull.at_least) {
+                    return Err("its tables are not as far".to_owned());
+                }
                 let view = known.shard.tables().snapshot().await.map_err(|error| error.to_string())?;
                 let applied = applied::<E::Cfg, _>(&view).map_err(|error| error.to_string())?;
                 if applied.is_none_or(|applied| applied.index < pull.at_least) {
                     return Err("its tables are not as far".to_owned());
                 }
                 let last = Pulled::Pairs(Vec::new());
-                Giving { transfer: pull.transfer, next: 0, last, view, used: E::Cfg::now() }
+                Giving { transfer: pull.transfer, next: 0, last, view: Some(view), used: E::Cfg::now() }
             }
         };
         if pull.number == giving.next {
-            let pairs = giving.view.next_chunk(CHUNK_BYTES).await.map_err(|error| error.to_string())?;
+            let pairs = match &mut giving.view {
+                Some(view) => view.next_chunk(CHUNK_BYTES).await.map_err(|error| error.to_string())?,
+                None => None,
+            };
+            if pairs.is_none() {
+                giving.view = None;
+            }
             giving.last = Pulled::Pairs(pairs.unwrap_or_default());
             giving.next += 1;
         } else if pull.number + 1 != giving.next {

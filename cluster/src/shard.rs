@@ -197,8 +197,9 @@ impl<E: Env> Shard<E> {
         if applied.effects.iter().any(|effect| matches!(effect, Effect::DirectoryChanged)) {
             self.publish_directory();
         }
-        if state.dispatch.term().is_none() {
-            return;
+        let Some(leads) = state.dispatch.term() else { return };
+        if applied.effects.iter().any(|effect| matches!(effect, Effect::Restored)) {
+            let _detached = E::Cfg::spawn(tasks::rebuild(self.clone(), leads));
         }
         let mut touched: BTreeMap<TerminalId, Option<Urgency>> = BTreeMap::new();
         for effect in &applied.effects {
@@ -237,7 +238,7 @@ impl<E: Env> Shard<E> {
                 let message = SessionMessage::Supersede { terminal: *terminal, epoch: session.epoch };
                 self.tell(session.node, message);
             }
-            Effect::DirectoryChanged => {}
+            Effect::DirectoryChanged | Effect::Restored => {}
         }
     }
 

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::time::GroupTime;
+
 /// Hash slots of a cluster; a slot belongs to one group. Fixed for ever: it is part of every terminal's route.
 pub const SLOTS: u16 = 16_384;
 
@@ -159,6 +161,25 @@ hex_id!(
     /// Names one command through all its internal retries. Random, drawn by the node that took the request.
     CommandId, 16, "command id", "32 hex digits"
 );
+
+hex_id!(
+    /// Names one restore of a backup into a cluster, through all its repetitions. Derived by whoever restores.
+    RestoreId, 16, "restore id", "32 hex digits"
+);
+
+impl RestoreId {
+    /// The life that a terminal begins by this restore: the same one however often a part of it is repeated, and
+    /// none that the terminal has had before, also if the same backup was restored into a cluster of this name that is
+    /// no more: that one was begun at another time.
+    pub fn stream(&self, begun: GroupTime, terminal: &TerminalId) -> Stream {
+        let mut text = [0; 40];
+        text[..16].copy_from_slice(&self.0);
+        text[16..24].copy_from_slice(&begun.0.to_be_bytes());
+        text[24..].copy_from_slice(&terminal.0);
+        let [a, b, c, d, e, f, g, h, ..] = crate::hash::sha256(&text);
+        Stream(u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1))
+    }
+}
 
 impl KeyFingerprint {
     /// The fingerprint of a SubjectPublicKeyInfo in DER form.

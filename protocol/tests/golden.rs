@@ -15,7 +15,9 @@ use std::fmt::Write;
 
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
-use reveille_protocol::directory::{Change, Node, Rights, Tenant, Token};
+use reveille_protocol::directory::{
+    Change, Directory, Node, Record, Rights, Roster, Secret, Standing, Tenant, Token,
+};
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::{
     Current, Ended, Linger, Message, Reachability, Row, Settings, Urgency,
@@ -23,6 +25,7 @@ use reveille_protocol::service_list::row::{
 use reveille_protocol::service_list::{self as list, Command, Refusal, Reply, key};
 use reveille_protocol::stage::End;
 use reveille_protocol::time::GroupTime;
+use reveille_protocol::wire::backup::{self, End as BackupEnd, Head, Part};
 use reveille_protocol::wire::codec;
 use reveille_protocol::wire::entry::Entry;
 use reveille_protocol::wire::notification::{Notification, NotificationAck, first_cid};
@@ -31,6 +34,7 @@ use reveille_protocol::wire::session::*;
 
 const TERMINAL: TerminalId = TerminalId([0xaa; 16]);
 const KEY: KeyFingerprint = KeyFingerprint([0xbb; 32]);
+const RESTORE: RestoreId = RestoreId([0xee; 16]);
 
 fn headers() -> Vec<(String, String)> {
     vec![("k".to_owned(), "v".to_owned())]
@@ -157,19 +161,8 @@ fn commands() -> Vec<(&'static str, Command)> {
         cluster: 0xc1,
         groups: 3,
         nodes: BTreeMap::from([(NodeId(1), Node::default())]),
-        tenants: BTreeMap::from([(
-            TenantId(1),
-            Tenant { name: "a".to_owned(), enrolment_key: None, open: true },
-        )]),
-        tokens: BTreeMap::from([(
-            KEY,
-            Token {
-                name: "t".to_owned(),
-                tenant: TenantId(1),
-                rights: Rights { publish: true, read: false, admin: false },
-                expires: Some(GroupTime(5)),
-            },
-        )]),
+        tenants: tenants(),
+        tokens: tokens(),
         secret: [3; 32],
     };
     vec![
@@ -195,8 +188,111 @@ fn commands() -> Vec<(&'static str, Command)> {
     ]
 }
 
-fn others() -> Vec<(&'static str, Vec<u8>)> {
-    let row = Row {
+fn tenants() -> BTreeMap<TenantId, Tenant> {
+    BTreeMap::from([(TenantId(1), Tenant { name: "a".to_owned(), enrolment_key: None, open: true })])
+}
+
+fn tokens() -> BTreeMap<KeyFingerprint, Token> {
+    let token = Token {
+        name: "t".to_owned(),
+        tenant: TenantId(1),
+        rights: Rights { publish: true, read: false, admin: false },
+        expires: Some(GroupTime(5)),
+    };
+    BTreeMap::from([(KEY, token)])
+}
+
+fn node() -> Node {
+    Node {
+        peer: "n1:1".to_owned(),
+        session: "n1:2".to_owned(),
+        http: "http://n1:3".to_owned(),
+        zone: "z".to_owned(),
+        incarnation: Incarnation(4),
+        boot: 5,
+        down: Incarnation(3),
+    }
+}
+
+/// What came with format 2.
+fn later_commands() -> Vec<(&'static str, Command)> {
+    let node_id = NodeId(4);
+    let changes = vec![
+        ("directory.set_format", Change::SetFormat { format: 2 }),
+        ("directory.enter", Change::Enter { node: node_id, boot: 5, store: 6, addresses: node() }),
+        (
+            "directory.invite",
+            Change::Invite {
+                peer: "n4:1".to_owned(),
+                token: KEY,
+                expires: GroupTime(5),
+                replaces: Some(NodeId(2)),
+            },
+        ),
+        ("directory.join", Change::Join { node: node_id, token: KEY, store: 6 }),
+        ("directory.drain", Change::Drain { node: node_id, fewer: true }),
+        ("directory.resume", Change::Resume { node: node_id }),
+        ("directory.remove", Change::Remove { node: node_id, fewer: false }),
+        ("directory.removed", Change::Removed { node: node_id }),
+        ("directory.set_replicas", Change::SetReplicas { replicas: 3 }),
+        (
+            "directory.restore",
+            Change::Restore {
+                restore: RESTORE,
+                tenants: tenants(),
+                tokens: tokens(),
+                secrets: vec![Secret { generation: 2, key: [3; 32] }],
+            },
+        ),
+    ];
+    let imported = list::Imported { row: row(), from: Seq(1), pushes: vec![message()] };
+    let steps = vec![
+        ("import.begin", list::ImportStep::Begin),
+        ("import.terminals", list::ImportStep::Terminals(vec![imported])),
+        ("import.finish", list::ImportStep::Finish),
+        ("import.give_up", list::ImportStep::GiveUp),
+    ];
+    let steps = steps
+        .into_iter()
+        .map(|(name, step)| (name, Command::Import(Box::new(list::Import { restore: RESTORE, step }))));
+    let changes = changes.into_iter().map(|(name, change)| (name, Command::Directory(Box::new(change))));
+    changes.chain(steps).collect()
+}
+
+/// A directory as it is stored by a cluster of this format.
+fn directory(format: u32) -> Directory {
+    let mut roster = Roster { format, ..Roster::founded([NodeId(1)].into_iter()) };
+    if format > 1 {
+        roster.last_node = NodeId(4);
+        let standing = Standing::Invited { token: KEY, expires: GroupTime(5), replaces: Some(NodeId(1)) };
+        roster.records.insert(NodeId(4), Record { standing, store: 0 });
+        for (node, standing) in [(2, Standing::Draining), (3, Standing::Leaving)] {
+            roster.records.insert(NodeId(node), Record { standing, store: node });
+        }
+    }
+    Directory {
+        cluster: 0xc1,
+        groups: 3,
+        nodes: BTreeMap::from([(NodeId(1), node())]),
+        tenants: tenants(),
+        tokens: tokens(),
+        secrets: vec![Secret { generation: 1, key: [3; 32] }],
+        roster,
+    }
+}
+
+fn backup_parts() -> Vec<(&'static str, Part)> {
+    let head = Head { cluster: 0xc1, group: GroupId(3), shards: 3, format: 2, index: 300 };
+    let pairs = vec![(key::terminal(&TERMINAL).into(), Bytes::from_static(b"row"))];
+    vec![
+        ("backup.head", Part::Head(head)),
+        ("backup.pairs", Part::Pairs(pairs)),
+        ("backup.end", Part::End(BackupEnd { pairs: 1, time: GroupTime(1_700_000_000_000) })),
+    ]
+}
+
+fn row() -> Row {
+    Row {
         tenant: TenantId(1),
         stream: Stream(u64::MAX),
         session_key: KEY,
@@ -213,8 +309,11 @@ fn others() -> Vec<(&'static str, Vec<u8>)> {
         min_urgency: Urgency::VeryLow,
         registered: GroupTime(1_700_000_000_000),
         last_seen: GroupTime(1_700_000_001_000),
-    };
-    let message = Message {
+    }
+}
+
+fn message() -> Message {
+    Message {
         command: CommandId([0xdd; 16]),
         accepted: GroupTime(1_700_000_000_000),
         deadline: GroupTime(1_700_000_060_000),
@@ -223,7 +322,10 @@ fn others() -> Vec<(&'static str, Vec<u8>)> {
         topic: None,
         headers: headers(),
         body: Bytes::from_static(b"hello"),
-    };
+    }
+}
+
+fn others() -> Vec<(&'static str, Vec<u8>)> {
     let ended = Ended {
         command: CommandId([0xdd; 16]),
         tenant: TenantId(1),
@@ -248,8 +350,8 @@ fn others() -> Vec<(&'static str, Vec<u8>)> {
         duplicate: false,
     };
     vec![
-        ("stored.row", codec::encode(&row)),
-        ("stored.message", codec::encode(&message)),
+        ("stored.row", codec::encode(&row())),
+        ("stored.message", codec::encode(&message())),
         ("stored.ended", codec::encode(&ended)),
         ("key.terminal", key::terminal(&TERMINAL)),
         ("key.pending", key::pending(&TERMINAL, Seq(8))),
@@ -281,6 +383,24 @@ fn every_format_has_its_golden_bytes() {
     all.extend(session_messages().iter().map(|(name, value)| ((*name).to_owned(), value.encode())));
     all.extend(commands().into_iter().map(|(name, value)| (format!("entry.{name}"), entry(value).encode())));
     all.extend(others().into_iter().map(|(name, bytes)| (name.to_owned(), bytes)));
+    // At the end, so that what was there before is seen not to change.
+    all.extend(
+        later_commands().into_iter().map(|(name, value)| (format!("entry.{name}"), entry(value).encode())),
+    );
+    all.extend(
+        (1..=2).map(|format| (format!("stored.directory.{format}"), directory(format).encode().to_vec())),
+    );
+    all.push(("backup.start".to_owned(), backup::start()));
+    all.extend(backup_parts().into_iter().map(|(name, part)| (name.to_owned(), part.encode())));
+    let reachability = Reachability::Former {
+        address: ([192, 0, 2, 1], 5000).into(),
+        listening_key: KEY,
+        stream: Stream(77),
+        epoch: Epoch(5),
+    };
+    all.push(("stored.row.former".to_owned(), codec::encode(&Row { reachability, ..row() })));
+    let stream = RESTORE.stream(GroupTime(1_700_000_000_000), &TERMINAL);
+    all.push(("restore.stream".to_owned(), stream.0.to_be_bytes().to_vec()));
     let mut text = String::new();
     for (name, bytes) in &all {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -336,7 +456,12 @@ fn messages_and_entries_round_trip_and_cut_ones_fail() {
         (0..bytes.len())
             .for_each(|cut| assert!(SessionMessage::decode(&bytes[..cut]).is_err(), "{name} at {cut}"));
     }
-    for (name, command) in commands() {
+    for format in 1..=2 {
+        let bytes = directory(format).encode();
+        assert_eq!(Directory::decode(&bytes), Ok(directory(format)));
+        (0..bytes.len()).for_each(|cut| assert!(Directory::decode(&bytes[..cut]).is_err(), "cut at {cut}"));
+    }
+    for (name, command) in commands().into_iter().chain(later_commands()) {
         let entry = entry(command);
         let bytes = entry.encode();
         assert_eq!(Entry::decode(&bytes).as_ref(), Ok(&entry), "{name}");
@@ -352,6 +477,12 @@ proptest! {
         let _ = Entry::decode(&bytes);
         let _ = SessionMessage::decode(&bytes);
         let _ = Notification::decode(&bytes);
+        let _ = Directory::decode(&bytes);
+        let _ = codec::decode::<Vec<list::Imported>, 1024>(&bytes);
+        let mut reader = backup::Reader::default();
+        reader.feed(&backup::start());
+        reader.feed(&bytes);
+        while let Ok(Some(_)) = reader.next_part() {}
         let _ = TerminalFrame::take(&mut BytesMut::from(&bytes[..]));
         // And with a good head, so that the bodies are reached.
         if bytes.len() > HEADER {

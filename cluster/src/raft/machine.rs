@@ -70,6 +70,12 @@ pub(crate) fn applied<C: Cfg, T: Table>(table: &T) -> io::Result<Option<LogIdOf<
     read(table, APPLIED)
 }
 
+/// The same of pairs that were read out of tables; `None` if it is not among them.
+pub(crate) fn applied_among<C: Cfg>(pairs: &[(Bytes, Bytes)]) -> Option<LogIdOf<C>> {
+    let (_, bytes) = pairs.iter().find(|(key, _)| key == APPLIED)?;
+    codec::decode::<LogIdOf<C>, MAX_HOST_VALUE>(bytes).ok()
+}
+
 impl<C: Cfg, T: Tables> Machine<C, T> {
     pub(crate) fn new(group: GroupId, tables: T, observer: Arc<dyn Observer>) -> Self {
         Machine { group, tables, observer, cfg: PhantomData }

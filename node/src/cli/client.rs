@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -122,15 +123,7 @@ impl Client {
         headers: &[(&str, String)],
         body: Bytes,
     ) -> anyhow::Result<Answer> {
-        let mut request = Request::builder().method(method).uri(path).header("host", &self.host);
-        if !token.is_empty() {
-            request = request.header("authorization", format!("Bearer {token}"));
-        }
-        for (name, value) in headers {
-            request = request.header(*name, value);
-        }
-        self.sender.ready().await?;
-        let response: Response<_> = self.sender.send_request(request.body(Full::new(body))?).await?;
+        let response = self.begin(method, path, token, headers, body).await?;
         let status = response.status();
         let retry_after =
             response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
@@ -140,6 +133,26 @@ impl Client {
             .map_err(|error| anyhow::anyhow!("the answer cannot be read: {error}"))?
             .to_bytes();
         Ok(Answer { status, retry_after, body })
+    }
+
+    /// Sends one request; its answer's body is the caller's to read, as it comes.
+    pub(crate) async fn begin(
+        &mut self,
+        method: &str,
+        path: &str,
+        token: &str,
+        headers: &[(&str, String)],
+        body: Bytes,
+    ) -> anyhow::Result<Response<Incoming>> {
+        let mut request = Request::builder().method(method).uri(path).header("host", &self.host);
+        if !token.is_empty() {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        self.sender.ready().await?;
+        Ok(self.sender.send_request(request.body(Full::new(body))?).await?)
     }
 }
 

@@ -2,6 +2,9 @@
 //! waits until the cluster has done what was asked, which goes on whether or not anyone waits.
 
 mod add;
+mod backup;
+mod folder;
+mod restore;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +16,8 @@ use reveille_cluster::overview::Overview;
 use serde_json::json;
 
 use self::add::Add;
+use self::backup::Backup;
+use self::restore::Restore;
 use super::client::Target;
 use super::{output, runtime};
 
@@ -70,6 +75,10 @@ enum ClusterCommand {
     },
     /// Flush the tables of the node that is asked, and let its logs be cut.
     Snapshot,
+    /// Write a backup of the whole cluster to a folder. It holds what pushes say and what secrets derive from.
+    Backup(Backup),
+    /// Bring a backup into a new cluster, of any number of nodes and shards. Repeated, it goes on where it was.
+    Restore(Restore),
 }
 
 /// A node goes.
@@ -120,6 +129,8 @@ impl ClusterArgs {
                     operator.post("/cluster/replicas", Some(wanted.clone())).await?;
                     operator.said(wanted, format!("each group will have {replicas} replicas"))
                 }
+                ClusterCommand::Backup(backup) => backup.run(&operator).await,
+                ClusterCommand::Restore(restore) => restore.run(&operator).await,
                 ClusterCommand::Snapshot => {
                     operator.post("/cluster/snapshot", None).await?;
                     operator

@@ -47,7 +47,7 @@ pub(super) struct Replicas {
     replicas: u8,
 }
 
-async fn change(api: &Api, change: Change) -> Result<Outcome, ApiError> {
+pub(super) async fn change(api: &Api, change: Change) -> Result<Outcome, ApiError> {
     settle(api.cluster.change(change, DEADLINE).await, |reply| match reply {
         Reply::Directory(outcome) => Ok(outcome),
         other => Err(other),

@@ -37,6 +37,16 @@ impl ApiError {
         ApiError::new(StatusCode::BAD_REQUEST, error, message)
     }
 
+    /// Not now: ask again.
+    pub(super) fn unavailable(message: String) -> ApiError {
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message).retry(1)
+    }
+
+    /// It will not be done, however often it is asked for.
+    pub(super) fn is_refusal(&self) -> bool {
+        self.status.is_client_error()
+    }
+
     fn retry(mut self, seconds: u32) -> ApiError {
         self.retry_after = Some(seconds);
         self
@@ -79,7 +89,7 @@ impl From<ParseIdError> for ApiError {
 
 impl From<Unavailable> for ApiError {
     fn from(unavailable: Unavailable) -> ApiError {
-        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", unavailable.to_string()).retry(1)
+        ApiError::unavailable(unavailable.to_string())
     }
 }
 
@@ -95,6 +105,10 @@ impl From<Refusal> for ApiError {
             Refusal::KeyReused { .. } => (StatusCode::CONFLICT, "idempotency_key_reused"),
             Refusal::TooLate { .. } | Refusal::Unknown => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
             Refusal::Directory(refused) => directory(refused),
+            Refusal::Restoring => (StatusCode::SERVICE_UNAVAILABLE, "restoring"),
+            Refusal::NotEmpty => (StatusCode::CONFLICT, "not_empty"),
+            Refusal::OtherRestore => (StatusCode::CONFLICT, "other_restore"),
+            Refusal::BadImport(_) => (StatusCode::BAD_REQUEST, "bad_backup"),
             Refusal::StaleAttempt { .. }
             | Refusal::StaleEpoch { .. }
             | Refusal::StaleStream
@@ -122,6 +136,8 @@ fn directory(refused: &Refused) -> (StatusCode, &'static str) {
         Refused::Replicas(_) => (StatusCode::BAD_REQUEST, "bad_replicas"),
         Refused::TooManyNodes(_) => (StatusCode::CONFLICT, "too_many_nodes"),
         Refused::Full(_) => (StatusCode::CONFLICT, "directory_full"),
+        Refused::NotFresh => (StatusCode::CONFLICT, "not_new"),
+        Refused::Secrets => (StatusCode::BAD_REQUEST, "bad_backup"),
         _ => (StatusCode::CONFLICT, "refused"),
     }
 }

@@ -37,6 +37,11 @@ pub(super) const MAX_TOKEN_REQUEST: usize = 4 * 1024;
 /// Bytes of a token's name: enough to say who uses it.
 pub(super) const MAX_TOKEN_NAME: usize = 64;
 
+/// Bytes of one part of a restore: one log entry, with room for what surrounds the pushes.
+pub(super) const MAX_IMPORT: usize = 1024 * 1024;
+/// Terminals in it: applying them takes some milliseconds.
+pub(super) const MAX_IMPORT_TERMINALS: usize = 512;
+
 /// Terminals on a page unless the request says otherwise: what one looks at.
 pub(super) const PAGE: u32 = 100;
 /// How long a request waits for a push's end unless it says otherwise: longer than waking a terminal takes.

@@ -3,11 +3,13 @@
 
 mod admin;
 mod auth;
+mod backup;
 mod body;
 mod cluster;
 mod error;
 pub mod limits;
 mod messages;
+mod restore;
 mod terminals;
 mod tokens;
 
@@ -88,5 +90,9 @@ pub fn operator(config: &mut web::ServiceConfig) {
         )
         .service(web::resource("/cluster/replicas").route(web::post().to(cluster::replicas)))
         .service(web::resource("/cluster/snapshot").route(web::post().to(cluster::snapshot)))
+        .service(web::resource("/cluster/backup/{group}").route(web::get().to(backup::backup)))
+        .service(web::resource("/cluster/restore/{id}").route(web::post().to(restore::begin)))
+        .service(web::resource("/cluster/restore/{id}/terminals").route(web::post().to(restore::terminals)))
+        .service(web::resource("/cluster/restore/{id}/finish").route(web::post().to(restore::finish)))
         .default_service(web::to(error::no_such_page));
 }

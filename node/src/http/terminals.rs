@@ -45,7 +45,7 @@ fn entry(terminal: TerminalId, row: &Row, fenced: impl Fn(NodeId, Incarnation) -
         stream: format!("{:016x}", row.stream.0),
         reachability: match row.reachability {
             Reachability::None => "none",
-            Reachability::Direct { .. } => "direct",
+            Reachability::Direct { .. } | Reachability::Former { .. } => "direct",
             Reachability::Pinned { .. } => "pinned",
         },
         pending: row.pending,

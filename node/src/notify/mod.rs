@@ -88,8 +88,10 @@ async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<NotifyOrder>) {
 impl Shared {
     /// Where the notification goes, once it is this node's turn to send one there.
     async fn admit(&self, order: &NotifyOrder) -> Result<(SocketAddr, KeyFingerprint), Outcome> {
-        let Reachability::Direct { address, listening_key } = order.reachability else {
-            return Err(Outcome::NoWay);
+        let (address, listening_key) = match order.reachability {
+            Reachability::Direct { address, listening_key }
+            | Reachability::Former { address, listening_key, .. } => (address, listening_key),
+            Reachability::None | Reachability::Pinned { .. } => return Err(Outcome::NoWay),
         };
         match self.pace.turn(address).await {
             Verdict::Yes => Ok((address, listening_key)),
@@ -117,7 +119,11 @@ impl Shared {
         };
         // Rotated out since the terminal's last session: it waits for its check-in.
         let Some(secret) = secret else { return Err(Outcome::NoWay) };
-        let proof = notify_secret(&secret, &order.terminal, order.stream, order.epoch);
+        let (stream, epoch) = match order.reachability {
+            Reachability::Former { stream, epoch, .. } => (stream, epoch),
+            _ => (order.stream, order.epoch),
+        };
+        let proof = notify_secret(&secret, &order.terminal, stream, epoch);
         let notification = Notification {
             id: u64::from_le_bytes(crate::random::random()),
             epoch: order.epoch,

@@ -291,7 +291,11 @@ impl SessionActor {
         let register =
             list::Register { tenant, session_key: self.session_key, stream: crate::random::new_stream() };
         self.propose(Command::Register(register), ctx, |_, outcome| {
-            Event::Enrolled(outcome.map(|reply| matches!(reply, Reply::Registered { .. })))
+            Event::Enrolled(match outcome {
+                // The terminal may be in the part of a backup that is not there yet.
+                Some(Reply::Refused(list::Refusal::Restoring)) => None,
+                outcome => outcome.map(|reply| matches!(reply, Reply::Registered { .. })),
+            })
         });
     }
 

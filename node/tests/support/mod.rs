@@ -96,14 +96,24 @@ impl Dev {
     }
 
     pub fn start_in(folder: tempfile::TempDir) -> Dev {
-        Dev::start_with(REVEILLE.as_ref(), folder)
+        Dev::run(REVEILLE.as_ref(), folder, &[])
     }
 
     /// With another version's binary.
     pub fn start_with(reveille: &Path, folder: tempfile::TempDir) -> Dev {
+        Dev::run(reveille, folder, &[])
+    }
+
+    /// With more arguments: another size.
+    pub fn start_like(folder: tempfile::TempDir, more: &[&str]) -> Dev {
+        Dev::run(REVEILLE.as_ref(), folder, more)
+    }
+
+    fn run(reveille: &Path, folder: tempfile::TempDir, more: &[&str]) -> Dev {
         let mut child = Command::new(reveille)
             .args(["dev", "--no-demo", "--json", "--data"])
             .arg(folder.path())
+            .args(more)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

@@ -144,6 +144,17 @@ pub enum Change {
         /// 1 to 7; odd, since an even number survives no more losses than the one before it.
         replicas: u8,
     },
+    /// What a backup knows of tenants, beside what a new cluster was created with. Its nodes stay its own.
+    Restore {
+        /// Names the restore: repeated, it changes nothing.
+        restore: RestoreId,
+        /// The tenants.
+        tenants: BTreeMap<TenantId, Tenant>,
+        /// Their tokens.
+        tokens: BTreeMap<KeyFingerprint, Token>,
+        /// The secrets, in place of those of the new cluster: what terminals were given derives from them.
+        secrets: Vec<Secret>,
+    },
 }
 
 impl Change {
@@ -231,6 +242,12 @@ pub enum Refused {
     /// There are as many nodes as there may be, or an address is too long.
     #[error("the cluster has {0} nodes already, or the address is too long")]
     TooManyNodes(usize),
+    /// A backup can only be restored into a new cluster.
+    #[error("this cluster is not new: its secrets were changed, or another backup was restored into it")]
+    NotFresh,
+    /// Secrets that no cluster has.
+    #[error("the backup's secrets cannot be: 1 to {MAX_SECRETS}, the newest last")]
+    Secrets,
 }
 
 impl Directory {
@@ -315,6 +332,7 @@ impl Directory {
                 self.nodes.remove(node);
             }
             Change::SetReplicas { replicas } => self.roster.set_replicas(*replicas)?,
+            Change::Restore { tenants, tokens, secrets, .. } => self.restore(tenants, tokens, secrets)?,
         }
         Ok(Outcome::Done)
     }
@@ -344,6 +362,42 @@ impl Directory {
         let node = self.roster.invite(same, token, expires, replaces)?;
         self.nodes.entry(node).or_insert_with(|| Node { peer: peer.to_owned(), ..Node::default() });
         Ok(Outcome::Invited(node))
+    }
+
+    /// That it is done once is held by the caller, who knows which restore there was.
+    fn restore(
+        &mut self,
+        tenants: &BTreeMap<TenantId, Tenant>,
+        tokens: &BTreeMap<KeyFingerprint, Token>,
+        secrets: &[Secret],
+    ) -> Result<(), Refused> {
+        if self.cluster == 0 || !matches!(self.secrets[..], [Secret { generation: 1, .. }]) {
+            return Err(Refused::NotFresh);
+        }
+        let ascending = secrets.windows(2).all(|pair| pair[0].generation < pair[1].generation);
+        if secrets.is_empty() || secrets.len() > MAX_SECRETS || !ascending {
+            return Err(Refused::Secrets);
+        }
+        // Whoever restores may need the token that the new cluster was created with, so what it has stays.
+        let (mut all, mut all_tokens) = (self.tenants.clone(), self.tokens.clone());
+        all.extend(tenants.iter().map(|(tenant, value)| (*tenant, value.clone())));
+        all_tokens.extend(tokens.iter().map(|(hash, value)| (*hash, value.clone())));
+        let mut names = BTreeMap::new();
+        for (tenant, value) in &all {
+            if let Some(taken) = names.insert(&value.name, *tenant) {
+                return Err(Refused::NameTaken(taken));
+            }
+        }
+        if let Some(token) = all_tokens.values().find(|token| !all.contains_key(&token.tenant)) {
+            return Err(Refused::UnknownTenant(token.tenant));
+        }
+        let mut texts = names.keys().copied().chain(all_tokens.values().map(|token| &token.name));
+        let records = all.len() + all_tokens.len();
+        if records > MAX_RECORDS || texts.any(|name| name.len() > MAX_TEXT) {
+            return Err(Refused::Full(records));
+        }
+        (self.tenants, self.tokens, self.secrets) = (all, all_tokens, secrets.to_vec());
+        Ok(())
     }
 
     /// May one more record be put, of which so many bytes are text?
@@ -409,5 +463,42 @@ mod tests {
         directory.apply(&first, NOW).unwrap();
         assert!(!directory.fenced(NodeId(1), Incarnation(2)), "a late mark touches nothing newer");
         assert!(!directory.fenced(NodeId(1), Incarnation(9)), "a lagging view fences nothing newer");
+    }
+
+    #[test]
+    fn a_new_cluster_takes_a_backup_in_beside_what_it_has_and_keeps_its_nodes() {
+        let tenant = |name: &str| Tenant { name: name.to_owned(), enrolment_key: None, open: false };
+        let token = |tenant| Token { name: String::new(), tenant, rights: Default::default(), expires: None };
+        let secret = |generation| Secret { generation, key: [9; 32] };
+        let (own, theirs) = (KeyFingerprint([1; 32]), KeyFingerprint([2; 32]));
+        let restore = |tenants: &[(u32, &str)], of, secrets: Vec<Secret>| Change::Restore {
+            restore: RestoreId([1; 16]),
+            tenants: tenants.iter().map(|(id, name)| (TenantId(*id), tenant(name))).collect(),
+            tokens: BTreeMap::from([(theirs, token(TenantId(of)))]),
+            secrets,
+        };
+        let mut new = created();
+        let good = restore(&[(1, "a"), (2, "b")], 2, vec![secret(4), secret(5)]);
+        assert_eq!(new.apply(&good, NOW), Err(Refused::Format(1)));
+        new.roster.format = 2;
+        new.tenants.insert(TenantId(1), tenant("first"));
+        new.tokens.insert(own, token(TenantId(1)));
+        let before = new.clone();
+        for (bad, why) in [
+            (restore(&[(2, "first")], 2, vec![secret(4)]), Refused::NameTaken(TenantId(1))),
+            (restore(&[(2, "b")], 3, vec![secret(4)]), Refused::UnknownTenant(TenantId(3))),
+            (restore(&[(2, "b")], 2, vec![]), Refused::Secrets),
+            (restore(&[(2, "b")], 2, vec![secret(5), secret(4)]), Refused::Secrets),
+            (restore(&[(2, &"x".repeat(MAX_TEXT + 1))], 2, vec![secret(4)]), Refused::Full(4)),
+        ] {
+            assert_eq!(new.apply(&bad, NOW), Err(why));
+            assert_eq!(new, before);
+        }
+        assert_eq!(new.apply(&good, NOW), Ok(Outcome::Done));
+        assert_eq!((new.cluster, &new.nodes, &new.roster), (before.cluster, &before.nodes, &before.roster));
+        assert_eq!(new.tenants[&TenantId(1)].name, "a", "whose terminals come is known by the backup");
+        assert!(new.tokens.contains_key(&own) && new.tokens.contains_key(&theirs));
+        assert_eq!(new.secret(), Some(&secret(5)));
+        assert_eq!(new.apply(&good, NOW), Err(Refused::NotFresh));
     }
 }

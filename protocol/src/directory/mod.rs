@@ -22,7 +22,7 @@ use crate::time::GroupTime;
 use crate::wire::codec;
 
 /// Bytes of a whole directory: some ten thousand tokens.
-const MAX_DIRECTORY: usize = 4 * 1024 * 1024;
+pub const MAX_DIRECTORY: usize = 4 * 1024 * 1024;
 /// Everything the meta group knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Directory {
@@ -115,21 +115,25 @@ impl std::fmt::Debug for Secret {
 /// Reads the directory from the meta group's tables; an empty one if there is none yet.
 pub fn read<T: Table>(table: &T) -> Result<Directory, TableError> {
     let Some(bytes) = table.get(&key::DIRECTORY)? else { return Ok(Directory::default()) };
-    let decoded = match bytes.first() {
-        // Format 1 knew only the nodes that the cluster was created with.
-        Some(1) => codec::decode::<Directory, MAX_DIRECTORY>(&bytes).map(|directory| {
-            let roster = Roster::founded(directory.nodes.keys().copied());
-            Directory { roster, ..directory }
-        }),
-        _ => codec::decode_as::<(Directory, Roster), MAX_DIRECTORY>(2, &bytes)
-            .map(|(directory, roster)| Directory { roster, ..directory }),
-    };
-    decoded.map_err(|error| TableError(format!("the directory is damaged: {error}")))
+    Directory::decode(&bytes).map_err(|error| TableError(format!("the directory is damaged: {error}")))
 }
 
 impl Directory {
+    /// Reads the stored form, of any format.
+    pub fn decode(bytes: &[u8]) -> Result<Directory, codec::CodecError> {
+        match bytes.first() {
+            // Format 1 knew only the nodes that the cluster was created with.
+            Some(1) => codec::decode::<Directory, MAX_DIRECTORY>(bytes).map(|directory| {
+                let roster = Roster::founded(directory.nodes.keys().copied());
+                Directory { roster, ..directory }
+            }),
+            _ => codec::decode_as::<(Directory, Roster), MAX_DIRECTORY>(2, bytes)
+                .map(|(directory, roster)| Directory { roster, ..directory }),
+        }
+    }
+
     /// In the form of the cluster's format version, so that a node that knows no later one can read it.
-    pub(crate) fn encode(&self) -> Bytes {
+    pub fn encode(&self) -> Bytes {
         match self.roster.format {
             0 | 1 => codec::encode(self).into(),
             _ => codec::encode_as(2, &(self, &self.roster)).into(),

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::command::{Command, Effect, Refusal, Reply, SetShare};
 use super::key::{self, Due};
-use super::row::{self, Quota, Row, Settings};
+use super::row::{self, Quota, Restore, Row, Settings};
 use super::{TableError, TableMut};
 use crate::directory;
 use crate::id::*;
@@ -35,7 +35,8 @@ pub fn apply<T: TableMut>(table: &mut T, group: GroupId, entry: &Entry) -> Resul
         table.put(&key::clock(), row::store(&now));
     }
     let settings = read(table, &key::settings())?.unwrap_or_default();
-    let mut context = Context { table, now, settings, effects: Vec::new() };
+    let restore = read(table, &key::restore())?;
+    let mut context = Context { table, now, settings, restore, effects: Vec::new() };
     let mut replies = Vec::with_capacity(entry.commands.len());
     for command in &entry.commands {
         let reply = match command {
@@ -83,11 +84,19 @@ pub(super) struct Context<'t, T> {
     pub(super) table: &'t mut T,
     pub(super) now: GroupTime,
     pub(super) settings: Settings,
+    pub(super) restore: Option<Restore>,
     pub(super) effects: Vec<Effect>,
 }
 
 impl<T: TableMut> Context<'_, T> {
     fn command(&mut self, command: &Command) -> Result<Reply, TableError> {
+        let beside = matches!(
+            command,
+            Command::Import(_) | Command::Expire | Command::Settings(_) | Command::SetShare(_)
+        );
+        if self.restore.is_some_and(|restore| restore.open) && !beside {
+            return Ok(Reply::Refused(Refusal::Restoring));
+        }
         let outcome = match command {
             Command::Register(register) => self.register(register)?,
             Command::Attach(attach) => self.attach(attach)?,
@@ -105,14 +114,26 @@ impl<T: TableMut> Context<'_, T> {
             }
             Command::SetShare(share) => Ok(self.set_share(share)?),
             Command::Directory(_) => Err(Refusal::WrongGroup),
+            Command::Import(import) => self.import(import)?,
         };
         Ok(outcome.unwrap_or_else(Reply::Refused))
     }
 
     fn change_directory(&mut self, change: &directory::Change) -> Result<Reply, TableError> {
         let mut directory = directory::read(self.table)?;
+        if let directory::Change::Restore { restore, .. } = change {
+            match self.restore {
+                // Done before: what has been changed since stays.
+                Some(known) if known.id == *restore => return Ok(Reply::Directory(directory::Outcome::Done)),
+                Some(_) => return Ok(Reply::Refused(Refusal::Directory(directory::Refused::NotFresh))),
+                None => {}
+            }
+        }
         Ok(match directory.apply(change, self.now) {
             Ok(outcome) => {
+                if let directory::Change::Restore { restore, .. } = change {
+                    self.set_restore(Some(Restore { id: *restore, begun: self.now, open: false }));
+                }
                 self.table.put(&key::DIRECTORY, directory.encode());
                 self.effects.push(Effect::DirectoryChanged);
                 Reply::Directory(outcome)

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::key;
-use super::row::{Linger, Reachability, Settings, Urgency};
+use super::row::{Linger, Message, Reachability, Row, Settings, Urgency};
 use crate::directory;
 use crate::id::*;
 use crate::stage::End;
@@ -40,9 +40,20 @@ pub enum Command {
     SetShare(SetShare),
     /// A change of the directory; only in the meta group.
     Directory(Box<directory::Change>),
+    /// A step of restoring a backup into a group without terminals; since format 2.
+    Import(Box<Import>),
 }
 
 impl Command {
+    /// The format version that a cluster must have before this may be in its logs.
+    pub fn since(&self) -> u32 {
+        match self {
+            Command::Directory(change) => change.since(),
+            Command::Import(_) => 2,
+            _ => 1,
+        }
+    }
+
     /// The keys that applying this will look up first, as far as the command itself tells: a host whose tables are on
     /// disk can fetch them before, where waiting disturbs nobody. It decides nothing.
     pub fn looks_up(&self) -> Vec<Vec<u8>> {
@@ -65,6 +76,12 @@ impl Command {
             }
             Command::SetReachability(set) => vec![key::terminal(&set.terminal)],
             Command::Unregister(unregister) => vec![key::terminal(&unregister.terminal)],
+            Command::Import(import) => match &import.step {
+                ImportStep::Terminals(terminals) => {
+                    terminals.iter().map(|one| key::terminal(&one.row.session_key.terminal())).collect()
+                }
+                _ => Vec::new(),
+            },
             Command::Expire | Command::Settings(_) | Command::SetShare(_) | Command::Directory(_) => {
                 Vec::new()
             }
@@ -212,6 +229,39 @@ pub struct SetShare {
     pub max_terminals: Option<u64>,
 }
 
+/// See [`Command::Import`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Import {
+    /// Which restore; each step may be repeated under it.
+    pub restore: RestoreId,
+    /// What is to be done.
+    pub step: ImportStep,
+}
+
+/// A step of a restore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImportStep {
+    /// From now on, and until it is finished, the group serves nobody. Refused if it has terminals of its own.
+    Begin,
+    /// Terminals and what waits for them.
+    Terminals(Vec<Imported>),
+    /// All are there: the group serves them. Steps that come later change nothing.
+    Finish,
+    /// Takes `Begin` back, unless terminals have come since.
+    GiveUp,
+}
+
+/// A terminal of a backup. One with much waiting comes in several parts, each after the one before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// Its row in the backup. What counts in its old life is not taken over.
+    pub row: Row,
+    /// The place of the first of `pushes` among all that wait for it, from 1: their seqs from now on.
+    pub from: Seq,
+    /// What waits for it, in its order.
+    pub pushes: Vec<Message>,
+}
+
 /// What a command came to. Sent between nodes: append only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -248,6 +298,8 @@ pub enum Reply {
     Refused(Refusal),
     /// What a change of the directory came to.
     Directory(directory::Outcome),
+    /// This restore was finished before.
+    Restored,
 }
 
 /// What a session needs to welcome its terminal.
@@ -341,6 +393,31 @@ pub enum Refusal {
     /// A command that this group does not take.
     #[error("wrong group for this command")]
     WrongGroup,
+    /// A backup is being restored into this group.
+    #[error(
+        "a backup is being restored; if nobody does it any more, repeat the command: reveille cluster restore"
+    )]
+    Restoring,
+    /// A backup can only be restored into a cluster without terminals.
+    #[error("this cluster has terminals of its own; restore into a new one")]
+    NotEmpty,
+    /// A step of a restore that was not begun, or of another one.
+    #[error("this restore was not begun here, or another one was since")]
+    OtherRestore,
+    /// A step of a restore that cannot be taken, and why.
+    #[error("the backup cannot be taken in: {0}")]
+    BadImport(ImportFault),
+}
+
+/// What is wrong with an imported terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum ImportFault {
+    /// A push is larger than any that a cluster takes.
+    #[error("a push is larger than may be")]
+    TooLarge,
+    /// The part before this one is missing.
+    #[error("a part of a terminal came before the part that it follows")]
+    Order,
 }
 
 /// A fact that apply established, for the dispatcher at the shard leader.
@@ -386,6 +463,8 @@ pub enum Effect {
     },
     /// The meta group's directory changed.
     DirectoryChanged,
+    /// A restore was finished: terminals may be waited for that nothing was told of.
+    Restored,
 }
 
 /// A session by its place and epoch.

@@ -19,6 +19,7 @@ const TENANTS: u8 = 0x18;
 const QUOTAS: u8 = 0x19;
 const SETTLED: u8 = 0x1a;
 const FORGOTTEN: u8 = 0x1b;
+const RESTORE: u8 = 0x1c;
 /// The key of the meta group's directory; see `crate::directory`.
 pub const DIRECTORY: [u8; 1] = [0x30];
 
@@ -35,6 +36,17 @@ pub(crate) fn clock() -> Vec<u8> {
 /// A terminal's row.
 pub fn terminal(terminal: &TerminalId) -> Vec<u8> {
     [&[TERMINALS], &terminal.0[..]].concat()
+}
+
+/// The terminal in a key of the table of rows.
+pub fn parse_terminal(key: &[u8]) -> Option<TerminalId> {
+    let (&TERMINALS, rest) = key.split_first()? else { return None };
+    rest.try_into().ok().map(TerminalId)
+}
+
+/// Where the rows of all terminals begin and end.
+pub(crate) fn all_terminals() -> (Vec<u8>, Vec<u8>) {
+    (vec![TERMINALS], terminals_end())
 }
 
 /// Where the rows after this terminal end.
@@ -111,6 +123,22 @@ pub(crate) fn settled(command: &CommandId) -> Vec<u8> {
 /// A life of a terminal that was ended lately.
 pub(crate) fn forgotten(terminal: &TerminalId, stream: Stream) -> Vec<u8> {
     [&[FORGOTTEN], &terminal.0[..], &stream.0.to_be_bytes()].concat()
+}
+
+/// The restore that this group's terminals came by.
+pub(crate) fn restore() -> Vec<u8> {
+    vec![RESTORE]
+}
+
+/// Is this key part of a backup? What a restore does not bring back is not: ended pushes, idempotency keys and retries
+/// that are remembered for a while, and what follows from the rest.
+pub fn is_backed_up(key: &[u8]) -> bool {
+    matches!(key.first(), Some(&(CLOCK | TERMINALS | PENDING))) || key == DIRECTORY
+}
+
+/// Is this the key of the group's time?
+pub fn is_clock(key: &[u8]) -> bool {
+    key == [CLOCK]
 }
 
 /// Something that ends by time. Stored: tags are pinned.

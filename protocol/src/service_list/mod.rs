@@ -2,12 +2,13 @@
 //! sending side calls this module "service list" and its look-up "status determination".
 //!
 //! The way of an entry: [`apply`] takes the commands one by one: `status` (who is online and where),
-//! `enqueue` (pushes in and back out), `ends` (confirmed, expired, remembered). [`view`] reads.
+//! `enqueue` (pushes in and back out), `ends` (confirmed, expired, remembered), `import` (restored from a backup). [`view`] reads.
 
 mod apply;
 mod command;
 mod ends;
 mod enqueue;
+mod import;
 pub mod key;
 pub mod row;
 mod status;

@@ -84,6 +84,18 @@ pub enum Reachability {
         /// The key that must answer.
         listening_key: KeyFingerprint,
     },
+    /// As `Direct`, of a terminal that came by a backup and has not been here yet: it listens to who proves to know what
+    /// it was given in its last session before. Since format 2.
+    Former {
+        /// Where the terminal listens.
+        address: SocketAddr,
+        /// The key that must answer there.
+        listening_key: KeyFingerprint,
+        /// Its life of then.
+        stream: Stream,
+        /// The epoch of its last session in it.
+        epoch: Epoch,
+    },
 }
 
 /// The session that is a terminal's current one.
@@ -170,6 +182,16 @@ pub struct Ended {
     pub at: GroupTime,
     /// The terminal confirmed it although it had ended otherwise before.
     pub seen: Option<GroupTime>,
+}
+
+/// The restore that a group's tables came by, or are coming by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Restore {
+    pub(crate) id: RestoreId,
+    /// When it was begun.
+    pub(crate) begun: GroupTime,
+    /// It goes on: until it is finished, the group serves nobody.
+    pub(crate) open: bool,
 }
 
 /// What an idempotency key led to.

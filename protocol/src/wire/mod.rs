@@ -1,5 +1,6 @@
 //! Every format that is sent or stored: one family a file, golden bytes beside it.
 
+pub mod backup;
 pub mod codec;
 pub mod entry;
 pub mod notification;

@@ -154,7 +154,7 @@ impl World {
                     let from = self.leaders[&term].node;
                     self.tell(from, session.node.0, message);
                 }
-                Effect::DirectoryChanged => {}
+                Effect::DirectoryChanged | Effect::Restored => {}
             }
         }
         for (terminal, stored) in touched {

@@ -254,7 +254,7 @@ fn say(world: &mut World, reply: &Reply) {
         Reply::Ended(end) => end.stage().name().to_owned(),
         Reply::Expired { count } => format!("{count} matters taken up"),
         Reply::Refused(refusal) => format!("refused: {refusal}"),
-        Reply::Attached(_) | Reply::Directory(_) => format!("{reply:?}"),
+        Reply::Attached(_) | Reply::Directory(_) | Reply::Restored => format!("{reply:?}"),
     };
     world.say(text);
 }

@@ -147,7 +147,7 @@ impl World {
                     let message = SessionMessage::Supersede { terminal, epoch: session.epoch };
                     self.queue.push_back(Message::HandOff { node: session.node.0, message });
                 }
-                Effect::DirectoryChanged => {}
+                Effect::DirectoryChanged | Effect::Restored => {}
             }
         }
         for (terminal, stored) in touched {

@@ -179,9 +179,16 @@ impl Drop for DevCluster {
 }
 
 fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
-    let (ca, ca_key) = Ca::new()?;
-    write_public(&folder.join("ca.pem"), &ca.pem)?;
-    write_secret(&folder.join("ca.key"), &ca_key)?;
+    // A CA that was put there is that of an earlier cluster, whose terminals shall trust this one.
+    let ca = match folder.join("ca.pem").exists() {
+        true => Ca::read(folder)?,
+        false => {
+            let (ca, key) = Ca::new()?;
+            write_secret(&folder.join("ca.key"), &key)?;
+            write_public(&folder.join("ca.pem"), &ca.pem)?;
+            ca
+        }
+    };
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let cluster = u64::from_le_bytes(random()).max(1);
     let token = hex(&random::<24>());

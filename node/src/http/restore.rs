@@ -1,0 +1,102 @@
+//! The operator's way to bring a backup into a new cluster: begin, parts of terminals, finish. Each request may be repeated
+//! under the same id; what was done stays done. Who reads the backup, and whether it is whole, is not known here.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use futures::future::join_all;
+use reveille_protocol::directory::{Change, Directory, MAX_DIRECTORY};
+use reveille_protocol::id::{GroupId, RestoreId};
+use reveille_protocol::service_list::{Command, Import, ImportStep, Imported, Reply};
+use reveille_protocol::wire::codec;
+
+use super::admin::{Admin, may};
+use super::cluster::change;
+use super::error::{ApiError, done, settle};
+use super::limits::{DEADLINE, MAX_IMPORT, MAX_IMPORT_TERMINALS};
+use super::{Api, body};
+
+async fn import(api: &Api, group: GroupId, restore: RestoreId, step: ImportStep) -> Result<bool, ApiError> {
+    let command = Command::Import(Box::new(Import { restore, step }));
+    settle(api.cluster.propose(group, command, DEADLINE).await, |reply| match reply {
+        Reply::Restored => Ok(true),
+        reply => done(reply).map(|()| false),
+    })
+}
+
+/// The same step in every shard; whether the restore was finished in all of them before.
+async fn everywhere(api: &Api, restore: RestoreId, step: ImportStep) -> Result<bool, ApiError> {
+    let all = api.cluster.shards().map(|group| import(api, group, restore, step.clone()));
+    let all = join_all(all).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(all.into_iter().all(|finished| finished))
+}
+
+fn malformed(error: impl std::fmt::Display) -> ApiError {
+    ApiError::bad("bad_backup", format!("the body is no part of a backup: {error}"))
+}
+
+/// `POST /cluster/restore/{id}`: the shards serve nobody from now on, and the directory is that of the backup, which is the
+/// body. Refused as a whole if the cluster is not new.
+pub(super) async fn begin(
+    request: HttpRequest,
+    id: web::Path<String>,
+    body: web::Payload,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    may(&request, &api, &admin)?;
+    let restore: RestoreId = id.parse()?;
+    let body = body::read(&request, body, MAX_DIRECTORY).await?;
+    let Directory { tenants, tokens, secrets, .. } = Directory::decode(&body).map_err(malformed)?;
+    let begun = async {
+        let finished = everywhere(&api, restore, ImportStep::Begin).await?;
+        change(&api, Change::Restore { restore, tenants, tokens, secrets }).await?;
+        Ok::<_, ApiError>(finished)
+    };
+    match begun.await {
+        Ok(finished) => Ok(HttpResponse::Ok().json(serde_json::json!({ "finished": finished }))),
+        Err(error) => {
+            if error.is_refusal() {
+                // A cluster that is not to be restored serves on. What did not hear of it does when this is repeated.
+                let all = api.cluster.shards().map(|group| import(&api, group, restore, ImportStep::GiveUp));
+                join_all(all).await;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// `POST /cluster/restore/{id}/terminals`: some terminals and what waits for them.
+pub(super) async fn terminals(
+    request: HttpRequest,
+    id: web::Path<String>,
+    body: web::Payload,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    may(&request, &api, &admin)?;
+    let restore: RestoreId = id.parse()?;
+    let body = body::read(&request, body, MAX_IMPORT).await?;
+    let all: Vec<Imported> = codec::decode::<_, MAX_IMPORT>(&body).map_err(malformed)?;
+    if all.len() > MAX_IMPORT_TERMINALS {
+        return Err(malformed(format_args!("it has {} terminals; send {MAX_IMPORT_TERMINALS}", all.len())));
+    }
+    let mut groups: std::collections::BTreeMap<GroupId, Vec<Imported>> = Default::default();
+    for one in all {
+        groups.entry(api.cluster.group_of(&one.row.session_key.terminal())).or_default().push(one);
+    }
+    let all =
+        groups.into_iter().map(|(group, some)| import(&api, group, restore, ImportStep::Terminals(some)));
+    join_all(all).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// `POST /cluster/restore/{id}/finish`: everything was brought; the shards serve.
+pub(super) async fn finish(
+    request: HttpRequest,
+    id: web::Path<String>,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    may(&request, &api, &admin)?;
+    everywhere(&api, id.parse()?, ImportStep::Finish).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
