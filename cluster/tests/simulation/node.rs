@@ -1,0 +1,370 @@
+//! A node: what of it survives its process (disk, tables, id), the running member, and how it starts and ends.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use openraft::async_runtime::AsyncRuntime;
+use openraft_rt_sim::SimRuntime;
+use reveille_cluster::host::{Host, NotifyOrder, Taken};
+use reveille_cluster::member::{Beginning, GroupStorage, Member, MemberConfig};
+use reveille_cluster::tables::{Installer, MemoryTables, Tables};
+use reveille_cluster::wal::disk::{Disk, Fault, SimDisk};
+use reveille_cluster::wal::{Owner, Wal, WalConfig};
+use reveille_protocol::directory::{Directory, Node, Tenant};
+use reveille_protocol::id::*;
+use reveille_protocol::wire::peer::SessionMessage;
+
+use crate::network::Wire;
+use crate::world::{Sim, World, lock, true_wall};
+
+pub const GROUPS: u16 = 2;
+const CLUSTER: u64 = 0xc1;
+
+pub struct SimNode {
+    pub id: NodeId,
+    /// The random name of its data folder.
+    pub store: u64,
+    address: String,
+    /// The nodes that it is told of by its configuration.
+    configured: BTreeMap<NodeId, String>,
+    founder: bool,
+    pub disk: SimDisk,
+    /// Those of its running life, or what the last one left.
+    tables: Mutex<BTreeMap<GroupId, MemoryTables>>,
+    /// Milliseconds that its wall clock is ahead.
+    pub ahead: Arc<AtomicI64>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    running: Option<Running>,
+    lives: u64,
+    has_log: bool,
+    /// It said so itself.
+    failed: Option<String>,
+    /// A fault of its disk was ordered in this life: it may say that it fails.
+    may_fail: bool,
+    /// It ended for good, and how.
+    gone: Option<&'static str>,
+}
+
+#[derive(Clone)]
+struct Running {
+    member: Arc<Member<Sim>>,
+    /// Held, not asked.
+    _wal: Arc<Wal>,
+    /// Its disk obeys it no longer once this is false.
+    alive: Arc<AtomicBool>,
+}
+
+/// How a process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// What was not synced is lost or torn.
+    Power,
+    /// The system keeps what was written.
+    Kill,
+}
+
+/// The disk as one life of a node has it.
+struct OwnDisk(SimDisk, Arc<AtomicBool>);
+
+impl OwnDisk {
+    fn check(&self) -> io::Result<&SimDisk> {
+        match self.1.load(Ordering::Relaxed) {
+            true => Ok(&self.0),
+            false => Err(io::Error::other("the process that wanted this is gone")),
+        }
+    }
+}
+
+impl Disk for OwnDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.check()?.list()
+    }
+
+    fn len(&self, name: &str) -> io::Result<u64> {
+        self.check()?.len(name)
+    }
+
+    fn create(&self, name: &str, len: u64) -> io::Result<()> {
+        self.check()?.create(name, len)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.check()?.rename(from, to)
+    }
+
+    fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.check()?.read_at(name, offset, buffer)
+    }
+
+    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.check()?.write_at(name, offset, bytes)
+    }
+
+    fn sync(&self, name: &str) -> io::Result<()> {
+        self.check()?.sync(name)
+    }
+
+    fn location(&self) -> String {
+        self.0.location()
+    }
+}
+
+/// The node around its member: every call becomes something on the agenda, as it becomes a message in production.
+struct SimHost {
+    world: Weak<World>,
+    node: NodeId,
+    life: u64,
+}
+
+impl SimHost {
+    fn world(&self) -> Option<Arc<World>> {
+        self.world.upgrade().filter(|world| world.is_life(self.node, self.life))
+    }
+}
+
+impl Host for SimHost {
+    fn session(&self, message: SessionMessage) -> Taken {
+        self.world().map_or(Taken::NoSession, |world| world.to_session(self.node, message))
+    }
+
+    fn notify(&self, order: NotifyOrder) -> bool {
+        self.world().is_some_and(|world| world.notify(self.node, self.life, &order))
+    }
+
+    fn directory(&self, _directory: Arc<Directory>) {}
+
+    fn fenced(&self) {
+        if let Some(world) = self.world() {
+            world.say(format!("n{} finds itself marked down", self.node));
+            world.leave_all(self.node);
+        }
+    }
+
+    fn failed(&self, why: String) {
+        if let Some(world) = self.world() {
+            world.failed(self.node, why);
+        }
+    }
+}
+
+impl SimNode {
+    /// A node of a new cluster.
+    fn founder(id: NodeId, configured: BTreeMap<NodeId, String>) -> SimNode {
+        SimNode { founder: true, ..SimNode::new(id, id.0, configured[&id].clone(), configured) }
+    }
+
+    /// A node that joins.
+    pub fn new(id: NodeId, store: u64, address: String, configured: BTreeMap<NodeId, String>) -> SimNode {
+        SimNode {
+            id,
+            store,
+            address,
+            configured,
+            founder: false,
+            disk: SimDisk::default(),
+            tables: Mutex::new((0..=GROUPS).map(|group| (GroupId(group), MemoryTables::default())).collect()),
+            ahead: Arc::default(),
+            state: Mutex::default(),
+        }
+    }
+
+    pub fn tables(&self, group: GroupId) -> MemoryTables {
+        lock(&self.tables)[&group].clone()
+    }
+
+    /// What was not flushed is gone, and what the life that ends still writes, nobody reads.
+    async fn crash_tables(&self) {
+        let ended = lock(&self.tables).clone();
+        for (group, tables) in ended {
+            tables.crash();
+            let contents = tables.contents().0.into_iter().collect();
+            let left = MemoryTables::default();
+            let mut installer = left.installer().expect("memory cannot fail");
+            installer.push(contents).await.expect("memory cannot fail");
+            installer.finish().await.expect("memory cannot fail");
+            lock(&self.tables).insert(group, left);
+        }
+    }
+
+    pub fn member(&self) -> Option<Arc<Member<Sim>>> {
+        lock(&self.state).running.as_ref().map(|running| running.member.clone())
+    }
+
+    pub fn gone(&self) -> Option<&'static str> {
+        lock(&self.state).gone
+    }
+
+    /// It ends for good: its machine is lost, or the cluster wants it no more.
+    pub fn set_gone(&self, why: &'static str) {
+        lock(&self.state).gone = Some(why);
+    }
+
+    /// What it said of its end, if it did.
+    pub fn take_failure(&self) -> Option<String> {
+        lock(&self.state).failed.take()
+    }
+
+    /// Something is wrong with its disk from now on.
+    pub fn break_disk(&self, fault: Fault) {
+        lock(&self.state).may_fail = true;
+        self.disk.set_fault(Some(fault));
+    }
+
+    fn open(&self, alive: &Arc<AtomicBool>) -> (Wal, BTreeMap<GroupId, GroupStorage<Sim>>) {
+        let config = WalConfig {
+            segment_bytes: 32 * 1024,
+            max_segments: 4,
+            cache_bytes: 8 * 1024,
+            create: !std::mem::replace(&mut lock(&self.state).has_log, true),
+            ..WalConfig::new(Owner { cluster: CLUSTER, node: self.id.0 }, GROUPS + 1)
+        };
+        let disk = Arc::new(OwnDisk(self.disk.clone(), alive.clone()));
+        let wal = Wal::open_inline(disk, config).expect("the log opens");
+        let storage = lock(&self.tables).clone().into_iter().map(|(group, tables)| {
+            let log = wal.group(group.0).expect("a group of this node");
+            (group, GroupStorage::<Sim> { log, tables })
+        });
+        let storage = storage.collect();
+        (wal, storage)
+    }
+
+    fn config(&self, life: u64) -> MemberConfig {
+        let at = |address: &String| Node { peer: address.clone(), ..Node::default() };
+        let tenant = Tenant { name: "sim".to_owned(), enrolment_key: None, open: true };
+        let beginning = Beginning {
+            nodes: self.configured.iter().map(|(id, address)| (*id, at(address))).collect(),
+            tenants: BTreeMap::from([(TenantId(1), tenant)]),
+            tokens: BTreeMap::new(),
+            secret: [7; 32],
+        };
+        let ahead = self.ahead.clone();
+        MemberConfig {
+            node: self.id,
+            cluster: CLUSTER,
+            groups: GROUPS,
+            nodes: self.configured.clone(),
+            addresses: at(&self.address),
+            store: self.store,
+            boot: self.id.0 * 1000 + life,
+            beginning: self.founder.then_some(beginning),
+            wall: Arc::new(move || (true_wall() as i64 + ahead.load(Ordering::Relaxed)) as u64 * 1000),
+        }
+    }
+}
+
+impl World {
+    /// The nodes that a cluster begins with.
+    pub fn found(&self, nodes: u64) {
+        let configured: BTreeMap<_, _> = (1..=nodes).map(|id| (NodeId(id), format!("host{id}"))).collect();
+        for id in configured.keys() {
+            lock(&self.nodes).insert(*id, Arc::new(SimNode::founder(*id, configured.clone())));
+        }
+    }
+
+    pub fn node(&self, id: NodeId) -> Arc<SimNode> {
+        lock(&self.nodes)[&id].clone()
+    }
+
+    pub fn all_nodes(&self) -> Vec<Arc<SimNode>> {
+        lock(&self.nodes).values().cloned().collect()
+    }
+
+    /// Where every node is.
+    pub fn addresses(&self) -> BTreeMap<NodeId, String> {
+        self.all_nodes().iter().map(|node| (node.id, node.address.clone())).collect()
+    }
+
+    /// The running ones that the cluster may want.
+    pub fn members(&self) -> Vec<Arc<Member<Sim>>> {
+        let nodes = self.all_nodes();
+        nodes.iter().filter(|node| node.gone().is_none()).filter_map(|node| node.member()).collect()
+    }
+
+    /// Any running node.
+    pub fn any_member(&self) -> Option<Arc<Member<Sim>>> {
+        let members = self.members();
+        (!members.is_empty()).then(|| members[self.below(members.len() as u64) as usize].clone())
+    }
+
+    /// Does this life of the node still run?
+    pub fn is_life(&self, node: NodeId, life: u64) -> bool {
+        let node = self.node(node);
+        let state = lock(&node.state);
+        state.lives == life && state.running.is_some()
+    }
+
+    pub fn life(&self, node: NodeId) -> u64 {
+        lock(&self.node(node).state).lives
+    }
+
+    /// Its process starts, and goes as far as it gets by itself.
+    pub async fn start(self: &Arc<World>, id: NodeId) {
+        let node = self.node(id);
+        let life = {
+            let mut state = lock(&node.state);
+            assert!(state.running.is_none(), "n{id} runs already");
+            state.lives += 1;
+            (state.failed, state.may_fail) = (None, false);
+            state.lives
+        };
+        self.say(format!("n{id} starts, life {life}"));
+        let alive = Arc::new(AtomicBool::new(true));
+        let (wal, storage) = node.open(&alive);
+        let wire = Wire { world: Arc::downgrade(self), from: id, life };
+        let host = Arc::new(SimHost { world: Arc::downgrade(self), node: id, life });
+        let member = Member::start(node.config(life), storage, wire, host).await;
+        let member = member.expect("the member starts");
+        lock(&node.state).running = Some(Running { member: member.clone(), _wal: Arc::new(wal), alive });
+        self.open_port(id, life, &member);
+        member.initialise().await.expect("the groups begin");
+        let world = self.clone();
+        let _detached = SimRuntime::spawn(async move {
+            let joined = member.join().await;
+            match joined {
+                _ if !world.is_life(id, life) => {}
+                Ok(incarnation) => world.say(format!("n{id} has incarnation {incarnation}")),
+                Err(error) => world.failed(id, error.to_string()),
+            }
+        });
+    }
+
+    /// Its process ends.
+    pub async fn stop(self: &Arc<World>, id: NodeId, end: End) {
+        let node = self.node(id);
+        let Some(running) = lock(&node.state).running.take() else { return };
+        self.say(format!("n{id} ends: {end:?}"));
+        running.alive.store(false, Ordering::Relaxed);
+        let silent = self.bad_luck(200);
+        self.close_port(id, silent);
+        self.break_sessions(id, silent);
+        node.crash_tables().await;
+        running.member.shutdown().await;
+        drop(running);
+        match end {
+            End::Kill => node.disk.kill(),
+            End::Power => {
+                let kept = self.below(u64::MAX);
+                node.disk.crash(|number, len| (kept.rotate_left(number as u32) % (len as u64 + 1)) as usize);
+            }
+        }
+    }
+
+    /// A node says that it must end.
+    fn failed(&self, id: NodeId, why: String) {
+        let node = self.node(id);
+        let mut state = lock(&node.state);
+        let told = why.contains("was removed") || why.contains("not a member");
+        let expected = state.may_fail || state.gone.is_some() || told;
+        if state.failed.is_none() {
+            self.say(format!("n{id} must end: {why}"));
+            assert!(expected, "n{id} must end for no reason that was given to it: {why}");
+            state.failed = Some(why);
+        }
+    }
+}
