@@ -69,7 +69,7 @@ fn overview(dev: &Dev, node: usize) -> Option<Value> {
 fn a_mixed_cluster_serves_and_takes_the_new_format_when_all_can() {
     let Some(previous) = previous() else { return };
     let current = PathBuf::from(REVEILLE);
-    let dev = Dev::start_with(&previous, tempfile::tempdir().unwrap());
+    let dev = Dev::start_by(&previous, tempfile::tempdir().unwrap());
     let load = Load::start(&dev, &["t1", "t2", "t3"]);
     load.take(Duration::from_millis(500));
     let mut running: Vec<Option<Running>> = vec![None, None, None];

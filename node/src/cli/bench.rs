@@ -4,8 +4,10 @@
 mod deliver;
 mod failover;
 mod idle;
+mod load;
 mod publish;
 mod recovery;
+mod steady;
 mod usage;
 mod wake;
 
@@ -21,6 +23,7 @@ use serde_json::json;
 use super::client::{Client, Target};
 use super::dev::Temporary;
 use super::dev::cluster::DevCluster;
+use super::dev::network::Network;
 use super::{output, runtime};
 use crate::random::random;
 use crate::telemetry;
@@ -51,20 +54,30 @@ enum What {
     Deliver(deliver::Deliver),
     /// Registered terminals that do nothing: memory and descriptors.
     Idle(idle::Idle),
-    /// kill -9 of leaders under load: how long nobody could publish to their shards.
+    /// Leaders fail under load: how long nobody could publish to their shards.
     Failover(failover::Failover),
     /// A node with much data is restarted, and replaced by another: how long it takes, and what publishers see.
     Recovery(recovery::Recovery),
+    /// Nothing fails while the processors are busy: how often leadership moves all the same.
+    Steady(steady::Steady),
 }
+
+/// As few as lose nothing when one fails.
+const NODES: u64 = 3;
 
 impl Bench {
     pub(super) fn run(self) -> anyhow::Result<()> {
         telemetry::init_logs("warn", false)?;
+        let network = match &self.what {
+            // Begins this program anew; so before anything is made.
+            What::Failover(failover) if failover.how.cut().is_some() => Network::apart(NODES)?,
+            _ => Network::Loopback,
+        };
         let temporary = Temporary::new()?;
         let folder = self.data.clone().unwrap_or_else(|| temporary.0.clone());
         let report = Report { json: self.json };
         runtime(2)?.block_on(async {
-            let mut cluster = DevCluster::start(&folder, 3, self.groups, "warn")?;
+            let mut cluster = DevCluster::start(&folder, NODES, self.groups, "warn", network)?;
             let outcome = async {
                 cluster.ready().await?;
                 match &self.what {
@@ -74,6 +87,7 @@ impl Bench {
                     What::Idle(idle) => idle.run(&cluster, &report).await,
                     What::Failover(failover) => failover.run(&mut cluster, &report).await,
                     What::Recovery(recovery) => recovery.run(&mut cluster, &report).await,
+                    What::Steady(steady) => steady.run(&cluster, &report).await,
                 }
             };
             let outcome = outcome.await;

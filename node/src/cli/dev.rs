@@ -2,6 +2,7 @@
 
 pub(super) mod cluster;
 pub(super) mod demo;
+pub(super) mod network;
 
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use clap::Args;
 use serde_json::json;
 
 use self::cluster::DevCluster;
+use self::network::Network;
 use super::{output, runtime};
 use crate::{shutdown, telemetry};
 
@@ -53,7 +55,8 @@ impl Dev {
         };
         let runtime = runtime(1)?;
         let outcome = runtime.block_on(async {
-            let mut cluster = DevCluster::start(&folder, self.nodes, self.groups, &self.log_level)?;
+            let mut cluster =
+                DevCluster::start(&folder, self.nodes, self.groups, &self.log_level, Network::Loopback)?;
             let outcome = tokio::select! {
                 outcome = self.show(&cluster) => outcome,
                 signalled = shutdown::signalled() => signalled,

@@ -54,12 +54,19 @@ impl Load {
 
     /// The same with terminals that connect to these servers.
     pub fn start_at(dev: &Dev, servers: &str, names: &[&str]) -> Load {
+        Load::start_with(dev, servers, names, &[])
+    }
+
+    /// The same with terminals that stay connected beside them.
+    pub fn start_with(dev: &Dev, servers: &str, asleep: &[&str], connected: &[&str]) -> Load {
         let story = Story(Arc::default(), Instant::now());
         let mut terminals = BTreeMap::new();
-        for name in names {
-            let (child, lines) = dev.terminal_of(servers, name, &[]);
+        for name in asleep.iter().chain(connected) {
+            let stays = connected.contains(name);
+            let more: &[&str] = if stays { &["--linger", "forever"] } else { &[] };
+            let (child, lines) = dev.terminal_of(servers, name, more);
             let id = lines.next_event("listening")["terminal"].as_str().unwrap().to_owned();
-            lines.next_event("disconnected");
+            lines.next_event(if stays { "connected" } else { "disconnected" });
             story.tell(What::TerminalStarted { terminal: id.clone() });
             terminals.insert((*name).to_owned(), (id, child, lines));
         }
@@ -96,6 +103,13 @@ impl Load {
     pub fn acknowledged(&self) -> usize {
         let events = self.story.0.lock().unwrap();
         events.iter().filter(|event| matches!(event.what, What::Published { .. })).count()
+    }
+
+    /// Pushes whose publisher was refused or got no answer, with all its tries.
+    pub fn not_acknowledged(&self) -> Vec<What> {
+        let events = self.story.0.lock().unwrap();
+        let failed = |what: &&What| matches!(what, What::Failed { .. } | What::Unknown { .. });
+        events.iter().map(|event| &event.what).filter(failed).cloned().collect()
     }
 
     /// Takes what comes for at least this long, and until nothing comes any more.

@@ -12,6 +12,7 @@ pub mod compose;
 pub mod load;
 pub mod name;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -87,7 +88,8 @@ pub struct Dev {
     pub ready: Value,
     child: Running,
     lines: Lines,
-    restarted: Vec<Running>,
+    /// Nodes that were started again, by the test itself.
+    restarted: BTreeMap<usize, Running>,
 }
 
 impl Dev {
@@ -96,24 +98,30 @@ impl Dev {
     }
 
     pub fn start_in(folder: tempfile::TempDir) -> Dev {
-        Dev::run(REVEILLE.as_ref(), folder, &[])
+        Dev::run(REVEILLE.as_ref(), folder, &[], &[])
     }
 
-    /// With another version's binary.
-    pub fn start_with(reveille: &Path, folder: tempfile::TempDir) -> Dev {
-        Dev::run(reveille, folder, &[])
+    /// By another version's binary.
+    pub fn start_by(reveille: &Path, folder: tempfile::TempDir) -> Dev {
+        Dev::run(reveille, folder, &[], &[])
     }
 
     /// With more arguments: another size.
     pub fn start_like(folder: tempfile::TempDir, more: &[&str]) -> Dev {
-        Dev::run(REVEILLE.as_ref(), folder, more)
+        Dev::run(REVEILLE.as_ref(), folder, more, &[])
     }
 
-    fn run(reveille: &Path, folder: tempfile::TempDir, more: &[&str]) -> Dev {
+    /// With variables that its nodes inherit.
+    pub fn start_with(folder: tempfile::TempDir, variables: &[(&str, &str)]) -> Dev {
+        Dev::run(REVEILLE.as_ref(), folder, &[], variables)
+    }
+
+    fn run(reveille: &Path, folder: tempfile::TempDir, more: &[&str], variables: &[(&str, &str)]) -> Dev {
         let mut child = Command::new(reveille)
             .args(["dev", "--no-demo", "--json", "--data"])
             .arg(folder.path())
             .args(more)
+            .envs(variables.iter().copied())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -121,7 +129,7 @@ impl Dev {
         let child = Running(child);
         let ready = lines.next();
         assert_eq!(ready["event"], "ready");
-        Dev { folder, ready, child, lines, restarted: Vec::new() }
+        Dev { folder, ready, child, lines, restarted: BTreeMap::new() }
     }
 
     pub fn node(&self, id: usize) -> &Value {
@@ -145,54 +153,89 @@ impl Dev {
         nodes.iter().map(|node| node["session"].as_str().unwrap()).collect::<Vec<_>>().join(",")
     }
 
+    /// The process of a node as it was started last.
+    pub fn pid(&self, id: usize) -> u32 {
+        match self.restarted.get(&id) {
+            Some(running) => running.0.id(),
+            None => self.node(id)["pid"].as_u64().unwrap() as u32,
+        }
+    }
+
+    pub fn signal_node(&self, id: usize, signal: &str) {
+        signal_to(self.pid(id), signal);
+    }
+
     pub fn kill_node(&self, id: usize) {
-        let pid = self.node(id)["pid"].as_u64().unwrap();
-        let killed = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
-        assert!(killed.success());
+        self.signal_node(id, "KILL");
+    }
+
+    /// Waits for the end of a node's process; how long that took.
+    pub fn wait_ended(&self, id: usize) -> Duration {
+        let (began, process) = (Instant::now(), PathBuf::from(format!("/proc/{}", self.pid(id))));
+        // One that nobody has waited for is a zombie. It holds its ports until the last of its threads is one.
+        let lives = || {
+            let threads = std::fs::read_dir(process.join("task")).map_or(0, Iterator::count);
+            let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+            threads > 1 || stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.starts_with(" Z"))
+        };
+        while lives() {
+            assert!(began.elapsed() < PATIENCE, "node {id} does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        began.elapsed()
     }
 
     /// Stops a node's process without ending it, until the answer is dropped.
     pub fn pause_node(&self, id: usize) -> Paused {
-        let pid = self.node(id)["pid"].to_string();
-        assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
-        Paused(pid)
+        self.signal_node(id, "STOP");
+        Paused(self.pid(id))
     }
 
     /// Starts a killed node again, as its operator would.
     pub fn start_node(&mut self, id: usize) -> u32 {
+        self.start_node_by(id, Command::new(REVEILLE))
+    }
+
+    /// The same by a program that begins the binary in its own way.
+    pub fn start_node_by(&mut self, id: usize, mut program: Command) -> u32 {
         let config = self.node(id)["config"].as_str().unwrap();
-        let log = std::fs::File::options()
-            .append(true)
-            .create(true)
-            .open(self.folder.path().join(format!("node-{id}.log")))
-            .unwrap();
-        let child = Command::new(REVEILLE)
-            .args(["node", "--config", config])
-            .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+        let log = std::fs::File::options().append(true).create(true).open(self.log_of(id)).unwrap();
+        let child =
+            program.args(["node", "--config", config]).stderr(log).stdin(Stdio::null()).spawn().unwrap();
         let pid = child.id();
-        self.restarted.push(Running(child));
+        self.restarted.insert(id, Running(child));
         pid
+    }
+
+    fn log_of(&self, id: usize) -> PathBuf {
+        self.folder.path().join(format!("node-{id}.log"))
+    }
+
+    /// What a node has logged so far.
+    pub fn log(&self, id: usize) -> String {
+        std::fs::read_to_string(self.log_of(id)).unwrap_or_default()
+    }
+
+    pub fn admin(&self, id: usize) -> &str {
+        self.node(id)["admin"].as_str().unwrap()
+    }
+
+    pub fn is_ready(&self, id: usize) -> bool {
+        http_try(self.admin(id), "GET", "/readyz", &[], b"").is_some_and(|answer| answer.status == 200)
     }
 
     pub fn wait_ready(&self, id: usize) {
         let deadline = Instant::now() + PATIENCE;
-        let admin = self.node(id)["admin"].as_str().unwrap();
-        let mut said = String::new();
-        while Instant::now() < deadline {
-            match http_try(admin, "GET", "/readyz", &[], b"") {
-                Some(answer) if answer.status == 200 => return,
-                Some(answer) => said = String::from_utf8_lossy(&answer.body).into_owned(),
-                None => {}
+        while !self.is_ready(id) {
+            if Instant::now() >= deadline {
+                let answer = http_try(self.admin(id), "GET", "/readyz", &[], b"").map(|answer| answer.body);
+                let answer = String::from_utf8_lossy(&answer.unwrap_or_default()).into_owned();
+                let log = self.log(id);
+                let last: Vec<&str> = log.lines().rev().take(5).collect();
+                panic!("node {id} is not ready: {answer:?}; the end of its log, last line first: {last:#?}");
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        let log = self.folder.path().join(format!("node-{id}.log"));
-        let log = std::fs::read_to_string(log).unwrap_or_default();
-        let last: Vec<_> = log.lines().rev().take(20).collect();
-        panic!("node {id} is not ready: {said}; the last lines of its log, backwards: {last:#?}");
     }
 
     pub fn terminal(&self, name: &str, more: &[&str]) -> (Running, Lines) {
@@ -234,12 +277,18 @@ impl Dev {
 }
 
 /// A process that is stopped.
-pub struct Paused(String);
+pub struct Paused(u32);
 
 impl Drop for Paused {
     fn drop(&mut self) {
-        let _ = Command::new("kill").args(["-CONT", &self.0]).status();
+        // Killed meanwhile: then there is nothing to wake.
+        let _ = Command::new("kill").args(["-s", "CONT", &self.0.to_string()]).status();
     }
+}
+
+fn signal_to(pid: u32, signal: &str) {
+    let sent = Command::new("kill").args(["-s", signal, &pid.to_string()]).status().unwrap();
+    assert!(sent.success(), "kill -s {signal} {pid}");
 }
 
 /// An answer.

@@ -152,7 +152,7 @@ struct Newcomer {
 impl Newcomer {
     fn start(cluster: &DevCluster) -> anyhow::Result<Newcomer> {
         let reveille = std::env::current_exe()?;
-        let ports = super::super::dev::cluster::free_ports(4)?;
+        let ports = cluster.network.ports(1, 4)?;
         let [peer, session, http, admin] = ports[..] else { anyhow::bail!("four ports") };
         let out = cluster.folder.join("newcomer");
         let made = Command::new(&reveille)

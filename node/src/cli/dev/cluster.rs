@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use reveille_protocol::hash::sha256;
 
 use super::super::certs::{Ca, write_public, write_secret};
 use super::super::client::Target;
+use super::network::Network;
 use crate::config::{Admin, Cluster, Config, FirstTenant, Http, Log, Notify, Port, Storage, Tls};
 use crate::random::random;
 
@@ -22,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LEAVE: Duration = Duration::from_secs(7);
 /// Certificates of `dev` outlive any session of it.
 const CERTIFICATE_DAYS: u32 = 365;
+/// Ports of a node: peers, sessions, publishers, operators.
+const PORTS: u16 = 4;
 
 /// One node of it.
 pub(in crate::cli) struct DevNode {
@@ -41,6 +44,7 @@ pub(in crate::cli) struct DevCluster {
     pub(in crate::cli) ca: PathBuf,
     pub(in crate::cli) token: String,
     pub(in crate::cli) nodes: Vec<DevNode>,
+    pub(in crate::cli) network: Network,
     children: Vec<Child>,
 }
 
@@ -51,19 +55,26 @@ impl DevCluster {
         nodes: u64,
         groups: u16,
         log_level: &str,
+        network: Network,
     ) -> anyhow::Result<DevCluster> {
         fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
         // Children are told absolute paths: someone may start one again from elsewhere.
         let folder = folder.canonicalize()?;
         let fresh = !folder.join("token").exists();
         if fresh {
-            make_files(&folder, nodes, groups)?;
+            make_files(&folder, nodes, groups, network)?;
         }
         let token = folder.join("token");
         let token = fs::read_to_string(&token).with_context(|| format!("{}", token.display()))?;
         let token = token.trim().to_owned();
-        let mut cluster =
-            DevCluster { ca: folder.join("ca.pem"), folder, token, nodes: Vec::new(), children: Vec::new() };
+        let mut cluster = DevCluster {
+            ca: folder.join("ca.pem"),
+            folder,
+            token,
+            nodes: Vec::new(),
+            network,
+            children: Vec::new(),
+        };
         for id in 1.. {
             let path = cluster.folder.join(format!("node-{id}.toml"));
             if !path.exists() {
@@ -102,6 +113,14 @@ impl DevCluster {
         Ok(())
     }
 
+    /// Sends a signal to a node, by the name that `kill` knows.
+    pub(in crate::cli) fn signal(&self, id: u64, signal: &str) -> anyhow::Result<()> {
+        let node = self.nodes.iter().find(|node| node.id == id).context("no such node")?;
+        let sent = Command::new("kill").args(["-s", signal, &node.pid.to_string()]).status()?;
+        ensure!(sent.success(), "kill -s {signal} {}: {sent}", node.pid);
+        Ok(())
+    }
+
     /// Starts a killed node again.
     pub(in crate::cli) fn start_again(&mut self, id: u64) -> anyhow::Result<()> {
         let at = self.nodes.iter().position(|node| node.id == id).context("no such node")?;
@@ -115,7 +134,7 @@ impl DevCluster {
     fn spawn(&self, id: u64, path: &Path, log_level: &str) -> anyhow::Result<Child> {
         let log =
             File::options().create(true).append(true).open(self.folder.join(format!("node-{id}.log")))?;
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = self.network.command(id, &std::env::current_exe()?);
         command.arg("node").arg("--config").arg(path).args([
             "--create",
             "--exit-with-stdin",
@@ -178,7 +197,7 @@ impl Drop for DevCluster {
     }
 }
 
-fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
+fn make_files(folder: &Path, nodes: u64, groups: u16, network: Network) -> anyhow::Result<()> {
     // A CA that was put there is that of an earlier cluster, whose terminals shall trust this one.
     let ca = match folder.join("ca.pem").exists() {
         true => Ca::read(folder)?,
@@ -192,12 +211,13 @@ fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let cluster = u64::from_le_bytes(random()).max(1);
     let token = hex(&random::<24>());
-    let ports = free_ports(4 * nodes as usize)?;
-    let port = |id: u64, which: usize| ports[(id as usize - 1) * 4 + which];
+    let ports = network.ports(nodes, PORTS)?;
+    let port = |id: u64, which: usize| ports[(id as usize - 1) * usize::from(PORTS) + which];
     let peers: BTreeMap<String, String> =
         (1..=nodes).map(|id| (id.to_string(), port(id, 0).to_string())).collect();
     for id in 1..=nodes {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let own = port(id, 0).ip();
+        let names = vec!["localhost".to_owned(), own.to_string()];
         let (certificate, key) = ca.node(id, cluster, names, CERTIFICATE_DAYS)?;
         let file = |ending: &str| folder.join(format!("node-{id}.{ending}"));
         write_public(&file("pem"), &certificate)?;
@@ -222,7 +242,7 @@ fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
             session: Port { listen: port(id, 1), advertise: None },
             http: Http { listen: port(id, 2), advertise: None, tls: false, workers: 1 },
             admin: Admin { listen: port(id, 3) },
-            notify: Notify { bind: SocketAddr::from(([127, 0, 0, 1], 0)), ..Notify::default() },
+            notify: Notify { bind: SocketAddr::new(own, 0), ..Notify::default() },
             // Three nodes on one machine: segments are made full of zeros, so smaller ones start sooner.
             storage: Storage { segment_bytes: 16 << 20, ..Storage::default() },
             log: Log::default(),
@@ -231,10 +251,4 @@ fn make_files(folder: &Path, nodes: u64, groups: u16) -> anyhow::Result<()> {
     }
     // Last: its being there says that the rest is.
     write_secret(&folder.join("token"), &token)
-}
-
-/// Ports that are free now. Another program may take one before its node does; then the node says so.
-pub(in crate::cli) fn free_ports(count: usize) -> anyhow::Result<Vec<SocketAddr>> {
-    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
 }
