@@ -160,8 +160,13 @@ fn a_backup_under_load_is_restored_into_a_cluster_of_another_size() {
     let keys: Vec<String> =
         (0..ABSENT).map(|number| format!("{{\"key\": \"{}\"}}", absent(number))).collect();
     for some in keys.chunks(ABSENT / 2) {
-        let answer = old.request(1, "POST", "/v1/terminals", &[], some.join("\n").as_bytes());
-        assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+        // A busy machine may need more than one request.
+        let all = || {
+            let answer = old.request(1, "POST", "/v1/terminals", &[], some.join("\n").as_bytes());
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            answer.status == 200 && text.matches("\"existed\"").count() == some.len()
+        };
+        assert!((0..10).any(|_| all()), "they cannot be registered");
     }
     let crowded = absent(3)[..32].to_owned();
     for number in 0..MANY {

@@ -2,11 +2,12 @@
 //! cluster and which replicates what, tenants and their tokens, secrets. Pure; small enough to be one value that every
 //! node keeps in memory.
 //!
-//! [`Change`] is what may be asked of it (`change`), [`Roster`] who belongs to the cluster (`roster`), and where each
-//! group's replicas should be follows from both (`placement`).
+//! [`Change`] is what may be asked of it (`change`; what a backup brings: `restore`), [`Roster`] who belongs to the cluster
+//! (`roster`), and where each group's replicas should be follows from both (`placement`).
 
 mod change;
 mod placement;
+mod restore;
 mod roster;
 
 use std::collections::BTreeMap;

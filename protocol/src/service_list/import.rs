@@ -6,6 +6,7 @@
 
 use super::apply::{Context, read};
 use super::command::*;
+use super::imported::*;
 use super::key::{self, Due};
 use super::row::{self, Message, Quota, Reachability, Restore, Row};
 use super::status::Outcome;

@@ -9,6 +9,7 @@ mod command;
 mod ends;
 mod enqueue;
 mod import;
+mod imported;
 pub mod key;
 pub mod row;
 mod status;
@@ -17,4 +18,5 @@ pub mod view;
 
 pub use apply::{Applied, apply, next_deadline, settings, time};
 pub use command::*;
+pub use imported::*;
 pub use table::{MemoryTable, Table, TableError, TableMut};

@@ -25,6 +25,8 @@ use super::folder::{GroupFile, MANIFEST, Manifest, hex, name_of, prepare};
 const CHUNK: Duration = Duration::from_secs(40);
 /// Bytes of an answer that says why not.
 const MAX_REASON: usize = 64 * 1024;
+/// Times that something long may be broken off under way: nodes do not die more often while one group is read.
+const MIDWAY: u32 = 10;
 /// Between two tries.
 pub(super) const PAUSE: Duration = Duration::from_millis(500);
 
@@ -43,6 +45,8 @@ pub(super) struct Backup {
 pub(super) enum Failed {
     /// Later, or by another node.
     ForNow(anyhow::Error),
+    /// The same, and it was under way: patience begins anew.
+    Midway(anyhow::Error),
     /// It will not be otherwise.
     ForGood(anyhow::Error),
 }
@@ -58,7 +62,8 @@ pub(super) async fn persist<T, F: Future<Output = Result<T, Failed>>>(
     patience: Duration,
     mut attempt: impl FnMut() -> F,
 ) -> anyhow::Result<T> {
-    let until = tokio::time::Instant::now() + patience;
+    let mut until = tokio::time::Instant::now() + patience;
+    let mut midway = 0;
     loop {
         match attempt().await {
             Ok(value) => return Ok(value),
@@ -67,6 +72,12 @@ pub(super) async fn persist<T, F: Future<Output = Result<T, Failed>>>(
                 return Err(error.context("not done in time; repeat the command, perhaps at another node"));
             }
             Err(Failed::ForNow(error)) => tracing::debug!("{error:#}; trying again"),
+            Err(Failed::Midway(error)) if midway >= MIDWAY => return Err(error),
+            Err(Failed::Midway(error)) => {
+                tracing::debug!("{error:#}; beginning again");
+                midway += 1;
+                until = tokio::time::Instant::now() + patience;
+            }
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -167,9 +178,10 @@ impl Backup {
         let mut file = create(&part).map_err(here)?;
         let (mut reader, mut hash, mut bytes) = (Reader::default(), digest::Context::new(&SHA256), 0);
         loop {
-            let frame = tokio::time::timeout(CHUNK, body.frame()).await.context("the node does not go on")?;
+            let frame = tokio::time::timeout(CHUNK, body.frame()).await;
+            let frame = frame.context("the node does not go on").map_err(Failed::Midway)?;
             let Some(frame) = frame else { break };
-            let frame = frame.context("the node broke off")?;
+            let frame = frame.context("the node broke off").map_err(Failed::Midway)?;
             let Some(data) = frame.data_ref() else { continue };
             bytes += data.len() as u64;
             hash.update(data);
@@ -177,7 +189,7 @@ impl Backup {
             while reader.next_part().context("the node sent no backup")?.is_some() {}
             file.write_all(data).map_err(here)?;
         }
-        let (head, end) = reader.finish().context("the node broke off")?;
+        let (head, end) = reader.finish().context("the node broke off").map_err(Failed::Midway)?;
         ensure_same(head.cluster, head.group.0, head.shards, overview, group)?;
         file.sync_all().map_err(here)?;
         fs::rename(&part, self.to.join(&name)).map_err(here)?;

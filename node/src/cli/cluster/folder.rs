@@ -24,8 +24,9 @@ const VERSION: u32 = 1;
 const MAX_MANIFEST: u64 = 32 << 20;
 /// Bytes that are read of a file at once.
 const READ: usize = 256 * 1024;
-/// Bytes of pushes after which a terminal goes on in another part: with one more push it fits a log entry.
-pub(super) const PIECE: usize = 256 * 1024;
+/// Bytes of pushes after which a terminal goes on in another part. Well below what a node takes, which counts what the
+/// values need in memory: several times their bytes if they are small.
+pub(super) const PIECE: usize = 128 * 1024;
 
 /// What a backup consists of.
 #[derive(Debug, Serialize, Deserialize)]
