@@ -146,6 +146,9 @@ fn raft_config(group: GroupId) -> io::Result<Arc<Config>> {
         election_timeout_max: 220,
         enable_pre_vote: Some(true),
         backoff: "20ms".to_owned(),
+        // A leader sends entries before its own disk has them. One that came back as the leader of its old term could give
+        // their places to others, which the followers would take for the same.
+        enable_leader_restore: Some(false),
         snapshot_policy: SnapshotPolicy::Never,
         install_snapshot_timeout: 30_000,
         max_payload_entries: 512,

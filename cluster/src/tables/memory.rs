@@ -2,6 +2,7 @@
 //! the reference of tests. No threads, no clock, no disk.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -11,11 +12,15 @@ use reveille_protocol::service_list::{MemoryTable, Table, TableError, TableMut};
 use super::{Installer, Snapshot, Tables};
 
 /// One group's tables in memory.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct MemoryTables {
     now: Arc<RwLock<MemoryTable>>,
     durable: Arc<RwLock<MemoryTable>>,
+    behind: Arc<RwLock<Option<Barrier>>>,
 }
+
+/// Succeeds once the log is durable up to everything that was applied.
+type Barrier = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
 
 fn read(table: &RwLock<MemoryTable>) -> RwLockReadGuard<'_, MemoryTable> {
     table.read().unwrap_or_else(PoisonError::into_inner)
@@ -26,6 +31,11 @@ fn write(table: &RwLock<MemoryTable>) -> RwLockWriteGuard<'_, MemoryTable> {
 }
 
 impl MemoryTables {
+    /// Keeps what is durable of them behind the log, as the tables on disk are; each start gives its own log.
+    pub fn keep_behind(&self, barrier: impl Fn() -> io::Result<()> + Send + Sync + 'static) {
+        *self.behind.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(barrier));
+    }
+
     /// The machine lost power: what was not flushed is gone.
     pub fn crash(&self) {
         *write(&self.now) = read(&self.durable).clone();
@@ -105,6 +115,9 @@ impl Tables for MemoryTables {
 
     async fn flush(&self) -> Result<(), TableError> {
         let now = read(&self.now).clone();
+        if let Some(barrier) = &*self.behind.read().unwrap_or_else(PoisonError::into_inner) {
+            barrier().map_err(|error| TableError(format!("not flushed: {error}")))?;
+        }
         *write(&self.durable) = now;
         Ok(())
     }
@@ -144,7 +157,6 @@ impl Snapshot for MemorySnapshot {
 }
 
 /// Tables on the way to take the place of [`MemoryTables`].
-#[derive(Debug)]
 pub struct MemoryInstaller {
     tables: MemoryTables,
     incoming: BTreeMap<Bytes, Bytes>,
@@ -158,6 +170,8 @@ impl Installer for MemoryInstaller {
 
     async fn finish(self) -> Result<(), TableError> {
         *write(&self.tables.now) = MemoryTable(self.incoming);
-        self.tables.flush().await
+        let now = read(&self.tables.now).clone();
+        *write(&self.tables.durable) = now;
+        Ok(())
     }
 }

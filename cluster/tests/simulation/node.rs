@@ -216,7 +216,7 @@ impl SimNode {
         self.disk.set_fault(Some(fault));
     }
 
-    fn open(&self, alive: &Arc<AtomicBool>) -> (Wal, BTreeMap<GroupId, GroupStorage<Sim>>) {
+    fn open(&self, alive: &Arc<AtomicBool>) -> (Arc<Wal>, BTreeMap<GroupId, GroupStorage<Sim>>) {
         let config = WalConfig {
             segment_bytes: 32 * 1024,
             max_segments: 4,
@@ -225,9 +225,14 @@ impl SimNode {
             ..WalConfig::new(Owner { cluster: CLUSTER, node: self.id.0 }, GROUPS + 1)
         };
         let disk = Arc::new(OwnDisk(self.disk.clone(), alive.clone()));
-        let wal = Wal::open_inline(disk, config).expect("the log opens");
+        let wal = Arc::new(Wal::open_inline(disk, config).expect("the log opens"));
         let storage = lock(&self.tables).clone().into_iter().map(|(group, tables)| {
             let log = wal.group(group.0).expect("a group of this node");
+            let behind = Arc::downgrade(&wal);
+            tables.keep_behind(move || match behind.upgrade() {
+                Some(log) => log.barrier(),
+                None => Err(std::io::Error::other("the log is closed")),
+            });
             (group, GroupStorage::<Sim> { log, tables })
         });
         let storage = storage.collect();
@@ -320,7 +325,7 @@ impl World {
         let host = Arc::new(SimHost { world: Arc::downgrade(self), node: id, life });
         let member = Member::start(node.config(life), storage, wire, host).await;
         let member = member.expect("the member starts");
-        lock(&node.state).running = Some(Running { member: member.clone(), _wal: Arc::new(wal), alive });
+        lock(&node.state).running = Some(Running { member: member.clone(), _wal: wal, alive });
         self.open_port(id, life, &member);
         member.initialise().await.expect("the groups begin");
         let world = self.clone();
