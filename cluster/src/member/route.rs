@@ -12,6 +12,7 @@ use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::{Command, Refusal, Reply};
+use reveille_protocol::time::GroupTime;
 use reveille_protocol::wire::codec;
 
 use super::Member;
@@ -57,8 +58,9 @@ impl<E: Env> Member<E> {
         let mut failed = Unavailable::NoLeader;
         let (mut hint, mut pause, mut turn) = (None, PAUSE.0, 0);
         if let Command::Enqueue(enqueue) = &mut command {
-            let now = self.shared.median().unwrap_or_else(|| self.shared.clocks.wall_time());
-            enqueue.not_after = now + NOT_AFTER;
+            // Our own clock alone may be a day off, and a retry does not look for copies from before its time. Without the
+            // others' the command is too late at once, and its leader's answer says what time it is.
+            enqueue.not_after = self.shared.median().map_or(GroupTime(0), |now| now + NOT_AFTER);
         }
         loop {
             let left = until - E::Cfg::now().min(until);
