@@ -68,7 +68,7 @@ fn killed_at_random_and_all_at_once_they_lose_and_repeat_nothing() {
     }
     (1..=3).for_each(|node| dev.wait_ready(node));
     load.take(Duration::from_secs(1));
-    load.end(20 * faults as usize);
+    load.end(5 * faults as usize);
 }
 
 #[test]

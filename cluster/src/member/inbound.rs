@@ -33,6 +33,10 @@ use crate::tables::{Installer, Tables};
 /// Appends of one stream that wait for raft: the sender's pipeline, twice over for a stream that was replaced.
 const APPENDS: usize = 128;
 
+/// A leader knows within this whether it is one still, and has applied what it must to answer; else whoever asked asks
+/// again. openraft waits for its own answer from a majority no longer than a lease, but for the apply without an end.
+const CONFIRMED: Duration = Duration::from_millis(600);
+
 /// Streams of appends and snapshots from the peers; the latest of each peer and group counts.
 pub(super) struct Streams<E: Env> {
     appends: BTreeMap<(NodeId, GroupId), (u64, Appends<E>)>,
@@ -280,7 +284,8 @@ impl<E: Env> Member<E> {
             return shape.unwrap_or_else(|| Answer::NotLeader(self.leader_elsewhere(group)));
         }
         // A leader that was deposed without knowing would answer with the past.
-        if known.raft.ensure_linearizable(openraft::ReadPolicy::ReadIndex).await.is_err() {
+        let confirmed = known.raft.ensure_linearizable(openraft::ReadPolicy::ReadIndex);
+        if !matches!(E::Cfg::timeout(CONFIRMED, confirmed).await, Ok(Ok(_))) {
             return Answer::NotLeader(self.leader_elsewhere(group));
         }
         let shard = &known.shard;
