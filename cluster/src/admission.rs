@@ -123,8 +123,10 @@ impl<E: Env> Member<E> {
         }
         let record = directory.roster.records.get(&node);
         let here = record.filter(|record| !matches!(record.standing, Standing::Invited { .. }));
+        // It ran before it could tell its folder's name; one that has not been let in yet is another.
+        let ran = directory.nodes.get(&node).is_some_and(|known| known.incarnation > Incarnation(0));
         match (here, token) {
-            (Some(record), _) if record.store == store || record.store == 0 => Admitted::Yes,
+            (Some(record), _) if record.store == store || (record.store == 0 && !ran) => Admitted::Yes,
             (Some(_), _) => Admitted::No(Refused::OtherStore(node).to_string()),
             (None, Some(token)) if directory.roster.format >= 2 => {
                 let join = Command::Directory(Box::new(Change::Join { node, token, store }));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use reveille_protocol::directory::{Change, Directory, Refused};
 use reveille_protocol::id::*;
+use reveille_protocol::limits;
 use reveille_protocol::service_list::{Command, Refusal, Reply};
 use reveille_protocol::wire::codec;
 use reveille_protocol::wire::peer::Report;
@@ -136,19 +137,19 @@ async fn bring_up(
 ) -> Result<(), StartError> {
     let purged = log.purged().map(|(index, _)| index);
     let applied = machine::applied::<Tokio, _>(&tables.read())?.map(|id| id.index);
-    let Some(purged) = purged.filter(|purged| applied.is_none_or(|applied| applied < *purged)) else {
-        return Ok(());
-    };
-    tracing::warn!(
-        group = group.0,
-        ?applied,
-        purged,
-        "tables are behind what the log holds; asking the peers"
-    );
-    // Who came later may be linked and not written down.
-    let peers = || configured.iter().copied().chain(links.linked()).collect();
-    let rebuilt = pull::rebuild(calls, (group, tables), purged, peers, START_PATIENCE).await;
-    rebuilt.map_err(|why| StartError::Rebuild { group, why })?;
+    if let Some(purged) = purged.filter(|purged| applied.is_none_or(|applied| applied < *purged)) {
+        tracing::warn!(
+            group = group.0,
+            ?applied,
+            purged,
+            "tables are behind what the log holds; asking the peers"
+        );
+        // Who came later may be linked and not written down.
+        let peers = || configured.iter().copied().chain(links.linked()).collect();
+        let rebuilt = pull::rebuild(calls, (group, tables), purged, peers, START_PATIENCE).await;
+        rebuilt.map_err(|why| StartError::Rebuild { group, why })?;
+    }
+    // Always: an earlier start may have ended right here.
     if let Some(id) = machine::applied::<Tokio, _>(&tables.read())? {
         GroupLog::<Tokio, _>::new(log.clone()).follow_leader_of(&id).await?;
     }
@@ -303,6 +304,13 @@ impl ClusterHandle {
         if command.since() > format {
             // Nodes of that format could not read it in their log.
             return Ok(Reply::Refused(Refusal::Directory(Refused::Format(format))));
+        }
+        if let Command::Directory(change) = &command
+            && codec::encode(change).len() > limits::MAX_ENTRY_DECODE / 2
+        {
+            // An entry that nobody could read back would stop the group for good.
+            let records = self.member.directory().tokens.len();
+            return Ok(Reply::Refused(Refusal::Directory(Refused::Full(records))));
         }
         self.member.propose(group, command, deadline).await
     }

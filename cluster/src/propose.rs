@@ -17,6 +17,7 @@ use reveille_protocol::id::NodeId;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::{Command, Reply};
 use reveille_protocol::time::GroupTime;
+use reveille_protocol::wire::codec;
 use reveille_protocol::wire::entry::Entry;
 
 use serde::{Deserialize, Serialize};
@@ -152,6 +153,7 @@ fn gather(
 fn weight(command: &Command) -> usize {
     match command {
         Command::Enqueue(enqueue) => enqueue.body.len() + limits::MAX_HEADERS + 128,
+        Command::Directory(change) => codec::encode(change).len() + 64,
         // Close to as much as an entry may have, or more: it goes alone.
         Command::Import(_) => limits::MAX_ENTRY_BYTES,
         _ => 256,

@@ -53,6 +53,8 @@ pub(crate) struct Goal {
     pub(crate) voters: BTreeSet<NodeId>,
     /// Who should have a copy beside them.
     pub(crate) learners: BTreeSet<NodeId>,
+    /// Who goes must have the very last entries first: they say that it goes.
+    pub(crate) told: bool,
 }
 
 impl Shape {
@@ -87,7 +89,9 @@ impl Shape {
     /// Is a copy on its way that the group waits for?
     pub(crate) fn is_moving(&self, goal: &Goal) -> bool {
         let voters = self.all_voters();
-        goal.voters.iter().any(|node| self.learners.contains(node) && !voters.contains(node))
+        let comes = |node: &NodeId| self.learners.contains(node) && !voters.contains(node);
+        // One that is away may never come, and must not keep others waiting.
+        goal.voters.iter().any(|node| comes(node) && !self.silent.contains(node))
     }
 
     /// The next step towards the goal; `None` if there is none, or none is possible now. No step makes a group wait for
@@ -114,8 +118,8 @@ impl Shape {
             return None;
         }
         let extra = self.learners.difference(&goal.learners).copied();
-        // Who goes is told so by its last entries, if it is there.
-        let told = |node: &NodeId| self.silent.contains(node) || self.matched.get(node) >= Some(&self.last);
+        let last = if goal.told { self.last } else { 0 };
+        let told = |node: &NodeId| self.silent.contains(node) || self.matched.get(node) >= Some(&last);
         let told: BTreeSet<NodeId> = extra.filter(told).collect();
         (!told.is_empty()).then_some(Step::RemoveLearners(told))
     }
@@ -179,7 +183,7 @@ mod tests {
     }
 
     fn goal(voters: &[u64], learners: &[u64]) -> Goal {
-        Goal { voters: set(voters), learners: set(learners) }
+        Goal { voters: set(voters), learners: set(learners), told: true }
     }
 
     fn addresses() -> BTreeMap<NodeId, String> {

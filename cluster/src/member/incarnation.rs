@@ -94,7 +94,7 @@ impl<E: Env> Member<E> {
             let member = self.clone();
             let _detached = E::Cfg::spawn(async move {
                 if let Err(error) = member.take_incarnation().await {
-                    // The next change of the directory, or the next start, tries again.
+                    // Tried again in a second.
                     tracing::warn!(%error, "the data folder's name could not be told to the cluster");
                 }
             });

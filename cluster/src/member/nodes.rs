@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use openraft::async_runtime::WatchReceiver;
-use reveille_protocol::directory::Directory;
+use reveille_protocol::directory::{Directory, Standing};
 use reveille_protocol::id::*;
 
 use super::Member;
@@ -53,9 +53,14 @@ impl<E: Env> Member<E> {
     /// Brings links, clocks and routes up to what is known now.
     pub(super) fn mind_nodes(&self) {
         let others = self.others();
-        self.shared.peers.store(others.len(), Ordering::Relaxed);
         let transport = self.shared.calls.transport();
         let directory = self.directory();
+        // Whose clocks count: not of nodes that were only invited, or are going.
+        let counted = match directory.cluster {
+            0 => self.config.nodes.len(),
+            _ => directory.roster.replicating().count(),
+        };
+        self.shared.peers.store(counted.saturating_sub(1), Ordering::Relaxed);
         let known = others.keys().copied().max().unwrap_or_default();
         transport.set_peers(others, known.max(self.config.node).max(directory.roster.last_node));
         if directory.cluster == 0 {
@@ -88,7 +93,13 @@ impl<E: Env> Member<E> {
     /// The lowest format that this node has in common with all others; `None` while one of them is not linked.
     pub(super) fn common_format(&self) -> Option<u32> {
         let transport = self.shared.calls.transport();
-        let formats = self.others().into_keys().map(|node| transport.format(node));
+        let directory = self.directory();
+        let invited = |node: &NodeId| {
+            let record = directory.roster.records.get(node);
+            record.is_some_and(|record| matches!(record.standing, Standing::Invited { .. }))
+        };
+        let others = self.others().into_keys().filter(|node| !invited(node));
+        let formats = others.map(|node| transport.format(node));
         formats.chain([Some(reveille_protocol::directory::FORMAT)]).min().flatten()
     }
 }

@@ -248,7 +248,10 @@ impl<E: Env> Member<E> {
     /// Whom to ask for a group: its leader as this node's replica knows it; for a group that others replicate, the leader
     /// that one of them named last, or each of them in turn.
     pub(super) fn whereabouts(&self, group: GroupId, turn: usize) -> Option<NodeId> {
+        let me = self.config.node;
         let here = self.leader(group);
+        // An old copy that idles here may know only a leader that is gone.
+        let here = here.filter(|leader| turn == 0 || *leader == me || self.heard_lately(*leader));
         // While its own group elects, asking around costs a try at the one that stopped.
         if self.replicates(group) && (here.is_some() || (turn < ELECTION && self.has_copy(group))) {
             return here;

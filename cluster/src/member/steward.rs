@@ -25,6 +25,8 @@ use crate::rpc::Method;
 use crate::shape::{Goal, Shape, Step, balance};
 
 const META: GroupId = GroupId(0);
+/// The format since which nodes come and go.
+const MEMBERSHIP: u32 = 2;
 /// Between two looks while something is to be done, and while nothing is.
 const LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// Groups that copy themselves to a new replica at the same time: more would take the disks from the publishers.
@@ -78,7 +80,11 @@ impl<E: Env> Member<E> {
             return Tended::Settled;
         }
         if directory.roster.format < FORMAT {
-            return self.raise_format(&directory).await;
+            self.raise_format(&directory).await;
+        }
+        // A node that is away holds up the format, not its own replacement.
+        if directory.roster.format < MEMBERSHIP {
+            return Tended::Busy;
         }
         let addresses = self.addresses(&directory);
         let asked = self.groups.keys().map(|group| async move { (*group, self.shape(*group).await) });
@@ -120,14 +126,13 @@ impl<E: Env> Member<E> {
     }
 
     /// Every node must be there and able to: a node that is away might come back without knowing the new format.
-    async fn raise_format(self: &Arc<Self>, directory: &Directory) -> Tended {
+    async fn raise_format(self: &Arc<Self>, directory: &Directory) {
         let common = self.common_format().unwrap_or(0);
         if common <= directory.roster.format {
-            return Tended::Busy;
+            return;
         }
         tracing::info!(format = common, "every node knows a later format; the cluster takes it");
         self.change_logged(Change::SetFormat { format: common }).await;
-        Tended::Busy
     }
 
     /// Nodes that were to leave and have no copy of any shard any more belong no more.
@@ -220,7 +225,8 @@ impl<E: Env> Member<E> {
     pub(super) async fn take_step(self: &Arc<Self>, group: GroupId, shape: &Shape, step: Step) -> bool {
         tracing::info!(group = group.0, ?step, "a group's membership changes");
         let taken = if shape.leader == self.config.node {
-            self.step_here(group, shape.since, step).await
+            let taken = E::Cfg::timeout(STEP, self.step_here(group, shape.since, step)).await;
+            taken.unwrap_or_else(|_| Err("not done in time".to_owned()))
         } else {
             let body = Self::forward(group, &(shape.since, step));
             let call = self.shared.calls.call(shape.leader, Lane::Data, Method::Reshape, body, STEP);
@@ -270,5 +276,5 @@ fn goal(directory: &Directory, group: GroupId) -> Goal {
         META => belongs.map(|(node, _)| *node).filter(|node| !voters.contains(node)).collect(),
         _ => BTreeSet::new(),
     };
-    Goal { voters, learners }
+    Goal { voters, learners, told: group == META }
 }

@@ -43,6 +43,7 @@ async fn mind_clocks<E: Env>(member: Weak<Member<E>>) {
             return;
         }
         member.mind_nodes();
+        member.tell_store();
         tell_time(&member);
         check_clock(&member);
     }

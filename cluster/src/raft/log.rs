@@ -45,8 +45,13 @@ impl<C, L> GroupLog<C, L> {
 
 impl<C: Cfg, L: LogStore> GroupLog<C, L> {
     /// This entry is committed and was taken in without raft: its leader is followed, as if it had sent it. Without that, a
-    /// node that led an earlier term would take itself for the leader of what came after.
+    /// node that led an earlier term would take itself for the leader of what came after, and a tail of an earlier term
+    /// that others have replaced would be in the way. Changes nothing where raft took the entry in.
     pub(crate) async fn follow_leader_of(&mut self, id: &LogIdOf<C>) -> io::Result<()> {
+        let last = self.get_log_state().await?.last_log_id;
+        if last.is_some_and(|last| last < *id && last.index >= id.index) {
+            self.log.truncate_after(id.index.checked_sub(1)).await?;
+        }
         let vote = VoteOf::<C>::new_committed(id.leader_id.term, id.leader_id.node_id);
         match self.read_vote().await? {
             Some(known) if known >= vote => Ok(()),

@@ -55,8 +55,8 @@ pub(crate) const CHUNK_BYTES: usize = 256 * 1024;
 /// rows on the disk.
 const RESUME: Duration = Duration::from_secs(60);
 const RESUME_PAUSE: Duration = Duration::from_millis(300);
-/// One chunk of a snapshot must be written by the peer within this.
-const CHUNK_DEADLINE: Duration = Duration::from_secs(10);
+/// One chunk of a snapshot must be written by the peer within this: longer than its tables wait for compaction.
+const CHUNK_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A chunk of a snapshot on the wire.
 #[derive(Debug, Serialize, Deserialize)]

@@ -121,7 +121,7 @@ pub fn seeds<F: Future<Output = ()>>(
                 println!("seed {seed} is left out: it fails, and nobody knows why yet\n{}", replay(seed));
                 continue;
             }
-            let again = only.is_some() || seed % twice == 0;
+            let again = only.is_some() || seed.is_multiple_of(twice);
             match judge(seed, only.is_some(), again, &scenario) {
                 Ok(some) => {
                     let mut seen = seen.lock().unwrap();

@@ -26,14 +26,14 @@ pub(crate) fn marked(tables: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Puts marked tables out of the way; those that were put there before go for good.
+/// Puts marked tables out of the way. Where some are out of the way already, an earlier start did that and did not get
+/// new ones: what it began goes, the old ones stay, since they may be all that anyone has.
 pub(crate) fn set_aside(tables: &Path) -> io::Result<()> {
     let old = tables.with_extension("old");
-    for result in [fs::remove_dir_all(&old), fs::rename(tables, &old)] {
-        match result {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+    let moved = if old.exists() { fs::remove_dir_all(tables) } else { fs::rename(tables, &old) };
+    match moved {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
     sync_parent(tables)
 }

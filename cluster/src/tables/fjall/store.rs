@@ -115,6 +115,8 @@ fn is_damage(error: &fjall::Error) -> bool {
     let kinds = [ErrorKind::NotFound, ErrorKind::UnexpectedEof, ErrorKind::InvalidData];
     match error {
         fjall::Error::Io(error) | fjall::Error::Storage(LsmError::Io(error)) => kinds.contains(&error.kind()),
+        // Another version wrote them: the binary is wrong, not the tables.
+        fjall::Error::InvalidVersion(Some(_)) => false,
         fjall::Error::Locked | fjall::Error::Poisoned | fjall::Error::KeyspaceDeleted => false,
         _ => true,
     }
