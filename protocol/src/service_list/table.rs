@@ -9,12 +9,15 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
-/// The tables could not be read: the disk failed or what it holds is damaged.
+/// The tables could not be read or written: the disk failed or is full, or what it holds is damaged.
 ///
 /// Whoever meets it stops the group on this node; the other replicas go on. It is never a statement about
 /// the data ("no such terminal"), so nothing may be decided from it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("tables cannot be read: {0}; stop this node, replace its disk, and let it rejoin from its peers")]
+#[error(
+    "tables cannot be used: {0}; if the disk is full, make room and start this node again, else replace the disk and let \
+     the node rejoin from its peers"
+)]
 pub struct TableError(pub String);
 
 /// Reading one group's tables.

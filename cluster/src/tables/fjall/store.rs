@@ -2,7 +2,6 @@
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -131,7 +130,8 @@ pub(super) struct Inner {
     pub(super) db: Database,
     pub(super) rows: Keyspace,
     pub(super) overlay_bytes: usize,
-    poisoned: AtomicBool,
+    /// The first error, once there was one.
+    failed: OnceLock<String>,
     behind: OnceLock<Barrier>,
 }
 
@@ -205,7 +205,7 @@ impl Store {
             db,
             rows,
             overlay_bytes: config.overlay_bytes,
-            poisoned: AtomicBool::new(false),
+            failed: OnceLock::new(),
             behind: OnceLock::new(),
         };
         Ok(Store(Arc::new(inner)))
@@ -215,11 +215,11 @@ impl Store {
 impl Inner {
     /// The first error poisons the store: what follows it cannot be trusted.
     pub(super) fn checked<T>(&self, result: fjall::Result<T>) -> Result<T, TableError> {
-        if self.poisoned.load(Ordering::Acquire) {
-            return Err(TableError(format!("{} failed before", self.folder.display())));
+        if let Some(first) = self.failed.get() {
+            return Err(TableError(format!("{} failed before: {first}", self.folder.display())));
         }
         result.map_err(|error| {
-            self.poisoned.store(true, Ordering::Release);
+            self.failed.get_or_init(|| error.to_string());
             if is_damage(&error) {
                 self.mark(&error.to_string());
             }
