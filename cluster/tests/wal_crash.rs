@@ -376,7 +376,7 @@ fn damage_is_not_copied_under_a_new_checksum() {
         acted.err().and_then(|_| wal.failed())
     });
     let failed = failed.expect("the damaged segment is to be freed");
-    assert!(failed.contains("damaged") && failed.contains("new id"), "{failed}");
+    assert!(failed.contains("damaged") && failed.contains("reveille cluster replace"), "{failed}");
 }
 
 #[test]
