@@ -276,11 +276,13 @@ impl<E: Env> Member<E> {
     /// for a leader; it does not count.
     pub fn leaderless(&self) -> Vec<GroupId> {
         let alive = |group: &GroupId| match self.leader(*group) {
+            // What this node's idle copy thinks of the leader does not matter.
+            _ if !self.replicates(*group) => {
+                self.replicas_of(*group).iter().any(|node| self.heard_lately(*node))
+            }
             Some(leader) if leader == self.config.node => self.has_quorum(*group),
-            Some(leader) if self.replicates(*group) => self.heard_lately(leader),
-            None if self.replicates(*group) => false,
-            // Others replicate it.
-            _ => self.replicas_of(*group).iter().any(|node| self.heard_lately(*node)),
+            Some(leader) => self.heard_lately(leader),
+            None => false,
         };
         self.groups.keys().copied().filter(|group| !alive(group)).collect()
     }

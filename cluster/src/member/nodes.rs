@@ -78,6 +78,16 @@ impl<E: Env> Member<E> {
         }
     }
 
+    /// A leader that its group left behind before it heard of the next one takes itself for the leader for ever: nobody
+    /// talks to it any more. Its decisions would be about the past.
+    pub(super) fn retire_left_behind(&self) {
+        for (group, known) in &self.groups {
+            if self.leads(*group) && !self.replicates(*group) && !self.has_quorum(*group) {
+                known.shard.leadership(None);
+            }
+        }
+    }
+
     /// The nodes that should replicate a group; none before that is known.
     pub(super) fn replicas_of(&self, group: GroupId) -> Vec<NodeId> {
         let placed = self.placed.read().unwrap_or_else(PoisonError::into_inner);

@@ -44,6 +44,7 @@ async fn mind_clocks<E: Env>(member: Weak<Member<E>>) {
         }
         member.mind_nodes();
         member.tell_store();
+        member.retire_left_behind();
         tell_time(&member);
         check_clock(&member);
     }
