@@ -17,7 +17,9 @@ use openraft::alias::*;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout};
 use openraft::impls::BasicNode;
-use openraft::network::{Backoff, RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::network::{
+    Backoff, RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2, stream_append_sequential,
+};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
@@ -110,10 +112,17 @@ pub(crate) struct Client<E: Env> {
     target: NodeId,
     calls: Arc<Calls<E>>,
     streams: Arc<dyn AppendStreams>,
+    /// Sends heartbeats only: one at a time and on the control lane. As a stream each would take the place of the stream of
+    /// entries at the peer, which would then take the entries before and after it out of their order.
+    heartbeats: bool,
 }
 
 impl<E: Env> RaftNetworkFactory<E::Cfg> for Network<E> {
     type Network = Client<E>;
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &BasicNode) -> Client<E> {
+        Client { heartbeats: true, ..self.new_client(target, node).await }
+    }
 
     async fn new_client(&mut self, target: u64, _node: &BasicNode) -> Client<E> {
         Client {
@@ -121,6 +130,7 @@ impl<E: Env> RaftNetworkFactory<E::Cfg> for Network<E> {
             target: NodeId(target),
             calls: self.calls.clone(),
             streams: self.streams.clone(),
+            heartbeats: false,
         }
     }
 }
@@ -224,7 +234,7 @@ impl<E: Env> RaftNetworkV2<E::Cfg> for Client<E> {
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
-        _option: RPCOption,
+        option: RPCOption,
     ) -> BoxFuture<
         's,
         Result<BoxStream<'s, Result<StreamAppendResult<E::Cfg>, RPCError<E::Cfg>>>, RPCError<E::Cfg>>,
@@ -232,6 +242,9 @@ impl<E: Env> RaftNetworkV2<E::Cfg> for Client<E> {
     where
         S: Stream<Item = AppendEntriesRequest<E::Cfg>> + OptionalSend + Unpin + 'static,
     {
+        if self.heartbeats {
+            return stream_append_sequential(self, input, option);
+        }
         let stream = self.calls.unique();
         // Bounded by PIPELINE: the peer answers each request once.
         let (answers, answered) = mpsc::unbounded();
