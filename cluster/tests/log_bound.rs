@@ -158,16 +158,23 @@ async fn scenario() {
     let purged = (1..=GROUPS).filter(|group| wal.group(*group).unwrap().purged().is_some()).count();
     assert_eq!(purged, usize::from(GROUPS), "both shards were cut");
     member.shutdown().await;
-    let before: Vec<_> = tables.values().map(MemoryTables::contents).collect();
+    // All but how far raft has come: a new term begins with an entry of its own.
+    let contents = |tables: &MemoryTables| {
+        let mut rows = tables.contents().0;
+        rows.retain(|key, _| key[0] != 0);
+        rows
+    };
+    let before: Vec<_> = tables.values().map(contents).collect();
     drop((member, wal));
     disk.crash(|_, _| 0);
     for tables in tables.values() {
         tables.crash();
     }
-    let member = start(&open(&disk, false), &tables, 2).await;
+    let wal = open(&disk, false);
+    let member = start(&wal, &tables, 2).await;
     SimRuntime::sleep(Duration::from_secs(2)).await;
     for (before, (group, tables)) in before.iter().zip(&tables).skip(1) {
-        assert!(tables.contents() == *before, "{group} is not what it was");
+        assert!(contents(tables) == *before, "{group} is not what it was");
     }
     member.shutdown().await;
 }
