@@ -50,7 +50,7 @@ use world::{World, lock, now, pause};
 const NODES: u64 = 3;
 /// Milliseconds of faults.
 const STORM: u64 = 12_000;
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 50;
 /// Every so many seeds, one runs twice and must give the same trace.
 const TWICE: u64 = 20;
 /// Seeds that fail for a reason that is not found yet: each is a defect of the cluster or of its world here. Whoever
