@@ -2,16 +2,15 @@
 //! whose data was lost cannot come back under its id and forget what it had promised, and a join token counts once.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::type_config::TypeConfigExt;
-use reveille_protocol::directory::{Change, Outcome, Refused, Standing};
+use reveille_protocol::directory::{Change, Outcome, Refused};
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::{Command, Refusal, Reply};
 use reveille_protocol::wire::codec;
 use serde::{Deserialize, Serialize};
-
-use std::sync::Arc;
 
 use crate::env::Env;
 use crate::link::Lane;
@@ -19,7 +18,7 @@ use crate::member::Member;
 use crate::raft::network::envelope;
 use crate::rpc::{Calls, Method};
 
-const META: GroupId = GroupId(0);
+const META: GroupId = GroupId::META;
 /// Bytes of an answer.
 const MAX_ANSWER: usize = 4096;
 /// One round of questions, and the pause before the next.
@@ -122,7 +121,7 @@ impl<E: Env> Member<E> {
             return Admitted::NoCluster;
         }
         let record = directory.roster.records.get(&node);
-        let here = record.filter(|record| !matches!(record.standing, Standing::Invited { .. }));
+        let here = record.filter(|record| !record.standing.is_invited());
         // It ran before it could tell its folder's name; one that has not been let in yet is another.
         let ran = directory.nodes.get(&node).is_some_and(|known| known.incarnation > Incarnation(0));
         match (here, token) {

@@ -352,7 +352,7 @@ impl ClusterHandle {
 
     /// Changes the directory; repeated after an unknown outcome it does no harm.
     pub async fn change(&self, change: Change, deadline: Duration) -> Result<Reply, Unavailable> {
-        self.propose(GroupId(0), Command::Directory(Box::new(change)), deadline).await
+        self.propose(GroupId::META, Command::Directory(Box::new(change)), deadline).await
     }
 
     /// Begins to read one group's tables out, as they are at one moment that is not before this call.

@@ -212,7 +212,7 @@ impl<E: Env> Member<E> {
             found: Mutex::default(),
             views: Views::default(),
         });
-        if let Some(meta) = member.groups.get(&GroupId(0)) {
+        if let Some(meta) = member.groups.get(&GroupId::META) {
             meta.shard.reload_directory();
         }
         member.mind_nodes();

@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use futures::future::join_all;
 use reveille_protocol::directory::{Directory, FORMAT, Node, Record, Standing};
 use reveille_protocol::id::*;
 use serde::{Deserialize, Serialize};
@@ -81,8 +80,7 @@ impl<E: Env> Member<E> {
     /// How the whole cluster stands.
     pub async fn overview(self: &Arc<Self>) -> Overview {
         let directory = self.directory();
-        let asked = self.groups.keys().map(|group| async move { (*group, self.shape(*group).await) });
-        let shapes = join_all(asked).await;
+        let shapes = self.shapes().await;
         let groups: Vec<GroupOverview> =
             shapes.into_iter().map(|(group, shape)| of_group(&directory, group, shape)).collect();
         let nodes: Vec<NodeOverview> = directory

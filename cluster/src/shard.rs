@@ -393,7 +393,7 @@ impl<E: Env> Observer for Arc<Shard<E>> {
     }
 
     fn replaced(&self) {
-        if self.group == GroupId(0) {
+        if self.group == GroupId::META {
             self.publish_directory();
         }
     }

@@ -77,6 +77,11 @@ counter!(
     Stream(u64)
 );
 
+impl GroupId {
+    /// The group that keeps the directory.
+    pub const META: GroupId = GroupId(0);
+}
+
 impl Seq {
     /// The seq after this one.
     pub fn next(self) -> Seq {

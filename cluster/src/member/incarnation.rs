@@ -13,7 +13,7 @@ use reveille_protocol::service_list::{Command, Refusal, Reply};
 use super::{Member, START_PATIENCE, Unavailable};
 use crate::env::Env;
 
-const META: GroupId = GroupId(0);
+const META: GroupId = GroupId::META;
 /// Silence after which a node's sessions are fenced. Much longer than an election, so that a pause which raft
 /// survives does not cost its sessions too.
 pub(super) const SILENT: Duration = Duration::from_secs(3);

@@ -6,26 +6,29 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use openraft::async_runtime::WatchReceiver;
-use reveille_protocol::directory::{Directory, Standing};
+use reveille_protocol::directory::{Directory, FORMAT};
 use reveille_protocol::id::*;
 
 use super::Member;
 use crate::env::{Env, Transport};
 
-const META: GroupId = GroupId(0);
+const META: GroupId = GroupId::META;
 
 impl<E: Env> Member<E> {
     /// The other nodes, and where they are.
     pub(super) fn others(&self) -> BTreeMap<NodeId, String> {
         let directory = self.directory();
-        let mut nodes = self.config.nodes.clone();
+        let mut configured = self.config.nodes.clone();
+        let mut nodes = BTreeMap::new();
         if directory.cluster != 0 {
+            nodes = self.known_to(&directory);
             // An old directory does not know who came later, but it does know who has gone.
-            nodes.retain(|node, _| {
+            configured.retain(|node, _| {
                 *node > directory.roster.last_node || directory.roster.records.contains_key(node)
             });
-            nodes.extend(self.known_to(&directory));
         }
+        // An operator who writes an address down means it.
+        nodes.extend(configured);
         nodes.remove(&self.config.node);
         nodes
     }
@@ -41,10 +44,6 @@ impl<E: Env> Member<E> {
         for (node, known) in &directory.nodes {
             if !known.peer.is_empty() {
                 nodes.insert(*node, known.peer.clone());
-            }
-            // An operator who writes an address down means it.
-            if let Some(configured) = self.config.nodes.get(node) {
-                nodes.insert(*node, configured.clone());
             }
         }
         nodes
@@ -105,11 +104,10 @@ impl<E: Env> Member<E> {
         let transport = self.shared.calls.transport();
         let directory = self.directory();
         let invited = |node: &NodeId| {
-            let record = directory.roster.records.get(node);
-            record.is_some_and(|record| matches!(record.standing, Standing::Invited { .. }))
+            directory.roster.records.get(node).is_some_and(|record| record.standing.is_invited())
         };
         let others = self.others().into_keys().filter(|node| !invited(node));
         let formats = others.map(|node| transport.format(node));
-        formats.chain([Some(reveille_protocol::directory::FORMAT)]).min().flatten()
+        formats.chain([Some(FORMAT)]).min().flatten()
     }
 }

@@ -24,7 +24,7 @@ use crate::raft::network::MAX_MESSAGE;
 use crate::rpc::Method;
 use crate::shape::{Goal, Shape, Step, balance};
 
-const META: GroupId = GroupId(0);
+const META: GroupId = GroupId::META;
 /// The format since which nodes come and go.
 const MEMBERSHIP: u32 = 2;
 /// Between two looks while something is to be done, and while nothing is.
@@ -33,7 +33,7 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_s
 const MOVES: usize = 2;
 /// One leadership moves for balance in this time: each move is a few milliseconds without a leader.
 const BALANCE: Duration = Duration::from_secs(5);
-/// A node that leads again after it was away waits this long for more: it may go again.
+/// A group whose leader does not say how it stands within this is left for the next look.
 const QUERY: Duration = Duration::from_secs(2);
 /// A step must be done within this; one that is not is looked at again.
 pub(super) const STEP: Duration = Duration::from_secs(10);
@@ -87,8 +87,7 @@ impl<E: Env> Member<E> {
             return Tended::Busy;
         }
         let addresses = self.addresses(&directory);
-        let asked = self.groups.keys().map(|group| async move { (*group, self.shape(*group).await) });
-        let asked = join_all(asked).await.into_iter();
+        let asked = self.shapes().await.into_iter();
         let shapes: BTreeMap<_, _> = asked.filter_map(|(group, shape)| Some((group, shape?))).collect();
         let goal = |group: GroupId| goal(&directory, group);
         let mut moving = shapes.iter().filter(|(group, shape)| shape.is_moving(&goal(**group))).count();
@@ -164,7 +163,7 @@ impl<E: Env> Member<E> {
         }
     }
 
-    /// Where raft's memberships say that each node is.
+    /// Where each node is, this one included: for raft's memberships.
     fn addresses(&self, directory: &Directory) -> BTreeMap<NodeId, String> {
         let mut addresses = self.others();
         let own = directory.nodes.get(&self.config.node).map(|own| own.peer.clone());
@@ -182,6 +181,12 @@ impl<E: Env> Member<E> {
             }
         }
         moved
+    }
+
+    /// Every group as its leader sees it; none where nobody answers for it.
+    pub(crate) async fn shapes(self: &Arc<Self>) -> Vec<(GroupId, Option<Shape>)> {
+        let asked = self.groups.keys().map(|group| async move { (*group, self.shape(*group).await) });
+        join_all(asked).await
     }
 
     /// A group as its leader sees it.
@@ -271,7 +276,7 @@ impl<E: Env> Member<E> {
 fn goal(directory: &Directory, group: GroupId) -> Goal {
     let voters: BTreeSet<NodeId> = directory.replicas_of(group).into_iter().collect();
     let belongs = directory.roster.records.iter();
-    let belongs = belongs.filter(|(_, record)| !matches!(record.standing, Standing::Invited { .. }));
+    let belongs = belongs.filter(|(_, record)| !record.standing.is_invited());
     let learners = match group {
         META => belongs.map(|(node, _)| *node).filter(|node| !voters.contains(node)).collect(),
         _ => BTreeSet::new(),

@@ -56,7 +56,7 @@ async fn mind_silence<E: Env>(member: Weak<Member<E>>) {
         E::Cfg::sleep(EXCHANGE).await;
         let Some(member) = member.upgrade() else { return };
         let now = member.shared.clocks.monotonic();
-        if member.leader(GroupId(0)) == Some(member.config.node) {
+        if member.leads(GroupId::META) {
             member.mark_silent(*leads_meta_since.get_or_insert(now)).await;
         } else {
             leads_meta_since = None;
@@ -128,22 +128,25 @@ async fn cut<E: Env>(member: &Member<E>) {
 
 /// Cuts every group's log now as far as it may be, so that a node that is away longer gets tables instead of entries.
 pub(super) async fn cut_all<E: Env>(member: &Member<E>) -> Result<(), String> {
-    for (id, Group { raft, shard, .. }) in &member.groups {
-        let flushed = shard.tables().flush().await.map_err(|error| error.to_string());
-        let cut = match flushed {
-            Ok(()) => raft.trigger().snapshot().await.map_err(|error| error.to_string()),
-            Err(error) => Err(error),
-        };
-        cut.map_err(|error| format!("group {id}: {error}"))?;
+    for (id, group) in &member.groups {
+        let covered = cover(group).await;
+        covered.map_err(|error| format!("group {id}: {error}"))?;
     }
     Ok(())
+}
+
+/// Has a snapshot cover what was applied so far.
+async fn cover<E: Env>(Group { raft, shard, .. }: &Group<E>) -> Result<(), String> {
+    // Raft takes tables that cannot be flushed for its death if it is the one to find out.
+    shard.tables().flush().await.map_err(|error| format!("its tables are not flushed: {error}"))?;
+    raft.trigger().snapshot().await.map_err(|error| error.to_string())
 }
 
 /// Goes one step: purges what a snapshot covers, or if that is gone has the next snapshot made. openraft purges
 /// behind a snapshot by entries alone, so what those bytes are is told to it here. It puts off what a replication
 /// is reading; a later tick asks again.
 async fn cut_group<E: Env>(group: &Group<E>, load: &Load, groups: usize) -> Result<(), String> {
-    let Group { raft, shard, log, .. } = group;
+    let Group { raft, log, .. } = group;
     let capacity = load.held.capacity;
     let excess = log.excess(cut::keep(capacity, groups), cut::span(capacity));
     let snapshot = raft.metrics().borrow_watched().snapshot.map(|id| id.index);
@@ -152,9 +155,7 @@ async fn cut_group<E: Env>(group: &Group<E>, load: &Load, groups: usize) -> Resu
         raft.trigger().purge_log(excess.min(covered)).await.map_err(|error| error.to_string())?;
     }
     if load.many_entries() || (excess.is_some() && covered.is_none()) {
-        // Raft takes tables that cannot be flushed for its death if it is the one to find out.
-        shard.tables().flush().await.map_err(|error| format!("its tables are not flushed: {error}"))?;
-        raft.trigger().snapshot().await.map_err(|error| error.to_string())?;
+        cover(group).await?;
     }
     Ok(())
 }

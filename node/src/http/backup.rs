@@ -21,7 +21,7 @@ pub(super) async fn backup(
 ) -> Result<HttpResponse, ApiError> {
     may(&request, &api, &admin)?;
     let group = GroupId(*group);
-    if group != GroupId(0) && !api.cluster.shards().any(|shard| shard == group) {
+    if group != GroupId::META && !api.cluster.shards().any(|shard| shard == group) {
         let message = format!("this cluster has no group {group}");
         return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_group", message));
     }

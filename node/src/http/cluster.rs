@@ -47,11 +47,20 @@ pub(super) struct Replicas {
     replicas: u8,
 }
 
-pub(super) async fn change(api: &Api, change: Change) -> Result<Outcome, ApiError> {
+/// Changes the directory; what that came to.
+async fn change(api: &Api, change: Change) -> Result<Outcome, ApiError> {
     settle(api.cluster.change(change, DEADLINE).await, |reply| match reply {
         Reply::Directory(outcome) => Ok(outcome),
         other => Err(other),
     })
+}
+
+/// Changes the directory where there is nothing to say but that it was done.
+pub(super) async fn changed(api: &Api, what: Change) -> Result<(), ApiError> {
+    match change(api, what).await? {
+        Outcome::Done => Ok(()),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// `GET /cluster`
@@ -102,7 +111,7 @@ async fn asked(
     what: Change,
 ) -> Result<HttpResponse, ApiError> {
     may(request, api, admin)?;
-    change(api, what).await?;
+    changed(api, what).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -147,7 +156,8 @@ pub(super) async fn replicas(
 ) -> Result<HttpResponse, ApiError> {
     may(&request, &api, &admin)?;
     let wanted: Replicas = body::json(&request, body, MAX_TOKEN_REQUEST).await?;
-    asked(&request, &api, &admin, Change::SetReplicas { replicas: wanted.replicas }).await
+    changed(&api, Change::SetReplicas { replicas: wanted.replicas }).await?;
+    Ok(HttpResponse::NoContent().finish())
 }
 
 /// `POST /cluster/nodes/{id}/move-leaders`: others lead what this node leads.

@@ -9,7 +9,7 @@ use reveille_protocol::service_list::{Command, Import, ImportStep, Imported, Rep
 use reveille_protocol::wire::codec;
 
 use super::admin::{Admin, may};
-use super::cluster::change;
+use super::cluster::changed;
 use super::error::{ApiError, done, settle};
 use super::limits::{DEADLINE, MAX_IMPORT, MAX_IMPORT_TERMINALS};
 use super::{Api, body};
@@ -48,7 +48,7 @@ pub(super) async fn begin(
     let Directory { tenants, tokens, secrets, .. } = Directory::decode(&body).map_err(malformed)?;
     let begun = async {
         let finished = everywhere(&api, restore, ImportStep::Begin).await?;
-        change(&api, Change::Restore { restore, tenants, tokens, secrets }).await?;
+        changed(&api, Change::Restore { restore, tenants, tokens, secrets }).await?;
         Ok::<_, ApiError>(finished)
     };
     match begun.await {

@@ -2,18 +2,16 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
-use reveille_protocol::directory::{Change, Outcome, Rights, Token};
-use reveille_protocol::id::{GroupId, KeyFingerprint};
-use reveille_protocol::service_list::{Command, Reply};
+use reveille_protocol::directory::{Change, Rights, Token};
+use reveille_protocol::id::KeyFingerprint;
 use reveille_protocol::time::GroupTime;
 use serde::{Deserialize, Serialize};
 
 use super::auth::{now, tenant, token_hash};
-use super::error::{ApiError, settle};
-use super::limits::{DEADLINE, MAX_TOKEN_NAME, MAX_TOKEN_REQUEST};
+use super::cluster::changed;
+use super::error::ApiError;
+use super::limits::{MAX_TOKEN_NAME, MAX_TOKEN_REQUEST};
 use super::{Api, body};
-
-const META: GroupId = GroupId(0);
 
 /// A token to be made.
 #[derive(Debug, Deserialize)]
@@ -61,14 +59,6 @@ impl Shown {
     }
 }
 
-async fn change(api: &Api, change: Change) -> Result<(), ApiError> {
-    let outcome = api.cluster.propose(META, Command::Directory(Box::new(change)), DEADLINE).await;
-    settle(outcome, |reply| match reply {
-        Reply::Directory(Outcome::Done) => Ok(()),
-        other => Err(other),
-    })
-}
-
 /// `POST /v1/tokens`
 pub(super) async fn make(
     request: HttpRequest,
@@ -89,7 +79,7 @@ pub(super) async fn make(
     let text: String = crate::random::random::<24>().iter().map(|byte| format!("{byte:02x}")).collect();
     let hash = token_hash(&text);
     let value = Token { name: new.name.clone(), tenant, rights, expires };
-    change(&api, Change::PutToken { hash, value: value.clone() }).await?;
+    changed(&api, Change::PutToken { hash, value: value.clone() }).await?;
     Ok(HttpResponse::build(StatusCode::CREATED).json(Shown::new(&hash, &value, Some(text))))
 }
 
@@ -114,6 +104,6 @@ pub(super) async fn revoke(
     if directory.tokens.get(&hash).is_none_or(|token| token.tenant != tenant) {
         return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_token_id", "no token with this id"));
     }
-    change(&api, Change::RevokeToken { hash }).await?;
+    changed(&api, Change::RevokeToken { hash }).await?;
     Ok(HttpResponse::NoContent().finish())
 }

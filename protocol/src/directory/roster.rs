@@ -60,6 +60,11 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// It may join, and has not.
+    pub fn is_invited(&self) -> bool {
+        matches!(self, Standing::Invited { .. })
+    }
+
     /// Its name in status and messages.
     pub fn name(&self) -> &'static str {
         match self {
@@ -87,7 +92,7 @@ impl Roster {
     /// A node that belongs to the cluster names its data folder.
     pub(super) fn enter(&mut self, node: NodeId, store: u64) -> Result<(), Refused> {
         let record = self.records.get_mut(&node).ok_or(Refused::UnknownNode(node))?;
-        if matches!(record.standing, Standing::Invited { .. }) {
+        if record.standing.is_invited() {
             return Err(Refused::NotJoined(node));
         }
         if record.store != 0 && record.store != store {
@@ -107,11 +112,11 @@ impl Roster {
     ) -> Result<NodeId, Refused> {
         if let Some(replaced) = replaces {
             let record = self.records.get(&replaced).ok_or(Refused::UnknownNode(replaced))?;
-            if matches!(record.standing, Standing::Invited { .. }) {
+            if record.standing.is_invited() {
                 return Err(Refused::NotJoined(replaced));
             }
         }
-        let invited = |record: &Record| matches!(record.standing, Standing::Invited { .. });
+        let invited = |record: &Record| record.standing.is_invited();
         let node = match same {
             Some(same) if self.records.get(&same).is_some_and(invited) => same,
             Some(same) => return Err(Refused::AddressTaken(same)),
@@ -171,7 +176,7 @@ impl Roster {
 
     pub(super) fn resume(&mut self, node: NodeId) -> Result<(), Refused> {
         let record = self.records.get_mut(&node).ok_or(Refused::UnknownNode(node))?;
-        if matches!(record.standing, Standing::Invited { .. }) {
+        if record.standing.is_invited() {
             return Err(Refused::NotJoined(node));
         }
         record.standing = Standing::Member;

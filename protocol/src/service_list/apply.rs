@@ -40,7 +40,7 @@ pub fn apply<T: TableMut>(table: &mut T, group: GroupId, entry: &Entry) -> Resul
     let mut replies = Vec::with_capacity(entry.commands.len());
     for command in &entry.commands {
         let reply = match command {
-            Command::Directory(change) if group == GroupId(0) => context.change_directory(change)?,
+            Command::Directory(change) if group == GroupId::META => context.change_directory(change)?,
             Command::Directory(_) => Reply::Refused(Refusal::WrongGroup),
             command => context.command(command)?,
         };
