@@ -1,11 +1,12 @@
 //! The operator: adds nodes, replaces, drains and removes them, through any node that answers, until it is done.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use reveille_protocol::directory::{Change, Directory, Outcome, Refused, Standing};
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::{Command, Refusal, Reply};
+use reveille_protocol::service_list::{Refusal, Reply};
 use reveille_protocol::time::GroupTime;
 
 use crate::node::SimNode;
@@ -18,6 +19,16 @@ const NEWCOMERS: u64 = 2;
 impl World {
     /// Works until the faults are over, and ends what it is at.
     pub async fn operate(self: &Arc<World>) {
+        self.operating.store(true, Ordering::Relaxed);
+        self.work().await;
+        self.operating.store(false, Ordering::Relaxed);
+    }
+
+    pub fn operates(&self) -> bool {
+        self.operating.load(Ordering::Relaxed)
+    }
+
+    async fn work(self: &Arc<World>) {
         let mut added = 0;
         while self.is_chaos() {
             pause(self.between(300, 2500)).await;
@@ -126,11 +137,7 @@ impl World {
         loop {
             pause(20).await;
             let Some(member) = self.any_member() else { continue };
-            if change.since() > member.directory().roster.format {
-                continue;
-            }
-            let command = Command::Directory(Box::new(change.clone()));
-            match member.propose(META, command, Duration::from_secs(2)).await {
+            match member.change(change.clone(), Duration::from_secs(2)).await {
                 Ok(Reply::Directory(outcome)) => return Ok(outcome),
                 Ok(Reply::Refused(Refusal::Directory(Refused::Format(_)))) | Err(_) => {}
                 Ok(Reply::Refused(Refusal::Directory(refused))) => return Err(refused),

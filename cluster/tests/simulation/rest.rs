@@ -69,6 +69,12 @@ impl World {
         .await;
     }
 
+    /// The operator ends what it is at. For that a node may have to be started that ended after the faults.
+    pub async fn operator_ends(self: &Arc<World>) {
+        let works = || if self.operates() { Err("the operator is at work".to_owned()) } else { Ok(()) };
+        self.until(|| std::future::ready(works())).await;
+    }
+
     /// The faults end. Machines that are lost stay so; nodes that were removed come back and ask for their place.
     pub async fn heal(self: &Arc<World>) {
         self.set_chaos(false);
@@ -159,6 +165,10 @@ impl World {
                     view::terminal(&replica.tables(group).read(), terminal).expect("memory cannot fail");
                 let row = row.ok_or_else(|| format!("t{device} is not registered"))?;
                 if row.pending > 0 {
+                    // Nobody can wake it: what came as it left waits for the next time that it comes by itself.
+                    if !lock(&self.devices)[device].listens {
+                        self.check_in(device);
+                    }
                     return Err(format!("t{device} is {:?}: {row:?}", lock(&self.devices)[device].doing));
                 }
             }

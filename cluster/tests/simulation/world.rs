@@ -62,6 +62,7 @@ pub struct World {
     order: Mutex<u64>,
     stir: Notify,
     chaos: AtomicBool,
+    pub operating: AtomicBool,
     story: Mutex<Vec<String>>,
     loud: bool,
     /// How often each thing happened that the runs are for.
@@ -88,6 +89,7 @@ impl World {
             order: Mutex::default(),
             stir: Notify::new(),
             chaos: AtomicBool::new(false),
+            operating: AtomicBool::new(false),
             story: Mutex::default(),
             loud,
             seen: Mutex::default(),
