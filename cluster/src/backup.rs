@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::{Command, key, row};
+use reveille_protocol::service_list::{key, row};
 use reveille_protocol::time::GroupTime;
 use reveille_protocol::wire::backup::{End, Head, Part};
 
@@ -51,12 +51,9 @@ fn sources(shape: &Shape) -> Vec<NodeId> {
 impl<E: Env> Reading<E> {
     pub(crate) async fn begin(member: &Arc<Member<E>>, group: GroupId) -> Result<Reading<E>, String> {
         let until = E::Cfg::now() + PATIENCE;
-        // A leader that has lost its majority does not know what another one has committed since. One that gets an entry
-        // committed has all that was acknowledged before.
-        let barrier = member.propose(group, Command::Expire, PATIENCE).await;
-        barrier.map_err(|error| format!("{error}; are a majority of the group's nodes running?"))?;
-        let mut why = "no node that has the group answers".to_owned();
+        let mut why = "no leader is confirmed by a majority of its nodes; are they running?".to_owned();
         loop {
+            // Its log has all that was acknowledged before it was asked.
             if let Some(shape) = member.shape(group).await {
                 for from in sources(&shape) {
                     match Self::begin_at(member, group, from, shape.last).await {

@@ -8,10 +8,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reveille_protocol::directory::{Change, Directory, Refused};
+use reveille_protocol::directory::{Change, Directory};
 use reveille_protocol::id::*;
-use reveille_protocol::limits;
-use reveille_protocol::service_list::{Command, Refusal, Reply};
+use reveille_protocol::service_list::{Command, Reply};
 use reveille_protocol::wire::codec;
 use reveille_protocol::wire::peer::Report;
 use tokio::net::TcpListener;
@@ -188,14 +187,18 @@ impl Inbound for Door {
     }
 
     fn up(&self, peer: NodeId, lane: Lane) {
-        tracing::debug!(node = peer.0, ?lane, "link is up");
+        if lane == Lane::Control {
+            tracing::info!(node = peer.0, "link is up");
+        }
         if let Some(member) = self.member() {
             member.link_up(peer, lane);
         }
     }
 
     fn down(&self, peer: NodeId, lane: Lane) {
-        tracing::debug!(node = peer.0, ?lane, "link is down");
+        if lane == Lane::Control {
+            tracing::info!(node = peer.0, "link is down");
+        }
         if let Some(member) = self.member() {
             member.link_down(peer, lane);
         }
@@ -300,17 +303,8 @@ impl ClusterHandle {
         command: Command,
         deadline: Duration,
     ) -> Result<Reply, Unavailable> {
-        let format = self.member.directory().roster.format.max(1);
-        if command.since() > format {
-            // Nodes of that format could not read it in their log.
-            return Ok(Reply::Refused(Refusal::Directory(Refused::Format(format))));
-        }
-        if let Command::Directory(change) = &command
-            && codec::encode(change).len() > limits::MAX_ENTRY_DECODE / 2
-        {
-            // An entry that nobody could read back would stop the group for good.
-            let records = self.member.directory().tokens.len();
-            return Ok(Reply::Refused(Refusal::Directory(Refused::Full(records))));
+        if let Err(refusal) = self.member.readable(&command) {
+            return Ok(Reply::Refused(refusal));
         }
         self.member.propose(group, command, deadline).await
     }
@@ -350,9 +344,9 @@ impl ClusterHandle {
         self.member.overview().await
     }
 
-    /// Changes the directory; repeated after an unknown outcome it does no harm.
+    /// Changes the directory; see [`Member::change`].
     pub async fn change(&self, change: Change, deadline: Duration) -> Result<Reply, Unavailable> {
-        self.propose(GroupId::META, Command::Directory(Box::new(change)), deadline).await
+        self.member.change(change, deadline).await
     }
 
     /// Begins to read one group's tables out, as they are at one moment that is not before this call.

@@ -231,8 +231,14 @@ impl<E: Env> Member<E> {
         if self.config.beginning.is_none() {
             return Ok(());
         }
-        let roster = Roster::founded(self.config.nodes.keys().copied());
-        let founded = Directory { cluster: self.config.cluster, roster, ..Directory::default() };
+        let known = self.directory();
+        let founded = if known.cluster == self.config.cluster {
+            // What the list of nodes says since does not matter: it may have been edited.
+            known
+        } else {
+            let roster = Roster::founded(self.config.nodes.keys().copied());
+            Arc::new(Directory { cluster: self.config.cluster, roster, ..Directory::default() })
+        };
         for (group, Group { raft, .. }) in &self.groups {
             let nodes = founded.replicas_of(*group);
             let address = |node: &NodeId| self.config.nodes.get(node).cloned().unwrap_or_default();

@@ -5,11 +5,12 @@
 //! so tables that were lost, damaged or rolled back are replaced by a peer's before raft sees them.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::alias::InstantOf;
+use openraft::alias::{InstantOf, LogIdOf};
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::{GroupId, NodeId};
 use reveille_protocol::wire::codec;
@@ -59,17 +60,33 @@ pub(crate) enum Pulled {
 
 /// A view that is being read out.
 struct Giving<E: Env> {
-    transfer: u64,
     next: u64,
     /// What was answered last: the answer may have been lost.
-    last: Pulled,
-    /// Let go at the end: only the last answer may still be asked for.
-    view: Option<<E::Tables as Tables>::Snapshot>,
+    last: Pairs,
+    view: View<<E::Tables as Tables>::Snapshot>,
     used: InstantOf<E::Cfg>,
 }
 
-/// The views that this node holds for others.
-pub(crate) struct Views<E: Env>(Mutex<BTreeMap<(NodeId, GroupId), Giving<E>>>);
+enum View<S> {
+    Begins,
+    Reads(S),
+    /// Only the last answer may still be asked for.
+    Ended,
+    /// Reading it failed. What it would give next is not what comes next.
+    Broken,
+}
+
+/// The views that this node holds for others. One that is being read is locked.
+pub(crate) struct Views<E: Env>(Mutex<BTreeMap<(NodeId, GroupId), Transfer<E>>>);
+
+/// Its name, and its view.
+type Transfer<E> = (u64, Arc<Reader<E>>);
+type Reader<E> = futures::lock::Mutex<Giving<E>>;
+
+/// Is it being read, or will be?
+fn is_held<E: Env>(reader: &Reader<E>) -> bool {
+    reader.try_lock().is_none_or(|giving| matches!(giving.view, View::Begins | View::Reads(_)))
+}
 
 impl<E: Env> Default for Views<E> {
     fn default() -> Self {
@@ -81,7 +98,8 @@ impl<E: Env> Views<E> {
     /// Lets go what nobody asks for any more.
     pub(crate) fn prune(&self) {
         let mut views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        views.retain(|_, giving| E::Cfg::now() - giving.used < IDLE);
+        let idle = |giving: &Giving<E>| E::Cfg::now() - giving.used >= IDLE;
+        views.retain(|_, (_, reader)| reader.try_lock().is_none_or(|giving| !idle(&giving)));
     }
 }
 
@@ -94,52 +112,42 @@ impl<E: Env> Member<E> {
 
     async fn give_chunk(&self, to: NodeId, pull: Pull) -> Result<Pulled, String> {
         let known = self.groups.get(&pull.group).ok_or("this node does not have the group")?;
-        let taken = {
+        let reader = {
             let mut views = self.views.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let taken = views.remove(&(to, pull.group)).filter(|giving| giving.transfer == pull.transfer);
-            let held = views.values().filter(|giving| giving.view.is_some()).count();
-            if taken.is_none() && held >= VIEWS {
-                return Err("this node gives tables to others already".to_owned());
-            }
-            taken
-        };
-        let mut giving = match taken {
-            Some(giving) => giving,
-            None if pull.number > 0 => return Err("the view is gone; begin again".to_owned()),
-            None => {
-                // Looked at first: a view costs a flush.
-                let there =
-                    applied::<E::Cfg, _>(&known.shard.tables().read()).map_err(|error| error.to_string())?;
-                if there.is_none_or(|there| there.index < pull.at_least) {
-                    return Err("its tables are not as far".to_owned());
+            match views.get(&(to, pull.group)).filter(|(transfer, _)| *transfer == pull.transfer) {
+                Some((_, reader)) => reader.clone(),
+                None if pull.number > 0 => return Err("the view is gone; begin again".to_owned()),
+                None => {
+                    views.remove(&(to, pull.group));
+                    if views.values().filter(|(_, reader)| is_held(reader)).count() >= VIEWS {
+                        return Err("this node gives tables to others already".to_owned());
+                    }
+                    let giving =
+                        Giving { next: 0, last: Vec::new(), view: View::Begins, used: E::Cfg::now() };
+                    let reader = Arc::new(futures::lock::Mutex::new(giving));
+                    views.insert((to, pull.group), (pull.transfer, reader.clone()));
+                    reader
                 }
-                let view = known.shard.tables().snapshot().await.map_err(|error| error.to_string())?;
-                let applied = applied::<E::Cfg, _>(&view).map_err(|error| error.to_string())?;
-                if applied.is_none_or(|applied| applied.index < pull.at_least) {
-                    return Err("its tables are not as far".to_owned());
-                }
-                let last = Pulled::Pairs(Vec::new());
-                Giving { transfer: pull.transfer, next: 0, last, view: Some(view), used: E::Cfg::now() }
             }
         };
+        // A chunk that is asked for again while it is being read waits for it.
+        let mut giving = reader.lock().await;
         if pull.number == giving.next {
-            let pairs = match &mut giving.view {
-                Some(view) => view.next_chunk(CHUNK_BYTES).await.map_err(|error| error.to_string())?,
-                None => None,
+            let mut view = match std::mem::replace(&mut giving.view, View::Broken) {
+                View::Begins => view_of::<E>(known.shard.tables(), pull.at_least).await?,
+                View::Reads(view) => view,
+                View::Ended => return Err("the last chunk was given".to_owned()),
+                View::Broken => return Err("the view is gone; begin again".to_owned()),
             };
-            if pairs.is_none() {
-                giving.view = None;
-            }
-            giving.last = Pulled::Pairs(pairs.unwrap_or_default());
+            let pairs = view.next_chunk(CHUNK_BYTES).await.map_err(|error| error.to_string())?;
+            giving.view = if pairs.is_some() { View::Reads(view) } else { View::Ended };
+            giving.last = pairs.unwrap_or_default();
             giving.next += 1;
         } else if pull.number + 1 != giving.next {
             return Err(format!("chunk {} was asked for where {} was due", pull.number, giving.next));
         }
         giving.used = E::Cfg::now();
-        let answer = giving.last.clone();
-        let mut views = self.views.0.lock().unwrap_or_else(PoisonError::into_inner);
-        views.insert((to, pull.group), giving);
-        Ok(answer)
+        Ok(Pulled::Pairs(giving.last.clone()))
     }
 
     /// One chunk of a group's tables from a node, which may be this one.
@@ -160,6 +168,23 @@ async fn ask<E: Env>(calls: &Calls<E>, from: NodeId, pull: Pull) -> Result<Pulle
     let answer = calls.call(from, Lane::Bulk, Method::Pull, body, CHUNK).await;
     let answer = answer.map_err(|error| error.to_string())?;
     codec::decode::<Pulled, MAX_MESSAGE>(&answer).map_err(|error| error.to_string())
+}
+
+/// A view of tables that have applied at least so much.
+async fn view_of<E: Env>(
+    tables: &E::Tables,
+    at_least: u64,
+) -> Result<<E::Tables as Tables>::Snapshot, String> {
+    let far = |applied: io::Result<Option<LogIdOf<E::Cfg>>>| match applied {
+        Ok(Some(applied)) if applied.index >= at_least => Ok(()),
+        Ok(_) => Err("its tables are not as far".to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    // Looked at first: a view costs a flush.
+    far(applied::<E::Cfg, _>(&tables.read()))?;
+    let view = tables.snapshot().await.map_err(|error| error.to_string())?;
+    far(applied::<E::Cfg, _>(&view))?;
+    Ok(view)
 }
 
 /// Replaces a group's tables by those of the first peer that gives them.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::row::Row;
+use reveille_protocol::service_list::row::{Row, Settings};
 use reveille_protocol::service_list::view::{self, MessageState};
 use reveille_protocol::service_list::{Table, TableError};
 use reveille_protocol::stage::End;
@@ -49,6 +49,8 @@ pub enum Query {
     },
     /// How the group is made up; since format 2.
     Shape,
+    /// The group's limits; since format 2.
+    Limits,
 }
 
 /// An answer. Sent between nodes: append only.
@@ -66,6 +68,8 @@ pub enum Answer {
     Unavailable,
     /// To [`Query::Shape`].
     Shape(Box<Shape>),
+    /// To [`Query::Limits`].
+    Limits(Box<Settings>),
 }
 
 /// A push as its publisher sees it.

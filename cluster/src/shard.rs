@@ -314,6 +314,7 @@ impl<E: Env> Shard<E> {
             Query::Terminals { tenant, after, limit } => {
                 Answer::Terminals(query::terminals(&table, *tenant, *after, *limit)?)
             }
+            Query::Limits => Answer::Limits(Box::new(service_list::settings(&table)?)),
             // Raft knows, not the tables.
             Query::Shape => Answer::Unavailable,
         })

@@ -22,6 +22,12 @@ pub const MAX_ENROLMENT_TOKEN: usize = 1024;
 pub const MAX_PENDING: u32 = 1000;
 /// Bytes that may wait for one terminal, unless settings say otherwise.
 pub const MAX_PENDING_BYTES: u32 = 1024 * 1024;
+/// The most that settings may allow of both: an unregister touches all of it in one entry.
+pub const MAX_PENDING_CEILING: u32 = 10_000;
+/// See [`MAX_PENDING_CEILING`].
+pub const MAX_PENDING_BYTES_CEILING: u32 = 16 * 1024 * 1024;
+/// The longest time that settings may name.
+pub const LONGEST_LIMIT: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Lifetime of a push when its publisher names none. A day: long enough for a phone left at home.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);

@@ -149,6 +149,11 @@ impl Links {
     }
 }
 
+fn tell_linked(connections: &BTreeMap<(NodeId, Lane), Arc<Outgoing>>) {
+    let linked = connections.keys().filter(|(_, lane)| *lane == Lane::Control).count();
+    metrics::gauge!("reveille_links_up").set(linked as f64);
+}
+
 impl Transport for Links {
     fn send(&self, to: NodeId, lane: Lane, frame: Bytes) -> Result<(), SendError> {
         let connections = self.0.connections.read().unwrap_or_else(PoisonError::into_inner);
@@ -260,7 +265,7 @@ async fn greet(shared: &Shared, stream: TcpStream) -> Result<(Server, NodeId, La
 
 /// Keeps one lane to one peer: dials, serves, and dials again.
 async fn dial(shared: Arc<Shared>, peer: NodeId, lane: Lane) {
-    let mut pause = REDIAL.0;
+    let (mut pause, mut told) = (REDIAL.0, false);
     while let Some(address) = shared.address(peer, lane) {
         if peer < shared.config.node {
             // It is for the peer to dial. But it may have been away, and not know where this node is.
@@ -272,7 +277,7 @@ async fn dial(shared: Arc<Shared>, peer: NodeId, lane: Lane) {
         let dialled = tokio::time::timeout(HANDSHAKE, connect(&shared, peer, address, lane)).await;
         match dialled.unwrap_or(Err(DialError::Refused(Refusal::Slow))) {
             Ok((stream, version)) => {
-                pause = REDIAL.0;
+                (pause, told) = (REDIAL.0, false);
                 let socket = handle(stream.get_ref().0, lane);
                 serve(&shared, stream, socket, peer, lane, version).await;
             }
@@ -280,8 +285,8 @@ async fn dial(shared: Arc<Shared>, peer: NodeId, lane: Lane) {
                 if let DialError::Refused(refusal) = &error {
                     tracing::warn!(node = peer.0, %refusal, "dialling a peer failed");
                     refusal.count();
-                } else {
-                    tracing::debug!(node = peer.0, %error, "dialling a peer failed");
+                } else if lane == Lane::Control && !std::mem::replace(&mut told, true) {
+                    tracing::warn!(node = peer.0, %error, "a peer cannot be reached; trying until it can");
                 }
             }
         }
@@ -356,7 +361,9 @@ async fn serve<S>(
         let _one = shared.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let old = {
             let mut connections = shared.connections.write().unwrap_or_else(PoisonError::into_inner);
-            connections.insert((peer, lane), outgoing.clone())
+            let old = connections.insert((peer, lane), outgoing.clone());
+            tell_linked(&connections);
+            old
         };
         if let Some(old) = old {
             // The peer dialled anew, so it has given the old one up before we saw its end.
@@ -395,6 +402,7 @@ impl Drop for Down {
             let mine = known.is_some_and(|known| Arc::ptr_eq(known, &self.outgoing));
             if mine {
                 connections.remove(&(self.peer, self.lane));
+                tell_linked(&connections);
             }
             mine
         };

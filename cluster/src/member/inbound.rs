@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::channel::mpsc;
-use openraft::alias::SnapshotOf;
-use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use futures::lock::Mutex;
+use openraft::alias::{InstantOf, SnapshotOf};
+use openraft::raft::{AppendEntriesRequest, SnapshotResponse, TransferLeaderRequest, VoteRequest};
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::Command;
@@ -37,18 +38,26 @@ const APPENDS: usize = 128;
 /// again. openraft waits for its own answer from a majority no longer than a lease, but for the apply without an end.
 const CONFIRMED: Duration = Duration::from_millis(600);
 
+/// A snapshot of which nothing came for so long has been given up: longer than its sender goes on trying.
+const ABANDONED: Duration = Duration::from_secs(120);
+
 /// Streams of appends and snapshots from the peers; the latest of each peer and group counts.
 pub(super) struct Streams<E: Env> {
     appends: BTreeMap<(NodeId, GroupId), (u64, Appends<E>)>,
-    snapshots: BTreeMap<(NodeId, GroupId), Incoming<E>>,
+    snapshots: BTreeMap<(NodeId, GroupId), Transfer<E>>,
 }
+
+/// Its name, and how far it is.
+type Transfer<E> = (u64, Arc<Mutex<Incoming<E>>>);
 
 type Appends<E> = mpsc::Sender<AppendEntriesRequest<<E as Env>::Cfg>>;
 
 struct Incoming<E: Env> {
-    transfer: u64,
+    used: InstantOf<E::Cfg>,
     next: u64,
-    installer: <E::Tables as Tables>::Installer,
+    /// None once it has failed or is installed.
+    installer: Option<<E::Tables as Tables>::Installer>,
+    installed: Option<SnapshotResponse<E::Cfg>>,
 }
 
 impl<E: Env> Default for Streams<E> {
@@ -242,51 +251,76 @@ impl<E: Env> Member<E> {
         let chunk = codec::decode::<Chunk<E::Cfg>, MAX_MESSAGE>(body).map_err(|error| error.to_string())?;
         let group = GroupId(chunk.group);
         let known = self.groups.get(&group).ok_or_else(|| format!("group {group} is not on this node"))?;
-        let taken = {
+        let incoming = {
             let mut streams = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
-            streams.snapshots.remove(&(from, group))
+            match streams.snapshots.get(&(from, group)) {
+                Some((transfer, incoming)) if *transfer == chunk.transfer => incoming.clone(),
+                _ => {
+                    let installer = known.shard.tables().installer().map_err(|error| error.to_string())?;
+                    let incoming = Arc::new(Mutex::new(Incoming {
+                        used: E::Cfg::now(),
+                        next: 0,
+                        installer: Some(installer),
+                        installed: None,
+                    }));
+                    streams.snapshots.insert((from, group), (chunk.transfer, incoming.clone()));
+                    incoming
+                }
+            }
         };
-        let mut incoming = match taken.filter(|known| known.transfer == chunk.transfer) {
-            Some(incoming) => incoming,
-            None => Incoming {
-                transfer: chunk.transfer,
-                next: 0,
-                installer: known.shard.tables().installer().map_err(|error| error.to_string())?,
-            },
-        };
-        if chunk.last.is_none() && chunk.number + 1 == incoming.next {
+        // A chunk that is sent again while its first copy is being written waits for that.
+        let mut incoming = incoming.lock().await;
+        incoming.used = E::Cfg::now();
+        if chunk.number + 1 == incoming.next {
             // Its answer was lost.
-            let mut streams = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
-            streams.snapshots.insert((from, group), incoming);
-            return Ok(ChunkAnswer::Next);
+            match (&chunk.last, &incoming.installed) {
+                (None, _) => return Ok(ChunkAnswer::Next),
+                (Some(_), Some(installed)) => return Ok(ChunkAnswer::Done(installed.clone())),
+                (Some(_), None) => {}
+            }
         }
         if chunk.number != incoming.next {
             return Err(format!("chunk {} came where {} was due", chunk.number, incoming.next));
         }
+        let mut installer = incoming.installer.take().ok_or("this transfer has ended")?;
+        installer.push(chunk.pairs).await.map_err(|error| error.to_string())?;
         incoming.next += 1;
-        incoming.installer.push(chunk.pairs).await.map_err(|error| error.to_string())?;
         let Some((vote, meta)) = chunk.last else {
-            let mut streams = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
-            streams.snapshots.insert((from, group), incoming);
+            incoming.installer = Some(installer);
             return Ok(ChunkAnswer::Next);
         };
-        let snapshot = SnapshotOf::<E::Cfg, _> { meta, snapshot: SnapshotData::Staged(incoming.installer) };
+        let snapshot = SnapshotOf::<E::Cfg, _> { meta, snapshot: SnapshotData::Staged(installer) };
         let installed = known.raft.install_full_snapshot(vote, snapshot).await;
-        installed.map(ChunkAnswer::Done).map_err(|error| error.to_string())
+        let installed = installed.map_err(|error| error.to_string())?;
+        incoming.installed = Some(installed.clone());
+        Ok(ChunkAnswer::Done(installed))
+    }
+
+    /// Lets go what nobody sends on any more.
+    pub(super) fn prune_snapshots(&self) {
+        let mut streams = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = |incoming: &Incoming<E>| E::Cfg::now() - incoming.used >= ABANDONED;
+        // One that is being written is locked.
+        streams
+            .snapshots
+            .retain(|_, (_, incoming)| incoming.try_lock().is_none_or(|incoming| !idle(&incoming)));
     }
 
     /// Answers a query as the shard's leader, or says who that is.
     pub(super) async fn answer_here(&self, group: GroupId, query: Query) -> Answer {
         let Some(known) = self.groups.get(&group) else { return Answer::NotLeader(None) };
-        if query == Query::Shape {
-            // Whoever acts on it says which membership it was, so one from a deposed leader changes nothing.
-            let shape = self.shape_here(group).map(|shape| Answer::Shape(Box::new(shape)));
-            return shape.unwrap_or_else(|| Answer::NotLeader(self.leader_elsewhere(group)));
-        }
         // A leader that was deposed without knowing would answer with the past.
         let confirmed = known.raft.ensure_linearizable(openraft::ReadPolicy::ReadIndex);
-        if !matches!(E::Cfg::timeout(CONFIRMED, confirmed).await, Ok(Ok(_))) {
+        let Ok(Ok(read)) = E::Cfg::timeout(CONFIRMED, confirmed).await else {
             return Answer::NotLeader(self.leader_elsewhere(group));
+        };
+        if query == Query::Shape {
+            let shape = self.shape_here(group).map(|mut shape| {
+                // What is told of the leader is a step behind; all that was acknowledged counts.
+                shape.last = shape.last.max(read.index());
+                Answer::Shape(Box::new(shape))
+            });
+            return shape.unwrap_or_else(|| Answer::NotLeader(self.leader_elsewhere(group)));
         }
         let shard = &known.shard;
         if let Query::Message { message, wait, .. } = &query

@@ -27,6 +27,11 @@ pub enum JoinError {
         "no incarnation from the meta group: {0}; are a majority of the nodes running and reachable, and does this node still belong to the cluster?"
     )]
     Unavailable(#[from] Unavailable),
+    /// It was given one, or there is no directory, as far as this node's own copy tells.
+    #[error(
+        "this node's copy of the directory does not come up to date; is it linked to the others (reveille_links_up)?"
+    )]
+    Lagging,
     /// The directory does not want it.
     #[error(transparent)]
     Refused(Refused),
@@ -39,8 +44,8 @@ impl<E: Env> Member<E> {
         loop {
             match self.take_incarnation().await {
                 Err(refused @ JoinError::Refused(_)) => return Err(refused),
-                Err(failed) if E::Cfg::now() >= until => return Err(failed),
                 Ok(Some(incarnation)) => return Ok(incarnation),
+                outcome if E::Cfg::now() >= until => return Err(outcome.err().unwrap_or(JoinError::Lagging)),
                 // Not created yet, or no leader yet: the other nodes may be starting.
                 Ok(None) | Err(_) => E::Cfg::sleep(Duration::from_millis(20)).await,
             }
@@ -117,10 +122,18 @@ impl<E: Env> Member<E> {
             "this node was marked down; its sessions end and it begins anew"
         );
         self.shared.host.fenced();
-        let member = self.clone();
+        let member = Arc::downgrade(self);
         let _detached = E::Cfg::spawn(async move {
-            if let Err(error) = member.join().await {
-                tracing::error!(%error, "no new incarnation after a Down mark; restart this node");
+            while let Some(member) = member.upgrade() {
+                match member.join().await {
+                    Ok(_) => return,
+                    Err(JoinError::Refused(refused)) => {
+                        return member.shared.host.failed(refused.to_string());
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "no new incarnation after a Down mark; trying again")
+                    }
+                }
             }
         });
     }

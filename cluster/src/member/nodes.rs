@@ -99,15 +99,18 @@ impl<E: Env> Member<E> {
         placed.get(&group).is_none_or(|nodes| nodes.contains(&self.config.node))
     }
 
-    /// The lowest format that this node has in common with all others; `None` while one of them is not linked.
-    pub(super) fn common_format(&self) -> Option<u32> {
+    /// The lowest format that this node has in common with all others; `None` while one of them is not linked, unless that
+    /// is the one that is given up.
+    pub(super) fn common_format(&self, given_up: Option<NodeId>) -> Option<u32> {
         let transport = self.shared.calls.transport();
         let directory = self.directory();
         let invited = |node: &NodeId| {
             directory.roster.records.get(node).is_some_and(|record| record.standing.is_invited())
         };
         let others = self.others().into_keys().filter(|node| !invited(node));
-        let formats = others.map(|node| transport.format(node));
+        let known = others.map(|node| (node, transport.format(node)));
+        let formats = known.filter(|(node, format)| format.is_some() || given_up != Some(*node));
+        let formats = formats.map(|(_, format)| format);
         formats.chain([Some(FORMAT)]).min().flatten()
     }
 }

@@ -297,7 +297,7 @@ impl<E: Env> Member<E> {
 fn waits_for(query: &Query) -> Duration {
     match query {
         Query::Message { wait, .. } => Duration::from_millis(*wait),
-        Query::Terminal { .. } | Query::Terminals { .. } | Query::Shape => Duration::ZERO,
+        Query::Terminal { .. } | Query::Terminals { .. } | Query::Shape | Query::Limits => Duration::ZERO,
     }
 }
 

@@ -11,12 +11,14 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::impls::BasicNode;
 use openraft::type_config::TypeConfigExt;
 use openraft::{ChangeMembers, Precondition, ServerState};
-use reveille_protocol::directory::{Change, Directory, FORMAT, Standing};
+use reveille_protocol::directory::{Change, Directory, FORMAT, Refused, Standing};
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::Command;
+use reveille_protocol::limits;
+use reveille_protocol::service_list::{Command, Refusal, Reply};
 use reveille_protocol::wire::codec;
 
 use super::Member;
+use super::route::Unavailable;
 use crate::env::Env;
 use crate::link::Lane;
 use crate::query::{Answer, Query};
@@ -80,7 +82,7 @@ impl<E: Env> Member<E> {
             return Tended::Settled;
         }
         if directory.roster.format < FORMAT {
-            self.raise_format(&directory).await;
+            self.raise_format(&directory, None).await;
         }
         // A node that is away holds up the format, not its own replacement.
         if directory.roster.format < MEMBERSHIP {
@@ -124,14 +126,57 @@ impl<E: Env> Member<E> {
         }
     }
 
-    /// Every node must be there and able to: a node that is away might come back without knowing the new format.
-    async fn raise_format(self: &Arc<Self>, directory: &Directory) {
-        let common = self.common_format().unwrap_or(0);
-        if common <= directory.roster.format {
+    /// Changes the directory as an operator wants it; repeated after an unknown outcome it does no harm.
+    pub async fn change(self: &Arc<Self>, change: Change, deadline: Duration) -> Result<Reply, Unavailable> {
+        if let Change::Invite { replaces: Some(node), .. } | Change::Remove { node, .. } = &change {
+            self.give_up(*node).await;
+        }
+        let command = Command::Directory(Box::new(change));
+        match self.readable(&command) {
+            Ok(()) => self.propose(META, command, deadline).await,
+            Err(refusal) => Ok(Reply::Refused(refusal)),
+        }
+    }
+
+    /// Can every node read this in its log? What one cannot would stop its group there for good.
+    pub(crate) fn readable(&self, command: &Command) -> Result<(), Refusal> {
+        let directory = self.directory();
+        let format = directory.roster.format.max(1);
+        match command {
+            _ if command.since() > format => Err(Refusal::Directory(Refused::Format(format))),
+            Command::Directory(change) if codec::encode(change).len() > limits::MAX_ENTRY_DECODE / 2 => {
+                Err(Refusal::Directory(Refused::Full(directory.tokens.len())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The operator wants a node gone. If it is away, the format by which it can go does not wait for it.
+    async fn give_up(self: &Arc<Self>, node: NodeId) {
+        let directory = self.directory();
+        if directory.cluster == 0 || directory.roster.format >= MEMBERSHIP {
             return;
         }
-        tracing::info!(format = common, "every node knows a later format; the cluster takes it");
+        if !self.raise_format(&directory, Some(node)).await {
+            return;
+        }
+        // This node hears of it as all do.
+        let until = E::Cfg::now() + QUERY;
+        while self.directory().roster.format < MEMBERSHIP && E::Cfg::now() < until {
+            E::Cfg::sleep(LOOK.0).await;
+        }
+    }
+
+    /// Every node must be there and able to: a node that is away might come back without knowing the new format. Only
+    /// one that the operator gives up for good need not be there.
+    async fn raise_format(self: &Arc<Self>, directory: &Directory, given_up: Option<NodeId>) -> bool {
+        let common = self.common_format(given_up).unwrap_or(0);
+        if common <= directory.roster.format {
+            return false;
+        }
+        tracing::info!(format = common, "every node that stays knows a later format; the cluster takes it");
         self.change_logged(Change::SetFormat { format: common }).await;
+        true
     }
 
     /// Nodes that were to leave and have no copy of any shard any more belong no more.

@@ -74,6 +74,7 @@ async fn mind_disks<E: Env>(member: Weak<Member<E>>) {
         }
         cut(&member).await;
         member.views.prune();
+        member.prune_snapshots();
     }
 }
 

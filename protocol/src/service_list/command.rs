@@ -370,7 +370,10 @@ pub enum Refusal {
     #[error("this cluster has terminals of its own; restore into a new one")]
     NotEmpty,
     /// A step of a restore that was not begun, or of another one.
-    #[error("this restore was not begun here, or another one was since")]
+    #[error(
+        "another backup's restore was begun here, or none; repeat the command with that backup, or restore into a new \
+         cluster"
+    )]
     OtherRestore,
     /// A step of a restore that cannot be taken, and why.
     #[error("the backup cannot be taken in: {0}")]

@@ -202,7 +202,7 @@ pub(crate) struct Idempotent {
     pub(crate) body_hash: [u8; 16],
 }
 
-/// The limits of a group, which reach it through its own log.
+/// The limits of a group, which reach it through its own log. What is there already stays: they hold for what comes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// Bytes of a payload.
@@ -235,6 +235,29 @@ impl Default for Settings {
             memory_of_ends: limits::MEMORY_OF_ENDS.as_millis() as u64,
             registration_lifetime: limits::REGISTRATION_LIFETIME.as_millis() as u64,
         }
+    }
+}
+
+impl Settings {
+    /// May a group work by these? If not, which of them is wrong, and what it may be.
+    pub fn check(&self) -> Result<(), String> {
+        let within = |name: &str, value: u64, from: u64, to: u64| match (from..=to).contains(&value) {
+            true => Ok(()),
+            false => Err(format!("{name} is {value}; it may be {from} to {to}")),
+        };
+        let millis = |duration: Duration| duration.as_millis() as u64;
+        let (day, year) = (millis(limits::DEFAULT_TTL), millis(limits::LONGEST_LIMIT));
+        within("max_payload", self.max_payload.into(), 1, limits::MAX_PAYLOAD_CEILING as u64)?;
+        within("max_pending", self.max_pending.into(), 1, limits::MAX_PENDING_CEILING.into())?;
+        let most = limits::MAX_PENDING_BYTES_CEILING.into();
+        within("max_pending_bytes", self.max_pending_bytes.into(), self.max_payload.into(), most)?;
+        within("max_ttl", self.max_ttl, 1000, year)?;
+        within("default_ttl", self.default_ttl, 1000, self.max_ttl)?;
+        within("wake_window", self.wake_window, 1000, self.max_ttl)?;
+        // A retry finds its first copy among what is remembered.
+        within("memory_of_ends", self.memory_of_ends, millis(limits::COMMAND_LIFETIME), year)?;
+        // Longer than terminals are silent that check in.
+        within("registration_lifetime", self.registration_lifetime, day, year)
     }
 }
 
