@@ -244,11 +244,12 @@ struct Actors {
 impl Actors {
     /// Starts an actix system on a thread of its own, and waits until its ports are open.
     fn start(config: &Config, shown: Arc<Shown>, api: web::Data<Api>) -> anyhow::Result<Actors> {
-        let admin = web::Data::new(http::Admin { guarded: !config.admin.listen.ip().is_loopback() });
-        let tls = match config.http.tls {
-            true => Some(https(shown).context("http: TLS cannot be set up")?),
-            false => None,
-        };
+        let guarded = !config.admin.listen.ip().is_loopback();
+        let admin = web::Data::new(http::Admin { guarded });
+        let tls_if = |wanted: bool| wanted.then(|| https(shown.clone())).transpose();
+        let tls = tls_if(config.http.tls).context("http: TLS cannot be set up")?;
+        // What admin tokens and backups hold is for no wire to see.
+        let operators_tls = tls_if(guarded).context("admin: TLS cannot be set up")?;
         let (http, workers, operator) = (config.http.listen, config.http.workers, config.admin.listen);
         let (started, starting) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new().name("actors".to_owned()).spawn(move || {
@@ -272,19 +273,24 @@ impl Actors {
                     };
                     bound.with_context(|| format!("http.listen: cannot listen on {http}"))?.run()
                 };
-                let operators = HttpServer::new(move || {
-                    App::new().app_data(api.clone()).app_data(admin.clone()).configure(http::operator)
-                })
-                .workers(1)
-                .max_connections(limits::OPERATOR_CONNECTIONS)
-                .client_request_timeout(limits::HEAD_DEADLINE)
-                .client_disconnect_timeout(limits::LAST_WORDS)
-                .keep_alive(limits::KEEP_ALIVE)
-                .disable_signals()
-                .shutdown_timeout(limits::LEAVE)
-                .bind(operator)
-                .with_context(|| format!("admin.listen: cannot listen on {operator}"))?
-                .run();
+                let operators = {
+                    let server = HttpServer::new(move || {
+                        App::new().app_data(api.clone()).app_data(admin.clone()).configure(http::operator)
+                    })
+                    .workers(1)
+                    .max_connections(limits::OPERATOR_CONNECTIONS)
+                    .tls_handshake_timeout(limits::TLS_DEADLINE)
+                    .client_request_timeout(limits::HEAD_DEADLINE)
+                    .client_disconnect_timeout(limits::LAST_WORDS)
+                    .keep_alive(limits::KEEP_ALIVE)
+                    .disable_signals()
+                    .shutdown_timeout(limits::LEAVE);
+                    let bound = match operators_tls {
+                        Some(tls) => server.bind_rustls_0_23(operator, tls),
+                        None => server.bind(operator),
+                    };
+                    bound.with_context(|| format!("admin.listen: cannot listen on {operator}"))?.run()
+                };
                 let handles = vec![publishers.handle(), operators.handle()];
                 // They end when their handles stop them.
                 actix::spawn(publishers);

@@ -67,6 +67,39 @@ fn whoever_does_not_go_on_gives_the_place_free() {
     assert_eq!(by_head_alone(dev.url(1), "/v1/tokens", &head), "408", "{:?}", began.elapsed());
 }
 
+/// The operator's listener asks for no token on loopback, and a browser there opens any page.
+#[test]
+fn a_page_in_a_browser_is_no_operator() {
+    let dev = Dev::start();
+    let admin = dev.node(1)["admin"].as_str().unwrap();
+    let port = admin.rsplit_once(':').unwrap().1;
+    let drain = "/cluster/nodes/2/drain";
+    for origin in ["https://example.com", "null"] {
+        let answer = http(admin, "POST", drain, &[("Origin", origin)], b"");
+        assert_eq!((answer.status, answer.json()["error"].as_str()), (403, Some("by_a_page")));
+    }
+    let asked_as = |host: &str| {
+        let mut stream = TcpStream::connect(admin.trim_start_matches("http://")).unwrap();
+        write!(stream, "GET /status HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer[9..]).into_owned()
+    };
+    for rebound in
+        [format!("example.com:{port}"), "127.0.0.1.example.com".to_owned(), format!("10.0.0.1:{port}")]
+    {
+        assert_eq!(asked_as(&rebound), "403", "{rebound}");
+    }
+    for own in [
+        format!("localhost:{port}"),
+        format!("127.0.0.1:{port}"),
+        format!("[::1]:{port}"),
+        "[::1]".to_owned(),
+    ] {
+        assert_eq!(asked_as(&own), "200", "{own}");
+    }
+}
+
 #[test]
 fn the_publishers_api_refuses_and_says_why() {
     let dev = Dev::start();

@@ -176,6 +176,42 @@ fn nodes_come_and_go_under_load_and_nothing_is_lost() {
     load.end(200);
 }
 
+/// Limits are the cluster's: set through one node, they hold for what is published through any, and after a restart.
+#[test]
+fn limits_are_set_for_all_shards_and_kept() {
+    let mut dev = Dev::start();
+    let keys: String =
+        (0..12).map(|key| format!("{{\"key\":\"{}\"}}\n", format!("{key:02x}").repeat(32))).collect();
+    let answer = dev.request(1, "POST", "/v1/terminals", &[], keys.as_bytes());
+    let lines = String::from_utf8(answer.body).unwrap();
+    let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let terminals: Vec<String> = lines.map(|line| line["terminal"].as_str().unwrap().to_owned()).collect();
+    let accepted = |dev: &Dev, size: usize| -> Vec<u16> {
+        let each = terminals.iter().zip((1..=3).cycle());
+        each.map(|(id, node)| dev.publish(node, id, &[], &vec![0; size]).status).collect()
+    };
+    let admin = |dev: &Dev, node| dev.admin(node).to_owned();
+    assert!(done(&admin(&dev, 1), &["limits"]).contains("max-payload            4096 B"));
+    assert_eq!(accepted(&dev, 5000), [413; 12]);
+    let told = done(&admin(&dev, 2), &["limits", "--max-payload", "8192", "--memory-of-ends", "1h"]);
+    assert!(
+        told.contains("max-payload            8192 B") && told.contains("memory-of-ends         1h"),
+        "{told}"
+    );
+    assert!(told.contains("max-ttl                28days"), "the others stay: {told}");
+    assert_eq!(accepted(&dev, 5000), [201; 12]);
+    assert_eq!(accepted(&dev, 9000), [413; 12]);
+    for node in 1..=3 {
+        dev.kill_node(node);
+    }
+    for node in 1..=3 {
+        dev.start_node(node);
+    }
+    (1..=3).for_each(|node| dev.wait_ready(node));
+    assert_eq!(done(&admin(&dev, 3), &["limits"]), told);
+    assert_eq!(accepted(&dev, 5000), [201; 12]);
+}
+
 #[test]
 fn what_cannot_be_done_says_why_and_what_can() {
     let dev = Dev::start();
@@ -189,6 +225,9 @@ fn what_cannot_be_done_says_why_and_what_can() {
     refused(&admin, &["drain", "1"], "add a node first");
     refused(&admin, &["replicas", "5"], "5 replicas cannot be");
     refused(&admin, &["replicas", "2"], "2 replicas cannot be");
+    refused(&admin, &["limits", "--max-payload", "70000"], "max_payload is 70000; it may be 1 to 65536");
+    refused(&admin, &["limits", "--max-ttl", "1h"], "default_ttl is 86400000; it may be 1000 to 3600000");
+    refused(&admin, &["limits", "--memory-of-ends", "1m"], "memory_of_ends is 60000; it may be 120000 to");
     let (folder, out) = (dev.folder.path().to_str().unwrap().to_owned(), dev.folder.path().join("out"));
     let add = |peer: &str, out: &str| -> Vec<String> {
         let text = format!("add --peer {peer} --session h:1 --http h:2 --ca {folder} --out {out}");

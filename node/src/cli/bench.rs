@@ -40,6 +40,9 @@ pub(super) struct Bench {
     /// Folder for the cluster's data; on the disk that shall be measured. Default: a temporary one.
     #[arg(long, global = true)]
     data: Option<PathBuf>,
+    /// Log level of the nodes, whose logs are files in that folder.
+    #[arg(long, global = true, default_value = "warn")]
+    log_level: String,
     #[command(subcommand)]
     what: What,
 }
@@ -77,7 +80,7 @@ impl Bench {
         let folder = self.data.clone().unwrap_or_else(|| temporary.0.clone());
         let report = Report { json: self.json };
         runtime(2)?.block_on(async {
-            let mut cluster = DevCluster::start(&folder, NODES, self.groups, "warn", network)?;
+            let mut cluster = DevCluster::start(&folder, NODES, self.groups, &self.log_level, network)?;
             let outcome = async {
                 cluster.ready().await?;
                 match &self.what {

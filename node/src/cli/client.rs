@@ -20,6 +20,8 @@ use tokio_rustls::TlsConnector;
 
 /// Bytes of an answer: a full page of terminals.
 const MAX_ANSWER: usize = 8 << 20;
+/// An answer takes at most this long: a node bounds its own, the longest wait for a push's end included.
+const ANSWER: Duration = Duration::from_secs(90);
 /// Connecting takes at most this long.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -42,7 +44,9 @@ impl Target {
         };
         let tls = match scheme {
             "http" => None,
-            "https" => Some(tls(ca.context("--ca FILE is needed for https")?)?),
+            "https" => Some(tls(
+                ca.context("the CA is needed for https: --ca FILE, of `reveille cluster` --tls-ca FILE")?
+            )?),
             other => bail!("{other}:// is not spoken here, only http and https"),
         };
         Ok(Target { host: host.trim_matches(['[', ']']).to_owned(), port, tls })
@@ -116,6 +120,18 @@ pub(crate) struct Answer {
 impl Client {
     /// Sends one request and reads its answer.
     pub(crate) async fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        token: &str,
+        headers: &[(&str, String)],
+        body: Bytes,
+    ) -> anyhow::Result<Answer> {
+        let answer = self.answer(method, path, token, headers, body);
+        tokio::time::timeout(ANSWER, answer).await.context("it takes the request and does not answer")?
+    }
+
+    async fn answer(
         &mut self,
         method: &str,
         path: &str,

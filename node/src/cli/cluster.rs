@@ -4,6 +4,7 @@
 mod add;
 mod backup;
 mod folder;
+mod limits;
 mod restore;
 
 use std::path::PathBuf;
@@ -13,10 +14,12 @@ use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use reveille_cluster::overview::Overview;
+use reveille_protocol::directory::FORMAT;
 use serde_json::json;
 
 use self::add::Add;
 use self::backup::Backup;
+use self::limits::Limits;
 use self::restore::Restore;
 use super::client::Target;
 use super::{output, runtime};
@@ -73,6 +76,8 @@ enum ClusterCommand {
         /// How many.
         replicas: u8,
     },
+    /// Show the limits that hold for pushes and registrations, or set some of them for what comes from now on.
+    Limits(Limits),
     /// Flush the tables of the node that is asked, and let its logs be cut.
     Snapshot,
     /// Write a backup of the whole cluster to a folder. It holds what pushes say and what secrets derive from.
@@ -94,6 +99,8 @@ struct Leave {
     wait: Duration,
 }
 
+/// A node tells how the cluster stands within this, or stands still itself.
+const OVERVIEW: Duration = Duration::from_secs(15);
 /// Between two looks at the cluster.
 const LOOK: Duration = Duration::from_millis(300);
 
@@ -129,6 +136,7 @@ impl ClusterArgs {
                     operator.post("/cluster/replicas", Some(wanted.clone())).await?;
                     operator.said(wanted, format!("each group will have {replicas} replicas"))
                 }
+                ClusterCommand::Limits(limits) => limits.run(&operator).await,
                 ClusterCommand::Backup(backup) => backup.run(&operator).await,
                 ClusterCommand::Restore(restore) => restore.run(&operator).await,
                 ClusterCommand::Snapshot => {
@@ -143,9 +151,15 @@ impl ClusterArgs {
 
 impl Operator {
     async fn overview(&self) -> anyhow::Result<Overview> {
-        let mut client = self.target.connect().await?;
-        let answer = client.send("GET", "/cluster", &self.token, &[], Bytes::new()).await?.json()?;
+        let answer = tokio::time::timeout(OVERVIEW, self.get("/cluster")).await;
+        let answer =
+            answer.context("the node takes the request and does not answer; ask another with --url")??;
         serde_json::from_value(answer).context("the node is of another version: its answer cannot be read")
+    }
+
+    async fn get(&self, path: &str) -> anyhow::Result<serde_json::Value> {
+        let mut client = self.target.connect().await?;
+        client.send("GET", path, &self.token, &[], Bytes::new()).await?.json()
     }
 
     /// Sends a request; what it answers, `null` if nothing.
@@ -229,7 +243,7 @@ impl Operator {
             overview.format,
             overview.shards,
             overview.replicas,
-            if overview.settled { "settled" } else { "NOT settled" },
+            if overview.settled { "settled".to_owned() } else { format!("NOT settled: {}", left(overview)) },
         ));
         output::line("node  standing  up   leads  votes  peer");
         for node in &overview.nodes {
@@ -271,12 +285,21 @@ fn left(overview: &Overview) -> String {
     let misplaced = overview.groups.iter().filter(|group| group.voters != group.wanted).count();
     let leaderless = overview.groups.iter().filter(|group| group.leader.is_none()).count();
     let behind = overview.groups.iter().map(|group| group.behind).max().unwrap_or(0);
-    let mut left = format!("{misplaced} groups to move");
-    if behind > 10_000 {
-        left += &format!(", a copy is {} thousand entries behind", behind / 1000);
-    }
+    let mut left = Vec::new();
     if leaderless > 0 {
-        left += &format!(", {leaderless} without a leader");
+        left.push(format!("{leaderless} groups without a leader"));
     }
-    left
+    if overview.format < FORMAT {
+        left.push(format!("format {} of {FORMAT}: every node must be there and know it", overview.format));
+    }
+    for node in overview.nodes.iter().filter(|node| matches!(&*node.standing, "invited" | "leaving")) {
+        left.push(format!("node {} is {}", node.node, node.standing));
+    }
+    if misplaced > 0 {
+        left.push(format!("{misplaced} groups to move"));
+    }
+    if behind > 10_000 {
+        left.push(format!("a copy is {} thousand entries behind", behind / 1000));
+    }
+    if left.is_empty() { "nothing to move".to_owned() } else { left.join(", ") }
 }

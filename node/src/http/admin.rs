@@ -1,6 +1,8 @@
 //! The operator's listener: alive, ready, metrics, status.
 
-use actix_web::http::StatusCode;
+use std::net::IpAddr;
+
+use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::Api;
@@ -17,8 +19,24 @@ pub struct Admin {
 pub(super) fn may(request: &HttpRequest, api: &Api, admin: &Admin) -> Result<(), ApiError> {
     if admin.guarded {
         tenant(request, &api.cluster.directory(), |rights| rights.admin)?;
+    } else if by_a_page(request) {
+        let message = "without tokens this listener serves programs on its own host, not the pages in a browser there; \
+                       ask by 127.0.0.1, [::1] or localhost, without Origin";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "by_a_page", message));
     }
     Ok(())
+}
+
+/// Does a page in a browser on this host ask, for whoever made that page? It says where it is from, or came to this
+/// address by a name of its own (DNS rebinding).
+fn by_a_page(request: &HttpRequest) -> bool {
+    let headers = request.headers();
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).map_or(host, |(name, _)| name);
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    let own =
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    headers.contains_key(header::ORIGIN) || !own
 }
 
 /// `GET /healthz`: the process is alive.

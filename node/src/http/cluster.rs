@@ -3,20 +3,25 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
+use futures::future::join_all;
+use reveille_cluster::query::{Answer, Query};
 use reveille_protocol::directory::{Change, Outcome, Refused};
-use reveille_protocol::id::{KeyFingerprint, NodeId};
-use reveille_protocol::service_list::{Refusal, Reply};
+use reveille_protocol::id::{GroupId, KeyFingerprint, NodeId};
+use reveille_protocol::service_list::row::Settings;
+use reveille_protocol::service_list::{Command, Refusal, Reply};
 use reveille_protocol::time::GroupTime;
 use serde::Deserialize;
 
 use super::admin::{Admin, may};
 use super::auth::now;
-use super::error::{ApiError, settle, unexpected};
+use super::error::{ApiError, done, settle, unexpected};
 use super::limits::{DEADLINE, MAX_TOKEN_REQUEST};
 use super::{Api, body};
 
 /// A join token is valid for at most so long: it is used at once, or made anew.
 const MAX_VALID: u64 = 24 * 3600;
+/// Every cluster has it.
+const FIRST: GroupId = GroupId(1);
 
 /// A node that may join.
 #[derive(Debug, Deserialize)]
@@ -158,6 +163,71 @@ pub(super) async fn replicas(
     let wanted: Replicas = body::json(&request, body, MAX_TOKEN_REQUEST).await?;
     changed(&api, Change::SetReplicas { replicas: wanted.replicas }).await?;
     Ok(HttpResponse::NoContent().finish())
+}
+
+/// Limits that shall be others; the rest stays. Times in milliseconds.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    max_payload: Option<u32>,
+    max_pending: Option<u32>,
+    max_pending_bytes: Option<u32>,
+    default_ttl: Option<u64>,
+    max_ttl: Option<u64>,
+    wake_window: Option<u64>,
+    memory_of_ends: Option<u64>,
+    registration_lifetime: Option<u64>,
+}
+
+impl Limits {
+    fn over(self, known: Settings) -> Settings {
+        Settings {
+            max_payload: self.max_payload.unwrap_or(known.max_payload),
+            max_pending: self.max_pending.unwrap_or(known.max_pending),
+            max_pending_bytes: self.max_pending_bytes.unwrap_or(known.max_pending_bytes),
+            default_ttl: self.default_ttl.unwrap_or(known.default_ttl),
+            max_ttl: self.max_ttl.unwrap_or(known.max_ttl),
+            wake_window: self.wake_window.unwrap_or(known.wake_window),
+            memory_of_ends: self.memory_of_ends.unwrap_or(known.memory_of_ends),
+            registration_lifetime: self.registration_lifetime.unwrap_or(known.registration_lifetime),
+        }
+    }
+}
+
+async fn limits_of(api: &Api, shard: GroupId) -> Result<Settings, ApiError> {
+    match api.cluster.query(shard, Query::Limits, DEADLINE).await? {
+        Answer::Limits(limits) => Ok(*limits),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// `GET /cluster/limits`: those of the first shard. Others differ only if a change was broken off.
+pub(super) async fn limits(
+    request: HttpRequest,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    may(&request, &api, &admin)?;
+    Ok(HttpResponse::Ok().json(limits_of(&api, FIRST).await?))
+}
+
+/// `POST /cluster/limits`: for every shard, those named and what the first shard has of the others.
+pub(super) async fn set_limits(
+    request: HttpRequest,
+    body: web::Payload,
+    api: web::Data<Api>,
+    admin: web::Data<Admin>,
+) -> Result<HttpResponse, ApiError> {
+    may(&request, &api, &admin)?;
+    let wanted: Limits = body::json(&request, body, MAX_TOKEN_REQUEST).await?;
+    let wanted = wanted.over(limits_of(&api, FIRST).await?);
+    wanted.check().map_err(|why| ApiError::bad("bad_limits", why))?;
+    let all = api.cluster.shards().map(|shard| {
+        let outcome = api.cluster.propose(shard, Command::Settings(wanted.clone()), DEADLINE);
+        async { settle(outcome.await, done) }
+    });
+    join_all(all).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(HttpResponse::Ok().json(wanted))
 }
 
 /// `POST /cluster/nodes/{id}/move-leaders`: others lead what this node leads.

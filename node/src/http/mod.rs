@@ -89,6 +89,11 @@ pub fn operator(config: &mut web::ServiceConfig) {
             web::resource("/cluster/nodes/{id}/move-leaders").route(web::post().to(cluster::move_leaders)),
         )
         .service(web::resource("/cluster/replicas").route(web::post().to(cluster::replicas)))
+        .service(
+            web::resource("/cluster/limits")
+                .route(web::get().to(cluster::limits))
+                .route(web::post().to(cluster::set_limits)),
+        )
         .service(web::resource("/cluster/snapshot").route(web::post().to(cluster::snapshot)))
         .service(web::resource("/cluster/backup/{group}").route(web::get().to(backup::backup)))
         .service(web::resource("/cluster/restore/{id}").route(web::post().to(restore::begin)))

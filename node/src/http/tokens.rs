@@ -101,8 +101,16 @@ pub(super) async fn revoke(
     let directory = api.cluster.directory();
     let tenant = tenant(&request, &directory, |rights| rights.admin)?;
     let hash: KeyFingerprint = path.parse()?;
-    if directory.tokens.get(&hash).is_none_or(|token| token.tenant != tenant) {
+    let Some(revoked) = directory.tokens.get(&hash).filter(|token| token.tenant == tenant) else {
         return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_token_id", "no token with this id"));
+    };
+    let ends = |token: &Token| token.expires.is_some_and(|expires| expires.0 <= now());
+    let admits = |(other, token): (&KeyFingerprint, &Token)| {
+        *other != hash && token.tenant == tenant && token.rights.admin && !ends(token)
+    };
+    if revoked.rights.admin && !directory.tokens.iter().any(admits) {
+        let message = "this is the tenant's last admin token: nobody could make another; make one first";
+        return Err(ApiError::new(StatusCode::CONFLICT, "last_admin_token", message));
     }
     changed(&api, Change::RevokeToken { hash }).await?;
     Ok(HttpResponse::NoContent().finish())

@@ -25,7 +25,7 @@ pub(super) struct Failover {
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     away: Duration,
     /// Publishes a second, to terminals of the shards that the victim leads, through the nodes that survive.
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 400)]
     rate: usize,
     /// Terminals, over all shards.
     #[arg(long, default_value_t = 1000)]

@@ -13,7 +13,7 @@ use super::super::dev::cluster::DevCluster;
 use super::connect;
 
 /// Publishers that share the rate. Each waits for its answer, so a gap stops them all.
-const PUBLISHERS: usize = 8;
+const PUBLISHERS: usize = 16;
 
 /// A terminal, and the group that keeps it.
 pub(super) type Addressee = (String, u16);
@@ -84,13 +84,17 @@ impl Load {
         let (stop, stopped) = watch::channel(false);
         let (done, to) = (Arc::<Mutex<Done>>::default(), Arc::new(to));
         let pause = Duration::from_secs_f64(PUBLISHERS as f64 / rate.max(1) as f64);
+        let began = Instant::now();
         let publisher = |number: usize| {
             let (url, token, to) = (urls[number % urls.len()].clone(), token.clone(), to.clone());
             let (done, stopped) = (done.clone(), stopped.clone());
             tokio::spawn(async move {
                 let mut client = connect(&url).await?;
-                let mut tick = tokio::time::interval(pause);
-                tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                // One after the other: all at once, a gap would be measured in whole pauses.
+                let first = began + pause.mul_f64(number as f64 / PUBLISHERS as f64);
+                let mut tick = tokio::time::interval_at(first.into(), pause);
+                // After a gap they go on where they would be: else all would publish at the same moment from then on.
+                tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
                 for at in (number..).step_by(PUBLISHERS) {
                     tick.tick().await;
                     if *stopped.borrow() {
