@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::wal::Owner;
 
 const NAME: &str = "folder";
+const BEGUN: &str = "begun";
 const TITLE: &str = "reveille data folder, format 1";
 
 /// See the module.
@@ -106,6 +107,19 @@ impl Folder {
     pub(crate) fn set_admitted(&mut self) -> Result<(), FolderError> {
         self.admitted = true;
         self.write().map_err(|error| FolderError::Io { folder: self.path.clone(), error })
+    }
+
+    /// Has this node begun the groups that were its own to begin? A file by itself: versions that do not know of it read
+    /// the page.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.path.join(BEGUN).exists()
+    }
+
+    /// It has, and never does it again.
+    pub(crate) fn set_begun(&self) -> Result<(), FolderError> {
+        let made = File::create(self.path.join(BEGUN)).and_then(|file| file.sync_all());
+        let made = made.and_then(|()| File::open(&self.path)?.sync_all());
+        made.map_err(|error| FolderError::Io { folder: self.path.clone(), error })
     }
 
     fn write(&self) -> io::Result<()> {

@@ -281,7 +281,10 @@ impl ClusterHandle {
         }
         let member = Member::<Production>::start_over(member, storage, calls, host).await?;
         door.member.get_or_init(|| Arc::downgrade(&member));
-        member.initialise().await?;
+        if !folder.has_begun() {
+            member.initialise().await?;
+            folder.set_begun()?;
+        }
         member.join().await?;
         Ok(ClusterHandle { member, links, wal })
     }

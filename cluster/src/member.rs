@@ -225,20 +225,15 @@ impl<E: Env> Member<E> {
     }
 
     /// Makes the groups of a new cluster that this node is to initialise: the one who does becomes the first
-    /// leader, so they are spread over the nodes. Does nothing to a group that has members, so it is called at each
-    /// start: the first one may have ended before it was through.
+    /// leader, so they are spread over the nodes. Does nothing to a group that has members, so it is called until it was
+    /// through once: a start may end before. Not after: the list of nodes may have been edited, and a group that this node
+    /// left, or never had, lives elsewhere.
     pub async fn initialise(&self) -> io::Result<()> {
         if self.config.beginning.is_none() {
             return Ok(());
         }
-        let known = self.directory();
-        let founded = if known.cluster == self.config.cluster {
-            // What the list of nodes says since does not matter: it may have been edited.
-            known
-        } else {
-            let roster = Roster::founded(self.config.nodes.keys().copied());
-            Arc::new(Directory { cluster: self.config.cluster, roster, ..Directory::default() })
-        };
+        let roster = Roster::founded(self.config.nodes.keys().copied());
+        let founded = Directory { cluster: self.config.cluster, roster, ..Directory::default() };
         for (group, Group { raft, .. }) in &self.groups {
             let nodes = founded.replicas_of(*group);
             let address = |node: &NodeId| self.config.nodes.get(node).cloned().unwrap_or_default();
@@ -294,10 +289,16 @@ impl<E: Env> Member<E> {
     }
 
     fn has_quorum(&self, group: GroupId) -> bool {
-        let Some(group) = self.groups.get(&group) else { return false };
-        let metrics = group.raft.metrics().borrow_watched().clone();
-        metrics.membership_config.voter_ids().count() == 1
-            || metrics.last_quorum_acked.is_some_and(|at| E::Cfg::now() - *at < incarnation::SILENT)
+        self.quorum_acked(group) == Some(true)
+    }
+
+    /// At a group's leader: was it heard by a majority lately? `None`: it has only begun to lead.
+    fn quorum_acked(&self, group: GroupId) -> Option<bool> {
+        let metrics = self.groups.get(&group)?.raft.metrics().borrow_watched().clone();
+        if metrics.membership_config.voter_ids().count() == 1 {
+            return Some(true);
+        }
+        metrics.last_quorum_acked.map(|at| E::Cfg::now() - *at < incarnation::SILENT)
     }
 
     /// Flushes every group's tables, and lets their logs be cut up to there.

@@ -78,6 +78,13 @@ impl Shape {
         voters.iter().filter(|node| !self.silent.contains(node)).count() > voters.len() / 2
     }
 
+    /// Does a member that is there lack more than what is always on its way?
+    pub(crate) fn catches_up(&self) -> bool {
+        let mut members = self.all_voters();
+        members.extend(&self.learners);
+        members.iter().any(|node| !self.silent.contains(node) && !self.caught_up(*node))
+    }
+
     /// Another voter that could lead at once; different ones for different numbers.
     pub(crate) fn heir(&self, number: usize) -> Option<NodeId> {
         let voters = self.all_voters();

@@ -174,3 +174,20 @@ fn nodes_that_leave_in_turn_are_not_noticed() {
     assert!(failed.is_empty(), "publishers that try again saw errors: {failed:?}");
     load.end(100);
 }
+
+/// A node that its peers do not reach, and terminals do, holds no session for longer than that can be an accident: its
+/// peers take the terminals for offline, and one that no notification reaches would wait there for ever.
+#[test]
+fn a_node_that_is_cut_off_sends_its_terminals_away() {
+    let dev = Dev::start();
+    let at_first = dev.node(1)["session"].as_str().unwrap().to_owned();
+    let (_terminal, lines) = dev.terminal_of(&at_first, "t1", &["--linger", "forever"]);
+    lines.next_event("connected");
+    let others = [dev.pause_node(2), dev.pause_node(3)];
+    assert_eq!(lines.next_event("disconnected")["event"], "disconnected");
+    assert!(dev.log(1).contains("this node hears nothing of a majority of the others"), "{}", dev.log(1));
+    drop(others);
+    // Both ends find each other again by themselves.
+    lines.next_event("connected");
+    (1..=3).for_each(|node| dev.wait_ready(node));
+}

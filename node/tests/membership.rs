@@ -9,7 +9,6 @@
 
 mod support;
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use support::load::Load;
 use support::name::ServiceName;
-use support::{Dev, REVEILLE, Running, http_try};
+use support::{Dev, REVEILLE, Running, free_addresses, http_try};
 
 /// A node beside those that `dev` started.
 struct Node {
@@ -64,9 +63,7 @@ fn settled(admin: &str, what: &str) -> Value {
 
 /// Takes part as an operator's new machine would: `how` is `add`, or `replace` and a node.
 fn join(dev: &Dev, admin: &str, how: &[&str]) -> Node {
-    let ports: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let at: Vec<String> = ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect();
-    drop(ports);
+    let at = free_addresses(4);
     let dev_folder = dev.folder.path();
     let folder = dev_folder.join(format!("joined-{}", at[0].replace(':', "-")));
     let like = dev_folder.join("node-3.toml");

@@ -25,7 +25,7 @@ use reveille_protocol::wire::session::{
 use reveille_terminal::{Builder, Event, Terminal};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
-use support::{Dev, REVEILLE, Running, http, http_try};
+use support::{Dev, REVEILLE, Running, free_addresses, http, http_try};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -489,8 +489,7 @@ impl ByHand {
         ]);
         let enrolment_key = command(&["certs", "enrolment-key", "--out", &at("")]);
         let enrolment_token = command(&["certs", "enrolment-token", "--key", &at("enrolment.key")]);
-        let ports: Vec<_> = (0..4).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<String> = ports.iter().map(|port| port.local_addr().unwrap().to_string()).collect();
+        let ports = free_addresses(4);
         let [peer, session, http, admin] = &ports[..] else { panic!("four ports") };
         let text = format!(
             "node = 1\ndata = {:?}\n\
@@ -657,4 +656,37 @@ fn an_expired_certificate_is_refused_in_one_line() {
     assert!(!output.status.success());
     let last = said.lines().last().unwrap_or_default();
     assert!(last.starts_with("reveille: tls.certificate") && last.contains("valid"), "{said}");
+}
+
+/// Admin tokens and backups are for no wire to see: elsewhere than on loopback the operator's port speaks TLS, and asks.
+#[test]
+fn an_operator_from_elsewhere_needs_tls_and_a_token() {
+    let cluster = ByHand::new();
+    let path = cluster.path("node.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let port = cluster.admin.rsplit_once(':').unwrap().1;
+    let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"; // of "secret"
+    let text = text
+        .replace(
+            &format!("[admin]\nlisten = \"127.0.0.1:{port}\""),
+            &format!("[admin]\nlisten = \"0.0.0.0:{port}\""),
+        )
+        .replace("[cluster.tenant]\n", &format!("[cluster.tenant]\nadmin_token_sha256 = \"{hash}\"\n"));
+    std::fs::write(&path, text).unwrap();
+    let _node = cluster.spawn();
+    let (url, ca) = (format!("https://127.0.0.1:{port}"), cluster.path("ca/ca.pem"));
+    let status = |url: &str, token: &str| {
+        let arguments = ["cluster", "--url", url, "--tls-ca", &ca, "--token", token, "status"];
+        let output = Command::new(REVEILLE).args(arguments).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let until = Instant::now() + PATIENCE;
+    while !status(&url, "secret").0 {
+        assert!(Instant::now() < until, "not ready: {:?}", status(&url, "secret"));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (done, said) = status(&url, "");
+    assert!(!done && said.contains("token"), "{said}");
+    assert!(!status(&url, "wrong").0);
+    assert!(!status(&url.replace("https", "http"), "secret").0);
 }

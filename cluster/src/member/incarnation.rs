@@ -17,6 +17,9 @@ const META: GroupId = GroupId::META;
 /// Silence after which a node's sessions are fenced. Much longer than an election, so that a pause which raft
 /// survives does not cost its sessions too.
 pub(super) const SILENT: Duration = Duration::from_secs(3);
+/// A node that hears of no majority for this long ends its sessions itself. Longer than it takes to restart most nodes at
+/// once: while none of them leads, nobody takes its terminals for offline.
+pub(super) const CUT_OFF: Duration = Duration::from_secs(10);
 const PROPOSAL: Duration = Duration::from_secs(5);
 
 /// A node without an incarnation, so without sessions.
@@ -112,15 +115,29 @@ impl<E: Env> Member<E> {
         if mine == Incarnation(0) || !self.directory().fenced(self.config.node, mine) {
             return;
         }
-        // Only one of several looks at the same mark does this.
+        self.begin_anew(mine, "this node was marked down");
+    }
+
+    /// A node that hears nothing of a majority ends its sessions: the others have marked it down and take its terminals for
+    /// offline, which those that no notification reaches would not notice.
+    pub(super) fn leave_if_cut_off(self: &Arc<Self>) {
+        let mine = self.incarnation();
+        let directory = self.directory();
+        let others: Vec<NodeId> =
+            directory.roster.replicating().filter(|node| *node != self.config.node).collect();
+        let heard = others.iter().filter(|node| self.heard_within(**node, CUT_OFF)).count();
+        if mine != Incarnation(0) && (heard + 1) * 2 <= others.len() + 1 {
+            self.begin_anew(mine, "this node hears nothing of a majority of the others");
+        }
+    }
+
+    fn begin_anew(self: &Arc<Self>, mine: Incarnation, why: &str) {
+        // Only one of several looks at the same thing does this.
         let swapped = self.incarnation.compare_exchange(mine.0, 0, Ordering::AcqRel, Ordering::Acquire);
         if swapped.is_err() {
             return;
         }
-        tracing::warn!(
-            incarnation = mine.0,
-            "this node was marked down; its sessions end and it begins anew"
-        );
+        tracing::warn!(incarnation = mine.0, "{why}; its sessions end and it begins anew");
         self.shared.host.fenced();
         let member = Arc::downgrade(self);
         let _detached = E::Cfg::spawn(async move {
@@ -131,7 +148,7 @@ impl<E: Env> Member<E> {
                         return member.shared.host.failed(refused.to_string());
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "no new incarnation after a Down mark; trying again")
+                        tracing::warn!(%error, "no new incarnation; trying again")
                     }
                 }
             }

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use reveille_protocol::directory::{Directory, FORMAT};
 use reveille_protocol::id::*;
 
-use super::Member;
+use super::{Group, Member};
 use crate::env::{Env, Transport};
 
 const META: GroupId = GroupId::META;
@@ -78,11 +79,20 @@ impl<E: Env> Member<E> {
     }
 
     /// A leader that its group left behind before it heard of the next one takes itself for the leader for ever: nobody
-    /// talks to it any more. Its decisions would be about the past.
+    /// talks to it any more. Its decisions would be about the past. One that its group only did not reach for a while
+    /// leads on, and raft does not tell of that: nothing changed there.
     pub(super) fn retire_left_behind(&self) {
-        for (group, known) in &self.groups {
-            if self.leads(*group) && !self.replicates(*group) && !self.has_quorum(*group) {
-                known.shard.leadership(None);
+        for (group, Group { raft, shard, .. }) in &self.groups {
+            if self.replicates(*group) {
+                continue;
+            }
+            let metrics = raft.server_metrics().borrow_watched().clone();
+            if metrics.state == ServerState::Leader {
+                match self.quorum_acked(*group) {
+                    Some(true) => shard.leadership(Some(metrics.vote.leader_id.term)),
+                    Some(false) => shard.leadership(None),
+                    None => {}
+                }
             }
         }
     }

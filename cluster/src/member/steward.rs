@@ -129,7 +129,7 @@ impl<E: Env> Member<E> {
     /// Changes the directory as an operator wants it; repeated after an unknown outcome it does no harm.
     pub async fn change(self: &Arc<Self>, change: Change, deadline: Duration) -> Result<Reply, Unavailable> {
         if let Change::Invite { replaces: Some(node), .. } | Change::Remove { node, .. } = &change {
-            self.give_up(*node).await;
+            self.give_up(*node, &change).await;
         }
         let command = Command::Directory(Box::new(change));
         match self.readable(&command) {
@@ -151,10 +151,15 @@ impl<E: Env> Member<E> {
         }
     }
 
-    /// The operator wants a node gone. If it is away, the format by which it can go does not wait for it.
-    async fn give_up(self: &Arc<Self>, node: NodeId) {
+    /// The operator wants a node gone. If it is marked down, the format by which it can go does not wait for it.
+    async fn give_up(self: &Arc<Self>, node: NodeId, change: &Change) {
         let directory = self.directory();
-        if directory.cluster == 0 || directory.roster.format >= MEMBERSHIP {
+        let down = directory.nodes.get(&node).is_some_and(|known| known.down >= known.incarnation);
+        if directory.cluster == 0 || directory.roster.format >= MEMBERSHIP || !down {
+            return;
+        }
+        // There is no way back from it: not for what would be refused all the same.
+        if directory.would_do(change).is_err() {
             return;
         }
         if !self.raise_format(&directory, Some(node)).await {

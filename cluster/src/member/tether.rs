@@ -18,7 +18,7 @@ use openraft::raft::TransferLeaderRequest;
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::*;
 
-use super::{Group, Member};
+use super::{Group, Member, incarnation};
 use crate::env::{Env, Transport};
 use crate::propose::GroupRaft;
 
@@ -91,6 +91,9 @@ pub(super) async fn mind_quorum<E: Env>(member: Weak<Member<E>>) {
         last = now;
         if now - awake_since >= UNHEARD {
             member.abandon_unheard();
+        }
+        if now - awake_since >= incarnation::CUT_OFF {
+            member.leave_if_cut_off();
         }
     }
 }

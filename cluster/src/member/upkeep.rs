@@ -121,6 +121,11 @@ async fn cut<E: Env>(member: &Member<E>) {
     let loads: Vec<Load> = groups.iter().map(|(_, group)| load(group)).collect();
     for at in cut::plan(&loads) {
         let (id, group) = groups[at];
+        // A member that gets a snapshot, or what came since, would have to begin anew.
+        let may_wait = loads[at].held.span < loads[at].held.capacity / 4 * 3;
+        if may_wait && member.shape_here(*id).is_some_and(|shape| shape.catches_up()) {
+            continue;
+        }
         if let Err(error) = cut_group(group, &loads[at], groups.len()).await {
             tracing::error!(group = id.0, %error, "the log could not be cut");
         }

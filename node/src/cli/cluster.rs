@@ -191,7 +191,11 @@ impl Operator {
             let found = overview.nodes.iter().find(|known| known.node.0 == node);
             match how {
                 "remove" => found.is_none(),
-                _ => found.is_none_or(|found| found.votes == 0),
+                // Of a group that nobody answers for it is not known who votes.
+                _ => {
+                    let known = overview.groups.iter().all(|group| group.leader.is_some());
+                    known && found.is_none_or(|found| found.votes == 0)
+                }
             }
         };
         self.wait(leave.wait, &format!("{how} node {node}"), done).await

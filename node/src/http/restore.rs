@@ -25,7 +25,11 @@ async fn import(api: &Api, group: GroupId, restore: RestoreId, step: ImportStep)
 /// The same step in every shard; whether the restore was finished in all of them before.
 async fn everywhere(api: &Api, restore: RestoreId, step: ImportStep) -> Result<bool, ApiError> {
     let all = api.cluster.shards().map(|group| import(api, group, restore, step.clone()));
-    let all = join_all(all).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let all = join_all(all).await;
+    // A refusal is said before what may be otherwise when this is repeated.
+    let (refused, rest): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|one| one.as_ref().is_err_and(ApiError::is_refusal));
+    let all = refused.into_iter().chain(rest).collect::<Result<Vec<_>, _>>()?;
     Ok(all.into_iter().all(|finished| finished))
 }
 

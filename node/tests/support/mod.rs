@@ -344,6 +344,21 @@ pub fn http_try(url: &str, method: &str, path: &str, headers: &[(&str, &str)], b
     Some(Http { status, headers, body: answer[end + 4..].to_vec() })
 }
 
+/// Addresses on loopback that nobody listens at, and that the kernel does not take for outgoing connections.
+pub fn free_addresses(count: usize) -> Vec<String> {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(97);
+    let mut found = Vec::new();
+    while found.len() < count {
+        let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let address = format!("127.0.0.1:{}", 12_000 + first.wrapping_add(next) % 20_000);
+        if std::net::TcpListener::bind(&address).is_ok() {
+            found.push(address);
+        }
+    }
+    found
+}
+
 pub fn folder_is_gone(path: &Path) -> bool {
     !path.exists()
 }

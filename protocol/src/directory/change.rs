@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::roster::{Roster, Standing};
-use super::{Directory, Node, Secret, Tenant, Token};
+use super::{Directory, FORMAT, Node, Secret, Tenant, Token};
 use crate::id::*;
 use crate::time::GroupTime;
 
@@ -252,6 +252,13 @@ pub enum Refused {
 
 impl Directory {
     /// Takes one change in.
+    /// Would this be done, once the cluster has the latest format?
+    pub fn would_do(&self, change: &Change) -> Result<(), Refused> {
+        let mut trial = self.clone();
+        trial.roster.format = FORMAT;
+        trial.apply(change, GroupTime::default()).map(drop)
+    }
+
     pub(crate) fn apply(&mut self, change: &Change, now: GroupTime) -> Result<Outcome, Refused> {
         if change.since() > self.roster.format.max(1) {
             return Err(Refused::Format(self.roster.format.max(1)));

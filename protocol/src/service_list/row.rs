@@ -256,8 +256,8 @@ impl Settings {
         within("wake_window", self.wake_window, 1000, self.max_ttl)?;
         // A retry finds its first copy among what is remembered.
         within("memory_of_ends", self.memory_of_ends, millis(limits::COMMAND_LIFETIME), year)?;
-        // Longer than terminals are silent that check in.
-        within("registration_lifetime", self.registration_lifetime, day, year)
+        // Longer than terminals are silent that check in, and than anything waits for one.
+        within("registration_lifetime", self.registration_lifetime, day.max(self.max_ttl), year)
     }
 }
 

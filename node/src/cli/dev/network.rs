@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::random::random;
+
 /// Names the network namespace that the program was called in, once it runs in one of its own. Nodes inherit it, so it is
 /// not called like one of their settings.
 const OUTER: &str = "NETWORK_UNSHARED_FROM";
@@ -39,6 +41,19 @@ pub(in crate::cli) enum Cut {
     In,
     /// Those from it.
     Out,
+}
+
+/// Listens at a port of loopback below those that the kernel takes for outgoing connections (from 32768): one of those
+/// may come in between when a node begins, or begins anew.
+fn free() -> anyhow::Result<TcpListener> {
+    const RANGE: std::ops::Range<u16> = 12_000..32_000;
+    for _ in 0..1000 {
+        let port = RANGE.start + u16::from_le_bytes(random()) % (RANGE.end - RANGE.start);
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return Ok(listener);
+        }
+    }
+    bail!("no port of 127.0.0.1 from {} to {} is free", RANGE.start, RANGE.end)
 }
 
 impl Network {
@@ -119,9 +134,8 @@ impl Network {
     pub(in crate::cli) fn ports(self, nodes: u64, each: u16) -> anyhow::Result<Vec<SocketAddr>> {
         match self {
             Network::Loopback => {
-                let listeners: Vec<_> = (0..nodes * u64::from(each))
-                    .map(|_| TcpListener::bind("127.0.0.1:0"))
-                    .collect::<Result<_, _>>()?;
+                let listeners: Vec<_> =
+                    (0..nodes * u64::from(each)).map(|_| free()).collect::<anyhow::Result<_>>()?;
                 Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
             }
             Network::Apart { .. } => {
