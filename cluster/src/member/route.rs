@@ -250,8 +250,13 @@ impl<E: Env> Member<E> {
     pub(super) fn whereabouts(&self, group: GroupId, turn: usize) -> Option<NodeId> {
         let me = self.config.node;
         let here = self.leader(group);
-        // An old copy that idles here may know only a leader that is gone.
-        let here = here.filter(|leader| turn == 0 || *leader == me || self.heard_lately(*leader));
+        // An old copy here may know only a leader that is gone. That may be this node: its group left it behind, and wants it
+        // back before it has heard of either.
+        let leads_on = |leader: &NodeId| match *leader == me {
+            true => self.quorum_acked(group) != Some(false),
+            false => self.heard_lately(*leader),
+        };
+        let here = here.filter(|leader| turn == 0 || leads_on(leader));
         // While its own group elects, asking around costs a try at the one that stopped.
         if self.replicates(group) && (here.is_some() || (turn < ELECTION && self.has_copy(group))) {
             return here;
