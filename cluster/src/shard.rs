@@ -320,11 +320,6 @@ impl<E: Env> Shard<E> {
         })
     }
 
-    /// Reads the directory from the tables, at start.
-    pub(crate) fn reload_directory(&self) {
-        self.publish_directory();
-    }
-
     /// Terminals that something waits for, and those of them that no notification reaches; zero unless leading.
     pub(crate) fn waiting(&self) -> (usize, usize) {
         let state = self.state();
@@ -353,7 +348,8 @@ impl<E: Env> Shard<E> {
         let _ = self.wake.try_send(());
     }
 
-    fn publish_directory(&self) {
+    /// Tells this node of the directory as the tables have it.
+    pub(crate) fn publish_directory(&self) {
         let Some(directory) = self.checked(directory::read(&self.tables.read())) else { return };
         let directory = Arc::new(directory);
         *self.shared.directory.write().unwrap_or_else(PoisonError::into_inner) = directory.clone();

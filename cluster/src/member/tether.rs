@@ -60,11 +60,7 @@ impl<E: Env> Member<E> {
     pub async fn hand_over(self: &Arc<Self>) {
         let led = self.groups.iter().filter(|(group, _)| self.leads(**group));
         for (number, (group, Group { raft, .. })) in led.enumerate() {
-            let membership = raft.server_metrics().borrow_watched().membership_config.clone();
-            let heirs = membership.voter_ids().map(NodeId);
-            let heirs = heirs.filter(|voter| *voter != self.config.node && self.heard_lately(*voter));
-            let heirs: Vec<NodeId> = heirs.collect();
-            let Some(to) = heirs.get(number % heirs.len().max(1)) else { continue };
+            let Some(to) = self.shape_here(*group).and_then(|shape| shape.heir(number)) else { continue };
             if let Err(error) = raft.trigger().transfer_leader(to.0).await {
                 tracing::info!(group = group.0, %error, "leadership could not be handed over");
             }

@@ -1,9 +1,9 @@
 //! The tables of the replicated state machine: fjall under a write-back overlay, and the same in memory for the
 //! simulation. Keys and values are the state machine's; nothing here knows what they mean.
 //!
-//! The raft log is the durable journal. Apply changes only the overlay, an ordered map in memory; every few
-//! seconds what still differs goes to fjall as one batch, the applied log id among it, and is made durable
-//! before the log is purged. A push that is stored, delivered and acked in between never touches the disk here.
+//! The raft log is the durable journal. Apply changes only the overlay, an ordered map in memory; from a
+//! megabyte on, or each minute, what still differs goes to fjall as one sorted file (ADR 4), the applied log id
+//! in it, and is durable before the log is purged. A push that is stored, delivered and acked in between never touches the disk here.
 //! After a crash the tables are those of the last flush, and the log is applied from there.
 
 mod cache;

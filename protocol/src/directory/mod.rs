@@ -141,11 +141,6 @@ impl Directory {
         }
     }
 
-    /// The group that keeps a terminal.
-    pub fn group_of(&self, terminal: &TerminalId) -> GroupId {
-        group_of_slot(terminal.slot(), self.groups)
-    }
-
     /// A node's latest incarnation.
     pub fn incarnation(&self, node: NodeId) -> Incarnation {
         self.nodes.get(&node).map_or(Incarnation(0), |known| known.incarnation)
