@@ -295,7 +295,7 @@ impl<E: Env> Member<E> {
     }
 
     /// At a group's leader: was it heard by a majority lately? `None`: it has only begun to lead.
-    fn quorum_acked(&self, group: GroupId) -> Option<bool> {
+    pub(crate) fn quorum_acked(&self, group: GroupId) -> Option<bool> {
         let metrics = self.groups.get(&group)?.raft.metrics().borrow_watched().clone();
         if metrics.membership_config.voter_ids().count() == 1 {
             return Some(true);

@@ -27,8 +27,8 @@ pub struct Overview {
     pub nodes: Vec<NodeOverview>,
     /// The groups, meta first.
     pub groups: Vec<GroupOverview>,
-    /// Every group has a leader and its replicas where they should be, nobody is coming or going, and the cluster has
-    /// the latest format that this node knows.
+    /// Every node is up, every group has a leader and as many replicas as wanted where they should be, all of them heard
+    /// of, nobody is coming or going, and the cluster has the latest format that this node knows.
     pub settled: bool,
 }
 
@@ -39,7 +39,7 @@ pub struct NodeOverview {
     pub node: NodeId,
     /// `member`, `invited`, `draining` or `leaving`.
     pub standing: String,
-    /// Running, as far as the cluster has noticed.
+    /// Running, as far as the cluster has noticed, and heard of by the node that is asked.
     pub up: bool,
     /// Its incarnation.
     pub incarnation: Incarnation,
@@ -79,17 +79,26 @@ pub struct GroupOverview {
 impl<E: Env> Member<E> {
     /// How the whole cluster stands.
     pub async fn overview(self: &Arc<Self>) -> Overview {
-        let directory = self.directory();
         let shapes = self.shapes().await;
+        // What was asked for a moment ago is in the directory before it is told how all stands.
+        if let Some((_, Some(meta))) = shapes.first() {
+            self.hear_of_meta(meta.last).await;
+        }
+        let directory = self.directory();
+        let heard = |node: NodeId| node == self.config.node || self.heard_lately(node);
         let groups: Vec<GroupOverview> =
-            shapes.into_iter().map(|(group, shape)| of_group(&directory, group, shape)).collect();
+            shapes.into_iter().map(|(group, shape)| of_group(&directory, group, shape, heard)).collect();
         let nodes: Vec<NodeOverview> = directory
             .roster
             .records
             .iter()
-            .map(|(node, record)| of_node(*node, record, directory.nodes.get(node), &groups))
+            .map(|(node, record)| of_node(*node, record, directory.nodes.get(node), &groups, heard(*node)))
             .collect();
-        let placed = groups.iter().all(|group| group.leader.is_some() && group.voters == group.wanted);
+        let replicas = usize::from(directory.roster.replicas);
+        let placed = groups.iter().all(|group| {
+            let whole = group.voters == group.wanted && group.wanted.len() == replicas;
+            group.leader.is_some() && whole && group.silent.is_empty()
+        });
         let staying = |record: &Record| matches!(record.standing, Standing::Member | Standing::Draining);
         Overview {
             cluster: format!("{:016x}", self.config.cluster),
@@ -97,6 +106,7 @@ impl<E: Env> Member<E> {
             shards: self.config.groups,
             replicas: directory.roster.replicas,
             settled: placed
+                && nodes.iter().all(|node| node.up)
                 && directory.roster.format >= FORMAT
                 && directory.roster.records.values().all(staying),
             nodes,
@@ -105,9 +115,16 @@ impl<E: Env> Member<E> {
     }
 }
 
-fn of_group(directory: &Directory, group: GroupId, shape: Option<Shape>) -> GroupOverview {
-    let wanted = directory.replicas_of(group).into_iter().collect();
-    let shape = shape.unwrap_or_default();
+fn of_group(
+    directory: &Directory,
+    group: GroupId,
+    shape: Option<Shape>,
+    heard: impl Fn(NodeId) -> bool,
+) -> GroupOverview {
+    let wanted: BTreeSet<NodeId> = directory.replicas_of(group).into_iter().collect();
+    // Nobody answers for it: who is missing is what this node itself does not hear of.
+    let silent = || wanted.iter().copied().filter(|node| !heard(*node)).collect();
+    let shape = shape.unwrap_or_else(|| Shape { silent: silent(), ..Shape::default() });
     let there = shape.matched.iter().filter(|(node, _)| !shape.silent.contains(node));
     GroupOverview {
         group,
@@ -120,7 +137,13 @@ fn of_group(directory: &Directory, group: GroupId, shape: Option<Shape>) -> Grou
     }
 }
 
-fn of_node(node: NodeId, record: &Record, known: Option<&Node>, groups: &[GroupOverview]) -> NodeOverview {
+fn of_node(
+    node: NodeId,
+    record: &Record,
+    known: Option<&Node>,
+    groups: &[GroupOverview],
+    heard: bool,
+) -> NodeOverview {
     let nobody = Node::default();
     let known = known.unwrap_or(&nobody);
     let replaces = match record.standing {
@@ -130,7 +153,7 @@ fn of_node(node: NodeId, record: &Record, known: Option<&Node>, groups: &[GroupO
     NodeOverview {
         node,
         standing: record.standing.name().to_owned(),
-        up: known.incarnation > known.down,
+        up: heard && known.incarnation > known.down,
         incarnation: known.incarnation,
         peer: known.peer.clone(),
         session: known.session.clone(),

@@ -69,7 +69,11 @@ impl<E: Env> Member<E> {
             let (waiting, unreachable) = shard.waiting();
             GroupStatus {
                 group: *group,
-                leader: metrics.current_leader.map(NodeId),
+                // One that no majority hears is none.
+                leader: metrics
+                    .current_leader
+                    .map(NodeId)
+                    .filter(|leader| *leader != self.config.node || self.quorum_acked(*group) != Some(false)),
                 term: metrics.current_term,
                 last_log: metrics.last_log_index,
                 applied: metrics.last_applied.map(|id| id.index),

@@ -229,8 +229,14 @@ impl Config {
             )
             .build()
             .with_context(|| format!("configuration {}", path.display()))?;
-        let config: Config =
+        let mut config: Config =
             settings.try_deserialize().with_context(|| format!("configuration {}", path.display()))?;
+        // A service manager starts a node anywhere.
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let Config { data, tls, .. } = &mut config;
+        for named in [data, &mut tls.ca, &mut tls.certificate, &mut tls.key] {
+            *named = folder.join(&*named);
+        }
         config.check().with_context(|| format!("configuration {}", path.display()))?;
         Ok(config)
     }

@@ -161,7 +161,7 @@ impl<E: Env> Member<E> {
     }
 
     /// Has this node said anything within the time after which nodes are marked down?
-    pub(super) fn heard_lately(&self, node: NodeId) -> bool {
+    pub(crate) fn heard_lately(&self, node: NodeId) -> bool {
         self.heard_within(node, SILENT)
     }
 

@@ -233,6 +233,21 @@ impl<E: Env> Member<E> {
         moved
     }
 
+    /// Waits until this node's copy of the directory is as far as that entry, but not for long: it may be cut off.
+    pub(crate) async fn hear_of_meta(&self, index: u64) {
+        let Some(meta) = self.groups.get(&META) else { return };
+        let mut metrics = meta.raft.metrics();
+        let far = async {
+            while metrics.borrow_watched().last_applied.is_none_or(|id| id.index < index) {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // What it knows is told all the same.
+        let _ = E::Cfg::timeout(QUERY, far).await;
+    }
+
     /// Every group as its leader sees it; none where nobody answers for it.
     pub(crate) async fn shapes(self: &Arc<Self>) -> Vec<(GroupId, Option<Shape>)> {
         let asked = self.groups.keys().map(|group| async move { (*group, self.shape(*group).await) });

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use reveille_cluster::overview::Overview;
+use reveille_cluster::overview::{GroupOverview, Overview};
 use reveille_protocol::directory::FORMAT;
 use serde_json::json;
 
@@ -286,12 +286,21 @@ impl Operator {
 
 /// What the cluster has yet to do, in a few words.
 fn left(overview: &Overview) -> String {
-    let misplaced = overview.groups.iter().filter(|group| group.voters != group.wanted).count();
+    let misplaced = |group: &&GroupOverview| group.leader.is_some() && group.voters != group.wanted;
+    let misplaced = overview.groups.iter().filter(misplaced).count();
+    let wanted = usize::from(overview.replicas);
+    let fewest = overview.groups.iter().map(|group| group.wanted.len()).min().unwrap_or(wanted);
     let leaderless = overview.groups.iter().filter(|group| group.leader.is_none()).count();
     let behind = overview.groups.iter().map(|group| group.behind).max().unwrap_or(0);
     let mut left = Vec::new();
     if leaderless > 0 {
         left.push(format!("{leaderless} groups without a leader"));
+    }
+    for node in overview.nodes.iter().filter(|node| !node.up && node.standing != "invited") {
+        left.push(format!("node {} is down", node.node));
+    }
+    if fewest < wanted {
+        left.push(format!("{fewest} of {wanted} replicas have a node"));
     }
     if overview.format < FORMAT {
         left.push(format!("format {} of {FORMAT}: every node must be there and know it", overview.format));

@@ -15,7 +15,7 @@ pub(super) struct StatusArgs {
     #[arg(long, env = "REVEILLE_ADMIN_URL")]
     url: String,
     /// The cluster's CA, for https.
-    #[arg(long)]
+    #[arg(long, alias = "tls-ca")]
     ca: Option<PathBuf>,
     /// A token with the admin right, where the listener is not on loopback.
     #[arg(long, env = "REVEILLE_TOKEN", default_value = "", hide_env_values = true)]

@@ -222,7 +222,7 @@ pub enum Refused {
     AddressTaken(NodeId),
     /// There would be too few nodes for the replicas that each group should have.
     #[error(
-        "{left} nodes would be left for {replicas} replicas: add a node first, or replace this one, or say that fewer replicas will do"
+        "{left} nodes would be left for {replicas} replicas: add a node first, or replace this one, or accept fewer replicas: --force-fewer-replicas"
     )]
     TooFew {
         /// Nodes that would be left.

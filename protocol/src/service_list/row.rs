@@ -241,23 +241,24 @@ impl Default for Settings {
 impl Settings {
     /// May a group work by these? If not, which of them is wrong, and what it may be.
     pub fn check(&self) -> Result<(), String> {
-        let within = |name: &str, value: u64, from: u64, to: u64| match (from..=to).contains(&value) {
-            true => Ok(()),
-            false => Err(format!("{name} is {value}; it may be {from} to {to}")),
-        };
+        let within =
+            |name: &str, unit: &str, value: u64, from: u64, to: u64| match (from..=to).contains(&value) {
+                true => Ok(()),
+                false => Err(format!("{name} is {value}{unit}; it may be {from} to {to}{unit}")),
+            };
         let millis = |duration: Duration| duration.as_millis() as u64;
         let (day, year) = (millis(limits::DEFAULT_TTL), millis(limits::LONGEST_LIMIT));
-        within("max_payload", self.max_payload.into(), 1, limits::MAX_PAYLOAD_CEILING as u64)?;
-        within("max_pending", self.max_pending.into(), 1, limits::MAX_PENDING_CEILING.into())?;
+        within("max_payload", "", self.max_payload.into(), 1, limits::MAX_PAYLOAD_CEILING as u64)?;
+        within("max_pending", "", self.max_pending.into(), 1, limits::MAX_PENDING_CEILING.into())?;
         let most = limits::MAX_PENDING_BYTES_CEILING.into();
-        within("max_pending_bytes", self.max_pending_bytes.into(), self.max_payload.into(), most)?;
-        within("max_ttl", self.max_ttl, 1000, year)?;
-        within("default_ttl", self.default_ttl, 1000, self.max_ttl)?;
-        within("wake_window", self.wake_window, 1000, self.max_ttl)?;
+        within("max_pending_bytes", "", self.max_pending_bytes.into(), self.max_payload.into(), most)?;
+        within("max_ttl", " ms", self.max_ttl, 1000, year)?;
+        within("default_ttl", " ms", self.default_ttl, 1000, self.max_ttl)?;
+        within("wake_window", " ms", self.wake_window, 1000, self.max_ttl)?;
         // A retry finds its first copy among what is remembered.
-        within("memory_of_ends", self.memory_of_ends, millis(limits::COMMAND_LIFETIME), year)?;
+        within("memory_of_ends", " ms", self.memory_of_ends, millis(limits::COMMAND_LIFETIME), year)?;
         // Longer than terminals are silent that check in, and than anything waits for one.
-        within("registration_lifetime", self.registration_lifetime, day.max(self.max_ttl), year)
+        within("registration_lifetime", " ms", self.registration_lifetime, day.max(self.max_ttl), year)
     }
 }
 

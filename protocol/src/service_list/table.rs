@@ -15,8 +15,8 @@ use bytes::Bytes;
 /// the data ("no such terminal"), so nothing may be decided from it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "tables cannot be used: {0}; if the disk is full, make room and start this node again, else replace the disk and let \
-     the node rejoin from its peers"
+    "tables cannot be used: {0}; if the disk is full, make room; then start this node again: damaged tables are taken \
+     from its peers. If the disk is bad, replace the node: reveille cluster replace"
 )]
 pub struct TableError(pub String);
 

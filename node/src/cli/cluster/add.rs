@@ -80,6 +80,11 @@ impl Add {
             "{} is not empty; give --out another folder",
             self.out.display()
         );
+        let tls = like.as_ref().is_none_or(|like| like.http.tls);
+        ensure!(
+            tls || self.listen.is_loopback(),
+            "--like has http.tls = false, which is for loopback only: give --listen 127.0.0.1, or another --like"
+        );
         let overview = operator.overview().await?;
         let secret: [u8; 16] = random();
         let mut token = JoinToken::new(0, ca_fingerprint(&ca.der()?), secret);
@@ -137,6 +142,7 @@ impl Add {
         let workers = like.as_ref().map_or(1, |like| like.http.workers);
         Config {
             node,
+            // Beside the configuration: where that is will be its machine's business.
             data: PathBuf::from("data"),
             cluster: Cluster {
                 id: overview.cluster.clone(),

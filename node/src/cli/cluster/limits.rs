@@ -42,7 +42,11 @@ pub(super) struct Limits {
 }
 
 fn told(limits: &Settings) -> String {
-    let time = |millis| format_duration(Duration::from_millis(millis)).to_string();
+    const DAY: u64 = 24 * 3600 * 1000;
+    let time = |millis: u64| match millis.is_multiple_of(DAY) {
+        true => format!("{}d", millis / DAY),
+        false => format_duration(Duration::from_millis(millis)).to_string(),
+    };
     let lines = [
         ("max-payload", format!("{} B", limits.max_payload)),
         ("max-pending", limits.max_pending.to_string()),
