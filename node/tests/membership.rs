@@ -231,6 +231,7 @@ fn limits_are_set_for_all_shards_and_kept() {
         dev.kill_node(node);
     }
     for node in 1..=3 {
+        dev.wait_ended(node);
         dev.start_node(node);
     }
     (1..=3).for_each(|node| dev.wait_ready(node));
