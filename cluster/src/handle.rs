@@ -187,18 +187,14 @@ impl Inbound for Door {
     }
 
     fn up(&self, peer: NodeId, lane: Lane) {
-        if lane == Lane::Control {
-            tracing::info!(node = peer.0, "link is up");
-        }
+        tracing::debug!(node = peer.0, ?lane, "link is up");
         if let Some(member) = self.member() {
             member.link_up(peer, lane);
         }
     }
 
     fn down(&self, peer: NodeId, lane: Lane) {
-        if lane == Lane::Control {
-            tracing::info!(node = peer.0, "link is down");
-        }
+        tracing::debug!(node = peer.0, ?lane, "link is down");
         if let Some(member) = self.member() {
             member.link_down(peer, lane);
         }

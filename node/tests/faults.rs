@@ -88,7 +88,13 @@ fn a_node_that_was_stopped_wakes_to_a_cluster_that_went_on() {
         dev.wait_ready(victim);
         load.publish_through(&[dev.url(1), dev.url(2), dev.url(3)]);
         let fenced = "this node was marked down; its sessions end and it begins anew";
-        assert!(dev.log(victim).contains(fenced), "node {victim} did not learn that it was down");
+        // It may be ready by its old copy of the directory for a moment.
+        let until = Instant::now() + BACK_WITHIN;
+        while !dev.log(victim).contains(fenced) {
+            assert!(Instant::now() < until, "node {victim} did not learn that it was down");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        dev.wait_ready(victim);
     }
     load.end(200);
 }

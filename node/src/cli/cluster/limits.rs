@@ -33,7 +33,7 @@ pub(super) struct Limits {
     /// How long a push with TTL 0 lives: for a notification, a connection and a delivery.
     #[arg(long, value_parser = parse_duration)]
     wake_window: Option<Duration>,
-    /// How long it is remembered how pushes ended, and idempotency keys. Takes some 150 B of disk for each push.
+    /// How long it is remembered how pushes ended, and idempotency keys. Takes some 250 B of disk for each push.
     #[arg(long, value_parser = parse_duration)]
     memory_of_ends: Option<Duration>,
     /// How long a terminal stays registered without a sign of it.
