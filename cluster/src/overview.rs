@@ -153,7 +153,7 @@ fn of_node(
     NodeOverview {
         node,
         standing: record.standing.name().to_owned(),
-        up: heard && known.incarnation > known.down,
+        up: heard && !known.is_down(),
         incarnation: known.incarnation,
         peer: known.peer.clone(),
         session: known.session.clone(),

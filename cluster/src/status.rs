@@ -89,7 +89,7 @@ impl<E: Env> Member<E> {
             session: known.session.clone(),
             http: known.http.clone(),
             incarnation: known.incarnation,
-            down: known.down >= known.incarnation,
+            down: known.is_down(),
         });
         Status {
             node: self.config.node,

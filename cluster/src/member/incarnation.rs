@@ -175,7 +175,7 @@ impl<E: Env> Member<E> {
         let now = self.shared.clocks.monotonic();
         let directory = self.directory();
         for (node, known) in &directory.nodes {
-            let alive = known.incarnation > known.down && known.incarnation > Incarnation(0);
+            let alive = !known.is_down();
             if *node == self.config.node || !alive {
                 continue;
             }

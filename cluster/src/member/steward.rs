@@ -11,7 +11,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::impls::BasicNode;
 use openraft::type_config::TypeConfigExt;
 use openraft::{ChangeMembers, Precondition, ServerState};
-use reveille_protocol::directory::{Change, Directory, FORMAT, Refused, Standing};
+use reveille_protocol::directory::{Change, Directory, FORMAT, Node, Refused, Standing};
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::{Command, Refusal, Reply};
@@ -154,7 +154,7 @@ impl<E: Env> Member<E> {
     /// The operator wants a node gone. If it is marked down, the format by which it can go does not wait for it.
     async fn give_up(self: &Arc<Self>, node: NodeId, change: &Change) {
         let directory = self.directory();
-        let down = directory.nodes.get(&node).is_some_and(|known| known.down >= known.incarnation);
+        let down = directory.nodes.get(&node).is_some_and(Node::is_down);
         if directory.cluster == 0 || directory.roster.format >= MEMBERSHIP || !down {
             return;
         }

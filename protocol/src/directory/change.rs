@@ -251,7 +251,6 @@ pub enum Refused {
 }
 
 impl Directory {
-    /// Takes one change in.
     /// Would this be done, once the cluster has the latest format?
     pub fn would_do(&self, change: &Change) -> Result<(), Refused> {
         let mut trial = self.clone();
@@ -259,6 +258,7 @@ impl Directory {
         trial.apply(change, GroupTime::default()).map(drop)
     }
 
+    /// Takes one change in.
     pub(crate) fn apply(&mut self, change: &Change, now: GroupTime) -> Result<Outcome, Refused> {
         if change.since() > self.roster.format.max(1) {
             return Err(Refused::Format(self.roster.format.max(1)));
@@ -346,7 +346,7 @@ impl Directory {
 
     fn start(&mut self, node: NodeId, boot: u64, addresses: &Node) -> Result<Outcome, Refused> {
         let known = self.nodes.get_mut(&node).ok_or(Refused::UnknownNode(node))?;
-        if known.boot != boot || known.incarnation <= known.down {
+        if known.boot != boot || known.is_down() {
             let next = Incarnation(known.incarnation.max(known.down).0 + 1);
             *known = Node { incarnation: next, boot, down: known.down, ..addresses.clone() };
         }

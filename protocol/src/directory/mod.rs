@@ -63,6 +63,13 @@ pub struct Node {
     pub down: Incarnation,
 }
 
+impl Node {
+    /// Has no incarnation that is not marked down: it never ran, or is taken for gone.
+    pub fn is_down(&self) -> bool {
+        self.incarnation <= self.down
+    }
+}
+
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tenant {
