@@ -7,8 +7,12 @@
 //! - [`wire`]: every format that is sent or stored.
 //! - [`service_list`]: the replicated state machine of terminals and pushes. [`directory`] is the meta group's.
 //! - [`dispatch`]: what the shard leader does about a pending push: hand it off, or notify.
+//! - [`anchor`]: how a terminal behind NAT stays within reach of one node.
+//! - [`destination`]: where no notification goes.
 //! - [`session`]: the rules of both ends of a session.
 
+pub mod anchor;
+pub mod destination;
 pub mod directory;
 pub mod dispatch;
 pub mod hash;

@@ -94,5 +94,34 @@ pub const MAX_LINGER: Duration = Duration::from_secs(3600);
 pub const CHECK_IN: Duration = Duration::from_secs(6 * 3600);
 /// A terminal whose Welcome promised pushes waits this long for them before it leaves; they may have ended.
 pub const PROMISED_PUSH_WAIT: Duration = Duration::from_secs(5);
+/// Finding out how a terminal is reached takes about this at most: two dials that are given up after 2 s each, and a binding
+/// with an anchor that is asked several times between them.
+pub const TRYING: Duration = Duration::from_secs(12);
 /// A terminal waits this long for the answer to its Goodbye.
 pub const BYE_WAIT: Duration = Duration::from_secs(2);
+
+/// Bytes of a STUN message that is read: twice the largest of ours, so that later versions may add optional
+/// attributes; bounds what a stranger can make a node hash.
+pub const MAX_STUN: usize = 160;
+/// Bytes of a STUN message that is sent: a keepalive with an echoed proof, 20 + 28 + 12 + 20.
+pub const MAX_STUN_SENT: usize = 80;
+
+/// Seconds between two keepalives of a binding: [`KEEPALIVE_LONGEST`] and its jitter. An anchor believes no longer
+/// promise, so that what it must remember of a silent terminal ends.
+pub const MAX_KEEPALIVE_GAP: u16 = 990;
+/// Keepalive period until a longer one has proven itself: routers are known to drop a UDP binding after 30 s.
+pub const KEEPALIVE: Duration = Duration::from_secs(25);
+/// Shortest period that is recommended after measuring: below this a kept connection is cheaper.
+pub const KEEPALIVE_SHORTEST: Duration = Duration::from_secs(15);
+/// Longest keepalive period: a changed address goes unnoticed for that long.
+pub const KEEPALIVE_LONGEST: Duration = Duration::from_secs(15 * 60);
+/// A NAT may keep a silent UDP binding for as long as this: RFC 4787 section 4.3 asks for 2 min at least and recommends 5,
+/// some keep theirs thrice as long. Until then one that was kept may let in whoever sends to it.
+pub const BINDING_LASTS: Duration = Duration::from_secs(15 * 60);
+/// Challenges that a terminal answers in one period: a move within a move takes two. Bounds what a broken anchor can
+/// make it send.
+pub const MAX_CHALLENGES: u32 = 3;
+/// Orders that wait at an anchor for a keepalive; each is one terminal that is due a notification.
+pub const MAX_ANCHOR_ORDERS: usize = 65_536;
+/// Of this many terminals one may measure with a second binding at a time: a search takes 15 minutes of months.
+pub const SECOND_BINDINGS: usize = 16;

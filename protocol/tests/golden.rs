@@ -29,7 +29,9 @@ use reveille_protocol::wire::backup::{self, End as BackupEnd, Head, Part};
 use reveille_protocol::wire::codec;
 use reveille_protocol::wire::entry::Entry;
 use reveille_protocol::wire::notification::{Notification, NotificationAck, first_cid};
-use reveille_protocol::wire::peer::{HandOff, HandedPush, Report, Reported, SessionMessage};
+use reveille_protocol::wire::peer::{
+    HandOff, HandedPush, Notified, NotifyOrder, Report, Reported, SessionMessage, Why,
+};
 use reveille_protocol::wire::session::*;
 
 const TERMINAL: TerminalId = TerminalId([0xaa; 16]);
@@ -58,6 +60,8 @@ fn terminal_frames() -> Vec<(&'static str, TerminalFrame)> {
         ("session.terminal_ping", TerminalFrame::Ping(Nonce(9))),
         ("session.terminal_pong", TerminalFrame::Pong(Nonce(9))),
         ("session.goodbye", TerminalFrame::Goodbye(Ack { seq: Seq(7) })),
+        ("session.offer", TerminalFrame::Offer(Offer { class: Class::Pinned, cause: Cause::Moved })),
+        ("session.try", TerminalFrame::Try(Try { class: Class::Direct })),
     ]
 }
 
@@ -82,6 +86,14 @@ fn node_frames() -> Vec<(&'static str, NodeFrame)> {
         headers: headers(),
         body: Bytes::from_static(b"hello"),
     };
+    let anchor = Anchor {
+        port: 8443,
+        handle: [0xdd; 16],
+        generation: 3,
+        key: [0xee; 32],
+        period: 25,
+        seen: [192, 0, 2, 1].into(),
+    };
     let bye = |reason| NodeFrame::Bye(Bye { reason, retry_after: 1000 });
     vec![
         ("session.welcome", NodeFrame::Welcome(welcome)),
@@ -92,6 +104,8 @@ fn node_frames() -> Vec<(&'static str, NodeFrame)> {
         ("session.bye_done", bye(ByeReason::Done)),
         ("session.bye_stale_attempt", bye(ByeReason::StaleAttempt(Attempt(9)))),
         ("session.bye_ack_ahead", bye(ByeReason::AckAhead)),
+        ("session.anchor", NodeFrame::Anchor(anchor)),
+        ("session.tried", NodeFrame::Tried(Tried { class: Class::Pinned, reached: true })),
     ]
 }
 
@@ -115,6 +129,17 @@ fn session_messages() -> Vec<(&'static str, SessionMessage)> {
         }],
         covers: Seq(8),
     };
+    let order = NotifyOrder {
+        group: GroupId(3),
+        terminal: TERMINAL,
+        stream: Stream(77),
+        epoch: Epoch(5),
+        reachability: Reachability::Pinned { anchor: NodeId(2), listening_key: KEY },
+        secret: 1,
+        pending: 4,
+        urgency: Urgency::High,
+        attempt: 2,
+    };
     let report = |what| {
         SessionMessage::Report(Report { group: GroupId(3), terminal: TERMINAL, epoch: Epoch(5), what })
     };
@@ -124,6 +149,8 @@ fn session_messages() -> Vec<(&'static str, SessionMessage)> {
         ("peer.no_such_session", report(Reported::NoSuchSession { incarnation: Incarnation(2) })),
         ("peer.delivered", report(Reported::Delivered { upto: Seq(8) })),
         ("peer.resend", report(Reported::Resend { from: Seq(7) })),
+        ("peer.notify", SessionMessage::Notify(order)),
+        ("peer.notified", report(Reported::Notified(Notified::Unanswered(Why::NoBinding)))),
     ]
 }
 
@@ -243,6 +270,11 @@ fn later_commands() -> Vec<(&'static str, Command)> {
                 tokens: tokens(),
                 secrets: vec![Secret { generation: 2, key: [3; 32] }],
             },
+        ),
+        // Since format 3.
+        (
+            "directory.return",
+            Change::Return { node: node_id, boot: 5, before: 4, store: 6, addresses: node() },
         ),
     ];
     let imported = list::Imported { row: row(), from: Seq(1), pushes: vec![message()] };

@@ -155,7 +155,23 @@ pub enum Change {
         /// The secrets, in place of those of the new cluster: what terminals were given derives from them.
         secrets: Vec<Secret>,
     },
+    /// As [`Change::Enter`], by a node whose data folder knows which start was its last. Came with format 3.
+    Return {
+        /// Which.
+        node: NodeId,
+        /// Which start.
+        boot: u64,
+        /// The start before it on this data folder, 0 if it does not know: another one since then was on another copy.
+        before: u64,
+        /// The random name of its data folder.
+        store: u64,
+        /// Where it is now.
+        addresses: Node,
+    },
 }
+
+/// The format since which a node tells which start of its data folder was the last.
+const RETURNS: u32 = 3;
 
 impl Change {
     /// The format version that a cluster must have before this may be in its log.
@@ -170,6 +186,7 @@ impl Change {
             | Change::Rotate { .. }
             // A node that knows none but format 1 stops at it, which is what it is for.
             | Change::SetFormat { .. } => 1,
+            Change::Return { .. } => RETURNS,
             _ => 2,
         }
     }
@@ -248,6 +265,14 @@ pub enum Refused {
     /// Secrets that no cluster has.
     #[error("the backup's secrets cannot be: 1 to {MAX_SECRETS}, the newest last")]
     Secrets,
+    /// The data folder is not what its node's last start left.
+    #[error(
+        "node {0} was started since on another copy of this data folder: this one is older (a copy, or a snapshot of the disk), and lacks what the node promised since. Start it on the later one, or replace it: reveille cluster replace {0}"
+    )]
+    OlderCopy(NodeId),
+    /// It asks as in an earlier format: it has not caught up with the log yet, and will ask again.
+    #[error("this node's copy of the directory is behind")]
+    Behind,
 }
 
 impl Directory {
@@ -280,6 +305,11 @@ impl Directory {
                     secrets: vec![Secret { generation: 1, key: *secret }],
                     roster: Roster::founded(nodes.keys().copied()),
                 };
+            }
+            // Of a node whose copy of the directory is older than that: as it tells nothing of its data folder, the folder may be
+            // older, too.
+            Change::Start { .. } | Change::Enter { .. } if self.roster.format >= RETURNS => {
+                return Err(Refused::Behind);
             }
             Change::Start { node, boot, addresses } => {
                 return self.start(*node, *boot, addresses);
@@ -318,6 +348,14 @@ impl Directory {
             Change::SetFormat { format } => self.roster.format = self.roster.format.max(*format),
             Change::Enter { node, boot, store, addresses } => {
                 self.roster.enter(*node, *store)?;
+                return self.start(*node, *boot, addresses);
+            }
+            Change::Return { node, boot, before, store, addresses } => {
+                self.roster.enter(*node, *store)?;
+                let last = self.nodes.get(node).map_or(0, |known| known.boot);
+                if *before != 0 && last != 0 && last != *before && last != *boot {
+                    return Err(Refused::OlderCopy(*node));
+                }
                 return self.start(*node, *boot, addresses);
             }
             Change::Invite { peer, token, expires, replaces } => {
@@ -417,6 +455,28 @@ mod tests {
         assert!(!directory.fenced(NodeId(1), Incarnation(1)));
         assert_eq!(directory.apply(&start(12), NOW), Ok(Outcome::Started(Incarnation(2))));
         assert!(directory.fenced(NodeId(1), Incarnation(1)));
+    }
+
+    #[test]
+    fn an_older_copy_of_a_data_folder_does_not_return() {
+        let mut directory = created();
+        directory.roster.format = 3;
+        let enter = |boot, before| Change::Return {
+            node: NodeId(1),
+            boot,
+            before,
+            store: 7,
+            addresses: Node::default(),
+        };
+        let started = |incarnation| Ok(Outcome::Started(Incarnation(incarnation)));
+        assert_eq!(directory.apply(&enter(11, 0), NOW), started(1), "new");
+        assert_eq!(directory.apply(&enter(12, 11), NOW), started(2));
+        assert_eq!(directory.apply(&enter(12, 11), NOW), started(2), "it did not hear of it");
+        assert_eq!(directory.apply(&enter(13, 11), NOW), Err(Refused::OlderCopy(NodeId(1))), "as 11 left it");
+        assert_eq!(directory.apply(&enter(14, 12), NOW), started(3));
+        assert_eq!(directory.apply(&enter(12, 11), NOW), Err(Refused::OlderCopy(NodeId(1))), "two at once");
+        assert_eq!(directory.apply(&enter(15, 0), NOW), started(4), "made by a version that kept no account");
+        assert_eq!(directory.apply(&start(16), NOW), Err(Refused::Behind), "as old as the older formats");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use self::change::{Change, Outcome, Refused};
-pub use self::roster::{FORMAT, Record, Roster, Standing};
+pub use self::roster::{FORMAT, NOTIFY_ANCHORS, Record, Roster, Standing};
 use crate::id::*;
 use crate::service_list::{Table, TableError, key};
 use crate::time::GroupTime;

@@ -9,8 +9,10 @@ use super::Refused;
 use crate::id::*;
 use crate::time::GroupTime;
 
-/// The highest format version that this build reads and writes. 1: the first. 2: nodes join and leave.
-pub const FORMAT: u32 = 2;
+/// The highest format version that this build reads and writes. 1: the first. 2: nodes join and leave. 3: anchors notify.
+pub const FORMAT: u32 = 3;
+/// The format since which nodes have terminals' anchors notify.
+pub const NOTIFY_ANCHORS: u32 = 3;
 /// Replicas that a new cluster gives each group, at most; more cost writes and survive what hardly happens.
 const MOST_AT_FIRST: usize = 5;
 /// Replicas that may be asked for.

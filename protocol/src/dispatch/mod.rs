@@ -7,16 +7,21 @@
 
 mod hand_off;
 pub mod ladder;
+mod line;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use self::hand_off::HandOffOrder;
+use self::line::Line;
 use crate::id::*;
 use crate::limits;
 use crate::service_list::row::{Current, Reachability, Row, Urgency};
 use crate::time::Instant;
-use crate::wire::peer::Reported;
+use crate::wire::peer::{Reported, Why};
 
 /// How long the leader waits for a session's acks before it notifies the terminal as well: its node may be
 /// stopped, and a stopped node still takes what is sent to it.
@@ -75,6 +80,12 @@ pub enum Event {
     },
     /// It does not lead any more.
     Follow,
+    /// So many notifications a second may be ordered from now on: this shard's share of what its node sends. Before the
+    /// first of these there is no bound.
+    Pace {
+        /// How many.
+        per_second: NonZeroU32,
+    },
     /// A terminal's row changed, or is looked at again; `None`: it is gone.
     Changed {
         /// Whose.
@@ -118,11 +129,16 @@ pub enum Event {
     Notified {
         /// Whose.
         terminal: TerminalId,
-        /// The terminal acknowledged it.
-        answered: bool,
+        /// Why the terminal did not acknowledge it, if it did not.
+        failed: Option<Why>,
     },
     /// A notification could not go out now: too many wait, or a budget is used up. It says nothing of the terminal.
     NotTried {
+        /// Whose.
+        terminal: TerminalId,
+    },
+    /// A notification was not taken: whoever sends them has no room now, for this terminal or any other.
+    NoRoom {
         /// Whose.
         terminal: TerminalId,
     },
@@ -171,8 +187,34 @@ struct Waiting {
     step: u32,
     /// When a notification was ordered that is not over yet.
     notifying: Option<Instant>,
+    /// Why the last one that is over failed.
+    failed: Option<Why>,
     /// When to notify next, or to notify besides the hand-off.
     next: Option<Instant>,
+    /// Since when it stands in the line for a notification.
+    due: Option<Instant>,
+}
+
+impl Waiting {
+    fn unreachable(&self) -> bool {
+        self.step > ladder::UNREACHABLE_AFTER
+    }
+
+    /// Can it be notified at all, and does what waits call for it?
+    fn can(&self) -> bool {
+        self.facts.reachability != Reachability::None && self.urgency >= self.facts.min_urgency
+    }
+}
+
+/// How a terminal is being notified. Sent between nodes: append only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notifying {
+    /// Notifications ordered for what waits now.
+    pub tries: u32,
+    /// Why the last one that is over failed; `None` also before the first.
+    pub failed: Option<Why>,
+    /// Several did not reach it. It is still tried.
+    pub unreachable: bool,
 }
 
 /// The dispatcher of one shard.
@@ -181,6 +223,7 @@ pub struct Dispatch {
     term: Option<u64>,
     waiting: BTreeMap<TerminalId, Waiting>,
     timers: BTreeSet<(Instant, TerminalId)>,
+    line: Line,
 }
 
 impl Dispatch {
@@ -206,12 +249,19 @@ impl Dispatch {
 
     /// Terminals that several notifications did not reach.
     pub fn unreachable(&self) -> usize {
-        self.waiting.values().filter(|waiting| waiting.step > ladder::UNREACHABLE_AFTER).count()
+        self.waiting.values().filter(|waiting| waiting.unreachable()).count()
+    }
+
+    /// What has come of the notifications for a terminal, while something waits and it has no session.
+    pub fn notifying(&self, terminal: &TerminalId) -> Option<Notifying> {
+        let waiting = self.waiting.get(terminal).filter(|waiting| waiting.facts.session.is_none())?;
+        Some(Notifying { tries: waiting.step, failed: waiting.failed, unreachable: waiting.unreachable() })
     }
 
     /// When to call again with [`Event::Timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.first().map(|(at, _)| *at)
+        let timer = self.timers.first().map(|(at, _)| *at);
+        timer.into_iter().chain(self.line.opens()).min()
     }
 
     /// Takes one event in.
@@ -221,6 +271,7 @@ impl Dispatch {
             Event::Lead { term } => *self = Dispatch { term: Some(term), ..Dispatch::default() },
             Event::Follow => *self = Dispatch::default(),
             _ if self.term.is_none() => {}
+            Event::Pace { per_second } => self.line.pace(now, per_second),
             Event::Changed { terminal, facts, stored } => {
                 let new = stored.is_some() && facts.is_some_and(|facts| facts.pending == 1);
                 self.changed(now, terminal, facts, stored, new, &mut out);
@@ -239,7 +290,8 @@ impl Dispatch {
                 self.reported(now, terminal, epoch, node, what, &mut out);
             }
             Event::NotTried { terminal } => self.not_tried(now, terminal),
-            Event::Notified { terminal, answered } => self.notified(now, terminal, answered),
+            Event::NoRoom { terminal } => self.no_room(now, terminal),
+            Event::Notified { terminal, failed } => self.notified(now, terminal, failed),
             Event::Timeout => self.timeout(now, &mut out),
         }
         out
@@ -256,6 +308,7 @@ impl Dispatch {
     ) {
         let Some(facts) = facts.filter(|facts| facts.pending > 0) else {
             self.set_timer(&terminal, None);
+            self.leave_line(&terminal);
             self.waiting.remove(&terminal);
             return;
         };
@@ -269,7 +322,9 @@ impl Dispatch {
             urgency: Urgency::VeryLow,
             step: 0,
             notifying: None,
+            failed: None,
             next: None,
+            due: None,
         });
         waiting.urgency = waiting.urgency.max(urgency.unwrap_or(Urgency::VeryLow));
         let before = std::mem::replace(&mut waiting.facts, facts);
@@ -286,6 +341,9 @@ impl Dispatch {
         waiting.handed = waiting.handed.max(facts.acked);
         let progress = facts.acked > before.acked;
         if facts.session.is_some() {
+            if new_session || progress {
+                self.leave_line(&terminal);
+            }
             self.hand_off(now, terminal, new_session || progress, out);
         } else {
             let went_offline = before.session.is_some();
@@ -323,10 +381,12 @@ impl Dispatch {
         if afresh {
             waiting.step = 0;
         }
-        let facts = &waiting.facts;
-        let can = facts.reachability != Reachability::None && waiting.urgency >= facts.min_urgency;
-        if !can {
+        if !waiting.can() {
+            self.leave_line(&terminal);
             return self.set_timer(&terminal, None);
+        }
+        if waiting.due.is_some() {
+            return;
         }
         let due = match waiting.next.filter(|_| !afresh) {
             // More urgent than what the ladder was waiting with: not later than its own first step.
@@ -358,7 +418,7 @@ impl Dispatch {
                 let stream = waiting.facts.stream;
                 out.push(Command::Detach { terminal, stream, epoch });
             }
-            Reported::NoSuchSession { .. } | Reported::Delivered { .. } => {}
+            Reported::NoSuchSession { .. } | Reported::Delivered { .. } | Reported::Notified(_) => {}
             Reported::Resend { from } => {
                 waiting.handed = waiting.facts.acked.max(Seq(from.0.saturating_sub(1)));
                 self.hand_off(now, terminal, true, out);
@@ -366,15 +426,16 @@ impl Dispatch {
         }
     }
 
-    fn notified(&mut self, now: Instant, terminal: TerminalId, answered: bool) {
+    fn notified(&mut self, now: Instant, terminal: TerminalId, failed: Option<Why>) {
         let Some(waiting) = self.waiting.get_mut(&terminal) else { return };
         waiting.notifying = None;
+        waiting.failed = failed;
         if waiting.facts.session.is_some() {
             return;
         }
         // A terminal that answered is on its way: give it the time of one connect before asking again.
         let wait = ladder::after(waiting.step, &terminal);
-        let wait = if answered { wait.max(ladder::CONNECTING) } else { wait };
+        let wait = if failed.is_none() { wait.max(ladder::CONNECTING) } else { wait };
         self.set_timer(&terminal, Some(now + wait));
     }
 
@@ -388,12 +449,23 @@ impl Dispatch {
         }
     }
 
+    /// The same step of the ladder again, in the first place of a line that stands for a while.
+    fn no_room(&mut self, now: Instant, terminal: TerminalId) {
+        self.line.busy(now);
+        let Some(waiting) = self.waiting.get_mut(&terminal) else { return };
+        waiting.notifying = None;
+        if waiting.facts.session.is_none() {
+            waiting.step = waiting.step.saturating_sub(1);
+            self.set_timer(&terminal, None);
+            self.join_line(Instant(0), terminal);
+        }
+    }
+
     fn timeout(&mut self, now: Instant, out: &mut Vec<Command>) {
-        while let Some((_, terminal)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
+        while let Some((at, terminal)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
             self.set_timer(&terminal, None);
             let Some(waiting) = self.waiting.get_mut(&terminal) else { continue };
             let facts = waiting.facts;
-            let can = facts.reachability != Reachability::None && waiting.urgency >= facts.min_urgency;
             let offline = facts.session.is_none();
             if let Some(at) = waiting.notifying.map(|since| since + OUTCOME)
                 && offline
@@ -403,22 +475,56 @@ impl Dispatch {
                 self.set_timer(&terminal, Some(at));
                 continue;
             }
-            if can && (offline || waiting.notifying.is_none()) {
-                waiting.notifying = Some(now);
-                out.push(Command::Notify { terminal, urgency: waiting.urgency, attempt: waiting.step });
+            if waiting.can() && (offline || waiting.notifying.is_none()) {
+                self.join_line(at, terminal);
             }
-            if facts.session.is_some() {
-                // The session is silent: a hand-off was lost, or its node is stopped, or the application is slow.
-                // Hand off again (the session drops what it already sent), and look again later.
-                waiting.step += 1;
-                waiting.handed = facts.acked;
-                let at = now + SILENCE.max(ladder::after(waiting.step, &terminal));
-                self.set_timer(&terminal, Some(at));
-                self.hand_off(now, terminal, false, out);
-            } else if can {
+            if !offline {
+                self.silent(now, terminal, facts.acked, out);
+            }
+        }
+        self.call(now, out);
+    }
+
+    /// The session is silent: a hand-off was lost, or its node is stopped, or the application is slow. Hand off again (the
+    /// session drops what it already sent), and look again later.
+    fn silent(&mut self, now: Instant, terminal: TerminalId, acked: Seq, out: &mut Vec<Command>) {
+        let Some(waiting) = self.waiting.get_mut(&terminal) else { return };
+        waiting.step += 1;
+        waiting.handed = acked;
+        let at = now + SILENCE.max(ladder::after(waiting.step, &terminal));
+        self.set_timer(&terminal, Some(at));
+        self.hand_off(now, terminal, false, out);
+    }
+
+    /// Notifies those in the line whose turn it is.
+    fn call(&mut self, now: Instant, out: &mut Vec<Command>) {
+        while let Some(terminal) = self.line.next(now) {
+            let Some(waiting) = self.waiting.get_mut(&terminal) else { continue };
+            waiting.due = None;
+            waiting.notifying = Some(now);
+            let offline = waiting.facts.session.is_none();
+            // Of a silent session the step was counted with its hand-off.
+            let attempt = if offline { waiting.step } else { waiting.step.saturating_sub(1) };
+            out.push(Command::Notify { terminal, urgency: waiting.urgency, attempt });
+            if offline {
                 waiting.step += 1;
                 self.set_timer(&terminal, Some(now + OUTCOME));
             }
+        }
+    }
+
+    fn join_line(&mut self, due: Instant, terminal: TerminalId) {
+        let Some(waiting) = self.waiting.get_mut(&terminal) else { return };
+        if waiting.due.is_none() {
+            waiting.due = Some(due);
+            self.line.join(due, terminal);
+        }
+    }
+
+    fn leave_line(&mut self, terminal: &TerminalId) {
+        let due = self.waiting.get_mut(terminal).and_then(|waiting| waiting.due.take());
+        if let Some(due) = due {
+            self.line.leave(due, *terminal);
         }
     }
 

@@ -10,7 +10,7 @@ use super::imported::*;
 use super::key::{self, Due};
 use super::row::{self, Message, Quota, Reachability, Restore, Row};
 use super::status::Outcome;
-use super::{TableError, TableMut};
+use super::{TableError, TableMut, view};
 use crate::id::*;
 use crate::limits;
 
@@ -35,7 +35,9 @@ impl<T: TableMut> Context<'_, T> {
         }
         match (&import.step, known) {
             (ImportStep::Begin, Some(_)) => {}
-            (ImportStep::Begin, None) if self.has_terminals()? => return Ok(Err(Refusal::NotEmpty)),
+            (ImportStep::Begin, None) if view::has_terminals(self.table)? => {
+                return Ok(Err(Refusal::NotEmpty));
+            }
             // Nothing has come here yet, but it may have in other groups: two restores in one cluster finish neither.
             (ImportStep::Begin, None) if self.restore.is_some_and(|other| other.open) => {
                 return Ok(Err(Refusal::OtherRestore));
@@ -58,22 +60,12 @@ impl<T: TableMut> Context<'_, T> {
                 self.effects.push(Effect::Restored);
             }
             (ImportStep::GiveUp, Some(_)) => {
-                if !self.has_terminals()? {
+                if !view::has_terminals(self.table)? {
                     self.set_restore(None);
                 }
             }
         }
         Ok(Ok(Reply::Done))
-    }
-
-    fn has_terminals(&self) -> Result<bool, TableError> {
-        let (from, to) = key::all_terminals();
-        let mut any = false;
-        self.table.scan(&from, &to, &mut |_, _| {
-            any = true;
-            false
-        })?;
-        Ok(any)
     }
 
     /// Can it be taken in? What is stored must be readable ever after, whatever was sent.
@@ -171,7 +163,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::super::row::{Current, Urgency};
-    use super::super::{MemoryTable, apply, next_deadline, view};
+    use super::super::{MemoryTable, apply, next_deadline};
     use super::*;
     use crate::time::GroupTime;
     use crate::wire::entry::Entry;
@@ -334,7 +326,10 @@ mod tests {
         };
         let other = RestoreId([1; 16]);
         assert_eq!(refused(does(&mut table, part(1, &[]))), Refusal::OtherRestore, "not begun");
+        assert_eq!(view::restoring(&table).unwrap(), None);
         does(&mut table, step(other, ImportStep::Begin));
+        let seen = |restore, open, terminals| Some(view::Restoring { restore, open, terminals });
+        assert_eq!(view::restoring(&table).unwrap(), seen(other, true, false));
         assert_eq!(refused(does(&mut table, register(3))), Refusal::Restoring);
         for mine in [ImportStep::Begin, ImportStep::Finish, ImportStep::GiveUp] {
             let refusal = refused(does(&mut table, step(RESTORE, mine)));
@@ -360,6 +355,7 @@ mod tests {
             Refusal::Restoring,
             "terminals have come: it goes on"
         );
+        assert_eq!(view::restoring(&table).unwrap(), seen(RESTORE, true, true));
         assert_eq!(refused(does(&mut table, step(other, ImportStep::Begin))), Refusal::NotEmpty);
     }
 

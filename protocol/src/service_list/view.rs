@@ -2,7 +2,7 @@
 
 use super::apply::read;
 use super::key;
-use super::row::{self, Ended, Message, Row};
+use super::row::{self, Ended, Message, Restore, Row};
 use super::{Table, TableError};
 use crate::id::*;
 
@@ -39,6 +39,34 @@ pub fn pending<T: Table>(
         damaged.is_none() && found.len() < limit
     })?;
     damaged.map_or(Ok(found), Err)
+}
+
+/// The last restore that was begun in a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restoring {
+    /// Its name.
+    pub restore: RestoreId,
+    /// It is not finished: the group serves nobody.
+    pub open: bool,
+    /// Terminals are there.
+    pub terminals: bool,
+}
+
+/// The restore that a group came by, or is coming by; `None` if it came by none.
+pub fn restoring<T: Table>(table: &T) -> Result<Option<Restoring>, TableError> {
+    let Some(Restore { id, open, .. }) = read(table, &key::restore())? else { return Ok(None) };
+    Ok(Some(Restoring { restore: id, open, terminals: has_terminals(table)? }))
+}
+
+/// Is a single terminal registered in the group?
+pub(super) fn has_terminals<T: Table>(table: &T) -> Result<bool, TableError> {
+    let (from, to) = key::all_terminals();
+    let mut any = false;
+    table.scan(&from, &to, &mut |_, _| {
+        any = true;
+        false
+    })?;
+    Ok(any)
 }
 
 /// What became of a push.

@@ -8,12 +8,13 @@ use bytes::Bytes;
 use crate::directory::Secret;
 use crate::id::*;
 use crate::limits;
-use crate::service_list::row::{Linger, Reachability};
+use crate::service_list::row::{Linger, Reachability, Urgency};
 use crate::service_list::{self as list, Attached, Refusal};
 use crate::time::Instant;
 use crate::wire::notification::notify_secret;
-use crate::wire::peer::{HandOff, Report, Reported};
+use crate::wire::peer::{HandOff, NotifyOrder, Report, Reported};
 use crate::wire::session::*;
+use crate::wire::stun;
 
 /// What a session is born with.
 #[derive(Debug, Clone)]
@@ -32,6 +33,17 @@ pub struct Config {
     pub secret: Secret,
     /// Told to the terminal in its Welcome.
     pub check_in: Duration,
+    /// Where this node takes keepalives, and how often it wants them; `None`: the cluster is not ready for them.
+    pub anchor: Option<AnchorAt>,
+}
+
+/// See [`Config::anchor`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AnchorAt {
+    /// UDP port.
+    pub port: u16,
+    /// Seconds between two keepalives.
+    pub period: u16,
 }
 
 /// Everything that can happen to a session.
@@ -53,6 +65,10 @@ pub enum Event {
     AckDone,
     /// The proposed detach is done with, one way or the other.
     DetachDone,
+    /// What a dial that the terminal wanted came to.
+    Tried(Tried),
+    /// The proposed reachability is done with: whether the row has it. `false` as well if nobody knows.
+    ReachedDone(bool),
     /// The shard leader gives pushes.
     HandOff(HandOff),
     /// Another session took over; the epoch that is over.
@@ -79,6 +95,12 @@ pub enum Command {
     Ack(list::Ack),
     /// Propose; the answer is `DetachDone`.
     Detach(list::Detach),
+    /// Dial the terminal, this way; the answer is `Tried`.
+    Try(Class, Box<NotifyOrder>),
+    /// Propose; the answer is `ReachedDone`, and the terminal is told after it.
+    Reached(list::SetReachability),
+    /// The terminal came by itself and found pushes waiting: no notification has reached it.
+    PathBroken,
     /// Tell the shard leader.
     Report(Report),
     /// The session is online under this epoch.
@@ -86,6 +108,13 @@ pub enum Command {
     /// Close the connection once what was sent has left; nothing follows.
     Close,
 }
+
+/// How often what was found is proposed again after an outcome that is not known: a proposal lasts seconds, and the terminal
+/// does not wait much longer than for two.
+const AGAIN: u8 = 2;
+
+/// Dials that one session may ask for: direct, pinned, and each once more after a change of the network.
+const TRIES: u8 = 4;
 
 /// Hand-offs that may overtake the answer to an attach: the leader sends one window, rarely in two parts.
 const EARLY: usize = 2;
@@ -110,7 +139,14 @@ pub struct Server {
     config: Config,
     terminal: TerminalId,
     phase: Phase,
+    offer: Option<Offer>,
     hello: Option<Hello>,
+    /// Dials that the terminal has asked for, and whether one is under way.
+    tries: (u8, bool),
+    /// What was found, to be told once the row has it, and how often it was proposed again.
+    found: Option<(Class, Tried, u8)>,
+    /// It was not reached directly; it was not reached through its binding.
+    missed: (bool, bool),
     stream: Stream,
     epoch: Epoch,
     linger: Linger,
@@ -139,7 +175,11 @@ impl Server {
             terminal: config.session_key.terminal(),
             config,
             phase: Phase::AwaitHello,
+            offer: None,
             hello: None,
+            tries: (0, false),
+            found: None,
+            missed: (false, false),
             stream: Stream(0),
             epoch: Epoch(0),
             linger: Linger::AtOnce,
@@ -209,14 +249,26 @@ impl Server {
                 self.close(&mut out);
             }
             (_, Event::Timeout) => self.timeout(now, &mut out),
-            (_, Event::Attached(_) | Event::Enrolled(_) | Event::DetachDone | Event::Supersede(_)) => {}
+            (phase, Event::Tried(tried)) => {
+                self.tries.1 = false;
+                if phase == Phase::Online {
+                    self.tried(tried, &mut out);
+                }
+            }
+            (_, Event::Attached(_) | Event::Enrolled(_) | Event::DetachDone) => {}
+            (Phase::Online, Event::ReachedDone(written)) => self.reached_done(written, &mut out),
+            (_, Event::Supersede(_) | Event::ReachedDone(_)) => {}
         }
         out
     }
 
     fn frame(&mut self, now: Instant, frame: TerminalFrame, out: &mut Vec<Command>) {
         match (self.phase, frame) {
+            (Phase::AwaitHello, TerminalFrame::Offer(offer)) if self.offer.is_none() => {
+                self.offer = Some(offer)
+            }
             (Phase::AwaitHello, TerminalFrame::Hello(hello)) => self.hello(hello, out),
+            (Phase::Online, TerminalFrame::Try(Try { class })) => self.try_it(class, out),
             (_, TerminalFrame::Ping(nonce)) => out.push(Command::Send(NodeFrame::Pong(nonce))),
             (Phase::Online, TerminalFrame::Pong(_)) => {
                 self.pinged = false;
@@ -259,11 +311,9 @@ impl Server {
 
     fn propose_attach(&mut self, out: &mut Vec<Command>) {
         let Some(hello) = &self.hello else { return };
-        let address = |port| std::net::SocketAddr::new(self.config.peer_ip, port);
-        let reachability = hello.listening.map_or(Reachability::None, |listening| Reachability::Direct {
-            address: address(listening.port),
-            listening_key: listening.key,
-        });
+        // One that is new to its network is taken to be reachable until it was tried.
+        let class = self.offer.map_or(Class::Direct, |offer| offer.class);
+        let reachability = self.reachability(class);
         out.push(Command::Attach(Box::new(list::Attach {
             terminal: self.terminal,
             attempt: hello.attempt,
@@ -275,6 +325,106 @@ impl Server {
             secret: self.config.secret.generation,
             linger: hello.linger,
             min_urgency: hello.min_urgency,
+        })));
+    }
+
+    /// What the service list says of a terminal of this class.
+    fn reachability(&self, class: Class) -> Reachability {
+        let Some(Listening { port, key }) = self.hello.as_ref().and_then(|hello| hello.listening) else {
+            return Reachability::None;
+        };
+        match class {
+            Class::Untried | Class::Direct => {
+                let address = std::net::SocketAddr::new(self.config.peer_ip, port);
+                Reachability::Direct { address, listening_key: key }
+            }
+            Class::Pinned if self.config.anchor.is_some() => {
+                Reachability::Pinned { anchor: self.config.node, listening_key: key }
+            }
+            Class::Pinned | Class::None => Reachability::None,
+        }
+    }
+
+    /// The terminal wants to know whether it is reached this way.
+    fn try_it(&mut self, class: Class, out: &mut Vec<Command>) {
+        let reachability = self.reachability(class);
+        let asked = matches!(class, Class::Direct | Class::Pinned) && self.offer.is_some();
+        if !asked || self.tries.1 || self.tries.0 >= TRIES {
+            return self.leave(Some(ByeReason::Protocol), out);
+        }
+        if reachability == Reachability::None {
+            return out.push(Command::Send(NodeFrame::Tried(Tried { class, reached: false })));
+        }
+        self.tries = (self.tries.0 + 1, true);
+        let order = NotifyOrder {
+            group: self.config.group,
+            terminal: self.terminal,
+            stream: self.stream,
+            epoch: self.epoch,
+            reachability,
+            secret: self.config.secret.generation,
+            // Nothing waits: the terminal takes it for what it is.
+            pending: 0,
+            urgency: Urgency::High,
+            attempt: 0,
+        };
+        out.push(Command::Try(class, Box::new(order)));
+    }
+
+    fn tried(&mut self, tried: Tried, out: &mut Vec<Command>) {
+        // It is not reached at all once both ways were in vain. It may try either one first.
+        let found = if tried.reached {
+            Some(tried.class)
+        } else {
+            self.missed.0 |= tried.class == Class::Direct;
+            self.missed.1 |= tried.class == Class::Pinned;
+            (self.missed == (true, true)).then_some(Class::None)
+        };
+        // The terminal keeps to what it hears, and offers it from then on: the row must have it before.
+        match found {
+            Some(class) => {
+                self.found = Some((class, tried, 0));
+                self.propose_reached(class, out);
+            }
+            None => out.push(Command::Send(NodeFrame::Tried(tried))),
+        }
+    }
+
+    fn propose_reached(&self, class: Class, out: &mut Vec<Command>) {
+        out.push(Command::Reached(list::SetReachability {
+            terminal: self.terminal,
+            stream: self.stream,
+            epoch: self.epoch,
+            reachability: self.reachability(class),
+        }));
+    }
+
+    fn reached_done(&mut self, written: bool, out: &mut Vec<Command>) {
+        match self.found.take() {
+            Some((_, tried, _)) if written => out.push(Command::Send(NodeFrame::Tried(tried))),
+            Some((class, tried, again)) if again < AGAIN => {
+                self.found = Some((class, tried, again + 1));
+                self.propose_reached(class, out);
+            }
+            // The terminal hears nothing of it, and asks in its next session.
+            _ => {}
+        }
+    }
+
+    /// With whom the terminal keeps its binding, if it knows what that is.
+    fn offer_anchor(&self, out: &mut Vec<Command>) {
+        let Some(AnchorAt { port, period }) = self.config.anchor.filter(|_| self.offer.is_some()) else {
+            return;
+        };
+        let secret = &self.config.secret;
+        let handle = stun::handle(secret, &self.terminal, self.stream, self.epoch);
+        out.push(Command::Send(NodeFrame::Anchor(Anchor {
+            port,
+            key: stun::pin_key(secret, &handle),
+            handle: handle.0,
+            generation: secret.generation,
+            period,
+            seen: self.config.peer_ip,
         })));
     }
 
@@ -317,6 +467,7 @@ impl Server {
         self.sent = attached.acked;
         self.confirmed = attached.acked;
         out.push(Command::Online(attached.epoch));
+        self.offer_anchor(out);
         out.push(Command::Send(NodeFrame::Welcome(Welcome {
             node: self.config.node,
             stream: attached.stream,
@@ -332,6 +483,12 @@ impl Server {
             ),
             check_in: self.config.check_in.as_secs() as u32,
         })));
+        let came_by_itself = |offer: Offer| offer.cause == Cause::CheckIn && offer.class != Class::None;
+        // Below its least urgency pushes may wait without a notification.
+        let any_urgency = self.hello.as_ref().is_some_and(|hello| hello.min_urgency == Urgency::VeryLow);
+        if attached.pending > 0 && any_urgency && self.offer.is_some_and(came_by_itself) {
+            out.push(Command::PathBroken);
+        }
         self.arm(now);
         for hand_off in std::mem::take(&mut self.early) {
             self.hand_off(now, hand_off, out);

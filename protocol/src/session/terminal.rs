@@ -1,6 +1,7 @@
 //! The terminal's end of a session: from Hello to Goodbye, and what it must have saved before it says so.
 //! Decides, never performs.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +25,9 @@ pub struct Memory {
     pub last: Seq,
 }
 
+/// A dial is given up within this, and the node has said so.
+const DIAL: Duration = Duration::from_secs(4);
+
 /// What a session is begun with.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -33,6 +37,12 @@ pub struct Config {
     pub memory: Memory,
     /// Where it listens for notifications.
     pub listening: Option<Listening>,
+    /// How it believes to be reached; `None`: the node speaks a protocol that does not ask.
+    pub offer: Option<Offer>,
+    /// The address that nodes saw it come from when that was found out.
+    pub seen: Option<IpAddr>,
+    /// The address that nodes saw it come from when it last kept a binding, if it did so within [`limits::BINDING_LASTS`].
+    pub bound: Option<IpAddr>,
     /// How long it would like to stay.
     pub linger: Linger,
     /// Pushes below this need not wake it.
@@ -59,6 +69,10 @@ pub enum Event {
     Confirmed(Seq),
     /// A notification came although there is a session: is it still alive?
     Notified,
+    /// The device slept, or has another network: is the session still alive?
+    Moved,
+    /// The anchor has taken the binding.
+    Bound,
     /// The application wants the session to end.
     Leave,
     /// [`Terminal::poll_timeout`] has come.
@@ -81,6 +95,12 @@ pub enum Command {
     },
     /// Give a push to the application.
     Deliver(Push),
+    /// Keep a binding with this anchor from now on, and with no other; say so by `Bound`.
+    Bind(Anchor),
+    /// Keep none: notifications come without.
+    Unbind,
+    /// It was tried how notifications reach the terminal; where nodes see it come from.
+    Reached(Class, IpAddr),
     /// Close the connection; the reason why.
     Close(Closed),
 }
@@ -134,6 +154,13 @@ pub struct Terminal {
     doubt: Doubt,
     /// A notification came while it was leaving.
     woken: bool,
+    /// With whom it may keep a binding.
+    anchor: Option<Anchor>,
+    /// The way that is being tried, and by when that must be over.
+    trying: Option<(Class, Instant)>,
+    /// It is the second way that is tried.
+    second: bool,
+    asked_pinned: bool,
     last_push: Instant,
     /// The Welcome must have come by then.
     welcome_by: Instant,
@@ -154,6 +181,10 @@ impl Terminal {
             pinged: false,
             doubt: Doubt::None,
             woken: false,
+            anchor: None,
+            trying: None,
+            second: false,
+            asked_pinned: false,
             last_push: now,
             welcome_by: now,
             deadline: None,
@@ -188,11 +219,19 @@ impl Terminal {
             (_, Event::Malformed) => self.close(Closed::Lost("the node sent no frame"), &mut out),
             (_, Event::Frame(frame)) => self.frame(now, frame, &mut out),
             (Phase::Open, Event::Notified) => self.notified(now, &mut out),
+            (Phase::Open, Event::Moved) => self.ping(now, &mut out),
             (Phase::Leaving, Event::Notified) => self.woken = true,
+            (Phase::Open, Event::Bound) => {
+                if let Some((Class::Pinned, _)) = self.trying
+                    && !std::mem::replace(&mut self.asked_pinned, true)
+                {
+                    out.push(Command::Send(TerminalFrame::Try(Try { class: Class::Pinned })));
+                }
+            }
             (Phase::Open, Event::Leave) => self.goodbye(now, &mut out),
             (_, Event::Leave) => self.close(Closed::Done, &mut out),
             (_, Event::Timeout) => self.timeout(now, &mut out),
-            (_, Event::Connected | Event::Notified) => {}
+            (_, Event::Connected | Event::Notified | Event::Moved | Event::Bound) => {}
         }
         out
     }
@@ -202,6 +241,9 @@ impl Terminal {
         // An attach may wait for an election; the node answers Unavailable before this.
         self.welcome_by = now + limits::HELLO_DEADLINE * 2;
         self.await_welcome(now, limits::WELCOME_DOUBT);
+        if let Some(offer) = self.config.offer {
+            out.push(Command::Send(TerminalFrame::Offer(offer)));
+        }
         out.push(Command::Send(TerminalFrame::Hello(Hello {
             terminal: self.config.terminal,
             attempt: self.memory.attempt,
@@ -223,6 +265,8 @@ impl Terminal {
             (Phase::AwaitWelcome, NodeFrame::Welcome(welcome)) => self.welcome(now, welcome, out),
             (Phase::Open, NodeFrame::Push(push)) => self.push(now, push, out),
             (Phase::Open, NodeFrame::Gap(gap)) => self.gap(now, gap, out),
+            (Phase::AwaitWelcome, NodeFrame::Anchor(anchor)) => self.anchor = Some(anchor),
+            (Phase::Open, NodeFrame::Tried(tried)) => self.tried(now, tried, out),
             (_, NodeFrame::Ping(nonce)) => out.push(Command::Send(TerminalFrame::Pong(nonce))),
             (_, NodeFrame::Pong(_)) => {
                 self.pinged = false;
@@ -276,7 +320,76 @@ impl Terminal {
         if (reset && known_before) || jump {
             out.push(Command::Reset { next: self.memory.last.next() });
         }
+        self.anchored(now, out);
         self.settle(now, out);
+    }
+
+    /// Keeps its binding as before, unless it must be found out first how it is reached: it is new here, its address is
+    /// another, or nothing has reached it for long.
+    fn anchored(&mut self, now: Instant, out: &mut Vec<Command>) {
+        let Some(anchor) = &self.anchor else { return };
+        let Offer { class, cause } = self.config.offer.unwrap_or_default();
+        // Through a NAT it may come from one address after the other, and the binding does not mind.
+        let moved = class != Class::Pinned && self.config.seen != Some(anchor.seen);
+        let broken = cause == Cause::CheckIn && self.remaining > 0;
+        if class == Class::Pinned && !broken {
+            return out.push(Command::Bind(anchor.clone()));
+        }
+        if self.config.listening.is_none() || !(class == Class::Untried || moved || broken) {
+            return out.push(Command::Unbind);
+        }
+        // A NAT that lets everybody in through a binding does so until it forgets it: directly the terminal would be
+        // reached now, and not any more when it is needed.
+        match self.config.bound == Some(anchor.seen) {
+            true => self.try_way(Class::Pinned, now + (limits::TRYING - DIAL), out),
+            false => self.try_way(Class::Direct, now + limits::TRYING, out),
+        }
+    }
+
+    fn try_way(&mut self, class: Class, by: Instant, out: &mut Vec<Command>) {
+        self.trying = Some((class, by));
+        match (class, &self.anchor) {
+            (Class::Pinned, Some(anchor)) => out.push(Command::Bind(anchor.clone())),
+            _ => {
+                // While it is tried whether any node can dial, a binding would let this one in, and not others.
+                out.push(Command::Unbind);
+                out.push(Command::Send(TerminalFrame::Try(Try { class: Class::Direct })));
+            }
+        }
+    }
+
+    fn tried(&mut self, now: Instant, tried: Tried, out: &mut Vec<Command>) {
+        let (Some((trying, by)), Some(anchor)) = (self.trying, self.anchor.clone()) else { return };
+        if trying != tried.class {
+            return;
+        }
+        match (trying, tried.reached) {
+            (class, true) => self.found(class, &anchor, out),
+            (_, false) if std::mem::replace(&mut self.second, true) => self.found(Class::None, &anchor, out),
+            (Class::Direct, false) => self.try_way(Class::Pinned, by, out),
+            (_, false) => self.try_way(Class::Direct, now + DIAL, out),
+        }
+        self.settle(now, out);
+    }
+
+    fn found(&mut self, class: Class, anchor: &Anchor, out: &mut Vec<Command>) {
+        self.trying = None;
+        if class == Class::None {
+            out.push(Command::Unbind);
+        }
+        out.push(Command::Reached(class, anchor.seen));
+    }
+
+    /// What was tried took too long: the node says nothing of its dial, and the next session asks again. Or the anchor says
+    /// nothing: the node is asked all the same, so that it knows.
+    fn tried_in_vain(&mut self, now: Instant, out: &mut Vec<Command>) {
+        let trying = self.trying.take();
+        if let Some((Class::Pinned, _)) = trying
+            && !std::mem::replace(&mut self.asked_pinned, true)
+        {
+            self.trying = Some((Class::Pinned, now + limits::BYE_WAIT));
+            out.push(Command::Send(TerminalFrame::Try(Try { class: Class::Pinned })));
+        }
     }
 
     fn push(&mut self, now: Instant, push: Push, out: &mut Vec<Command>) {
@@ -333,7 +446,8 @@ impl Terminal {
     }
 
     fn leaves_now(&self) -> bool {
-        self.linger == Linger::AtOnce && self.remaining == 0 && self.given == self.memory.last
+        let all = self.remaining == 0 && self.given == self.memory.last;
+        self.linger == Linger::AtOnce && all && self.trying.is_none()
     }
 
     /// Leaves if it is time to, else sets the deadline that fits the state.
@@ -348,12 +462,18 @@ impl Terminal {
             return;
         }
         let unconfirmed = self.given > self.memory.last;
-        self.deadline = match self.linger.duration() {
+        let by = self.trying.map(|(_, by)| by);
+        let deadline = match self.linger.duration() {
             // The application takes its time; the node's own deadline bounds it.
             _ if unconfirmed => None,
             Some(_) if self.remaining > 0 => Some(self.last_push + limits::PROMISED_PUSH_WAIT),
             Some(linger) => Some(self.last_push + linger),
             None => Some(now + limits::PING_AFTER),
+        };
+        self.deadline = match (deadline, by) {
+            // It lingers at least until it knows how it is reached.
+            (Some(deadline), Some(by)) if self.linger != Linger::Forever => Some(deadline.max(by)),
+            (deadline, by) => deadline.into_iter().chain(by).min(),
         };
     }
 
@@ -399,6 +519,10 @@ impl Terminal {
             Phase::AwaitWelcome | Phase::Open if self.pinged => {
                 self.close(Closed::Lost("no answer to a ping"), out)
             }
+            Phase::Open if self.trying.is_some_and(|(_, by)| now >= by) => {
+                self.tried_in_vain(now, out);
+                self.settle(now, out);
+            }
             Phase::Open if self.linger == Linger::Forever => self.ping(now, out),
             Phase::Open => self.goodbye(now, out),
             Phase::Connecting | Phase::AwaitWelcome | Phase::Closed => self.deadline = None,
@@ -435,24 +559,35 @@ mod tests {
         }))
     }
 
-    fn connected() -> Terminal {
-        let config = Config {
+    fn config() -> Config {
+        Config {
             terminal: TerminalId([1; 16]),
             memory: Memory::default(),
             listening: None,
+            offer: None,
+            seen: None,
+            bound: None,
             linger: Linger::Forever,
             min_urgency: Urgency::VeryLow,
             enrolment: None,
             given: Seq(0),
-        };
-        let mut terminal = Terminal::new(config, Instant(0));
+        }
+    }
+
+    fn connected() -> Terminal {
+        let mut terminal = Terminal::new(config(), Instant(0));
         terminal.handle(Instant(0), Event::Connected);
         terminal
     }
 
     fn open(pending: u32) -> Terminal {
         let mut terminal = connected();
-        let welcome = Welcome {
+        terminal.handle(Instant(0), Event::Frame(NodeFrame::Welcome(welcome(pending))));
+        terminal
+    }
+
+    fn welcome(pending: u32) -> Welcome {
+        Welcome {
             node: NodeId(1),
             stream: Stream(7),
             epoch: Epoch(1),
@@ -461,9 +596,7 @@ mod tests {
             linger: Linger::AtOnce,
             notify_secret: [0; 32],
             check_in: 1,
-        };
-        terminal.handle(Instant(0), Event::Frame(NodeFrame::Welcome(welcome)));
-        terminal
+        }
     }
 
     #[test]
@@ -516,6 +649,37 @@ mod tests {
         lingering.handle(Instant(7), push(2, 1));
         lingering.handle(Instant(8), Event::Confirmed(Seq(2)));
         assert!(!closed(&lingering.handle(Instant(9), Event::Notified)), "a push came since");
+    }
+
+    #[test]
+    fn one_that_kept_a_binding_here_just_now_tries_that_first() {
+        let seen = IpAddr::from([192, 0, 2, 1]);
+        let anchor = Anchor { port: 7000, handle: [1; 16], generation: 1, key: [2; 32], period: 25, seen };
+        let elsewhere = IpAddr::from([192, 0, 2, 2]);
+        for (bound, ways) in [
+            (None, [Class::Direct, Class::Pinned]),
+            (Some(elsewhere), [Class::Direct, Class::Pinned]),
+            (Some(seen), [Class::Pinned, Class::Direct]),
+        ] {
+            let listening = Some(Listening { port: 5000, key: KeyFingerprint([1; 32]) });
+            let config = Config { listening, offer: Some(Offer::default()), bound, ..config() };
+            let mut terminal = Terminal::new(config, Instant(0));
+            terminal.handle(Instant(0), Event::Connected);
+            terminal.handle(Instant(0), Event::Frame(NodeFrame::Anchor(anchor.clone())));
+            let mut said = terminal.handle(Instant(0), Event::Frame(NodeFrame::Welcome(welcome(0))));
+            for (at, class) in ways.into_iter().enumerate() {
+                let now = Instant(3000 * at as u64);
+                if class == Class::Pinned {
+                    assert!(said.contains(&Command::Bind(anchor.clone())), "{said:?}");
+                    said = terminal.handle(now, Event::Bound);
+                } else {
+                    assert!(said.contains(&Command::Unbind), "{said:?}");
+                }
+                assert!(said.contains(&Command::Send(TerminalFrame::Try(Try { class }))), "{said:?}");
+                said = terminal.handle(now, Event::Frame(NodeFrame::Tried(Tried { class, reached: false })));
+            }
+            assert!(said.contains(&Command::Reached(Class::None, seen)), "{said:?}");
+        }
     }
 
     #[test]

@@ -6,3 +6,4 @@ pub mod entry;
 pub mod notification;
 pub mod peer;
 pub mod session;
+pub mod stun;

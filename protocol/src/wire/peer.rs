@@ -1,5 +1,6 @@
 //! What nodes tell each other about sessions, beside raft: hand-offs from the shard leader to the node that holds
-//! the terminal's session, and that node's reports. One way, may be lost: the dispatcher's timers repair it.
+//! the terminal's session, orders to its anchor, and these nodes' reports. One way, may be lost: the dispatcher's timers
+//! repair it.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::codec::{self, CodecError};
 use crate::id::*;
 use crate::limits;
+use crate::service_list::row::{Reachability, Urgency};
 
 /// A message about one terminal's session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +24,79 @@ pub enum SessionMessage {
     },
     /// Session to leader.
     Report(Report),
+    /// Leader to anchor: notify a terminal through its binding. Since format 3; answered by a report.
+    Notify(NotifyOrder),
+}
+
+/// A notification that the shard leader wants sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotifyOrder {
+    /// The shard.
+    pub group: GroupId,
+    /// To whom.
+    pub terminal: TerminalId,
+    /// Its life.
+    pub stream: Stream,
+    /// Its last granted epoch.
+    pub epoch: Epoch,
+    /// How to reach it.
+    pub reachability: Reachability,
+    /// Generation of the cluster secret that its notify secret derives from.
+    pub secret: u32,
+    /// Pushes that wait.
+    pub pending: u32,
+    /// The highest urgency among them.
+    pub urgency: Urgency,
+    /// Tries made before for the same pushes.
+    pub attempt: u32,
+}
+
+/// What a notification came to. Append only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Notified {
+    /// The terminal acknowledged it.
+    Answered,
+    /// It did not.
+    Unanswered(Why),
+    /// It could not go out now; that says nothing of the terminal.
+    NotTried,
+}
+
+/// Why a notification did not reach its terminal. Append only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Why {
+    /// Nothing came back in time.
+    NoAnswer,
+    /// Something answered, with another key than the terminal's.
+    WrongKey,
+    /// Nothing was heard of its binding lately.
+    NoBinding,
+    /// Its anchor cannot be told.
+    AnchorGone,
+    /// No proof of this cluster's that it would take is known any more.
+    NoProof,
+    /// Its address is one that is never dialled.
+    Forbidden,
+    /// The node's own socket refused.
+    Socket,
+    /// Nobody answered at its address lately, and the address has had what it gets for now.
+    Budget,
+}
+
+impl Why {
+    /// Its name in APIs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Why::NoAnswer => "no_answer",
+            Why::WrongKey => "wrong_key",
+            Why::NoBinding => "no_binding",
+            Why::AnchorGone => "anchor_gone",
+            Why::NoProof => "no_proof",
+            Why::Forbidden => "forbidden",
+            Why::Socket => "socket",
+            Why::Budget => "budget",
+        }
+    }
 }
 
 /// Pushes for the session of a terminal.
@@ -97,6 +172,8 @@ pub enum Reported {
         /// The first missing seq.
         from: Seq,
     },
+    /// An anchor's notification is over. Since format 3.
+    Notified(Notified),
 }
 
 impl SessionMessage {
@@ -104,7 +181,7 @@ impl SessionMessage {
     pub fn session(&self) -> Option<(GroupId, TerminalId, Epoch)> {
         match self {
             SessionMessage::HandOff(hand_off) => Some((hand_off.group, hand_off.terminal, hand_off.epoch)),
-            SessionMessage::Supersede { .. } | SessionMessage::Report(_) => None,
+            SessionMessage::Supersede { .. } | SessionMessage::Report(_) | SessionMessage::Notify(_) => None,
         }
     }
 

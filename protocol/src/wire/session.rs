@@ -1,5 +1,7 @@
 //! Frames between a terminal and a node. Formats and their limits, no rules.
 //!
+//! Which protocol is spoken is settled by TLS (ALPN): `reveille/1` has no Offer, Anchor, Try and Tried.
+//!
 //! Frame: `version u8 | kind u8 | length u32 little endian | body`, the body in bincode without a version byte of
 //! its own. Kinds are pinned by hand. Each direction has its own enum, so that a frame in the wrong direction is
 //! an unknown kind.
@@ -32,6 +34,10 @@ pub enum TerminalFrame {
     Pong(Nonce),
     /// The last frame: the *offline* status.
     Goodbye(Ack),
+    /// Before Hello: how it believes to be reached from where it is, and why it comes.
+    Offer(Offer),
+    /// Dial me now, this way.
+    Try(Try),
 }
 
 /// What a node says.
@@ -49,6 +55,10 @@ pub enum NodeFrame {
     Pong(Nonce),
     /// The last frame.
     Bye(Bye),
+    /// Before the Welcome, to a terminal that made an Offer: with whom to keep a binding.
+    Anchor(Anchor),
+    /// What a Try came to.
+    Tried(Tried),
 }
 
 /// See [`TerminalFrame::Hello`].
@@ -79,6 +89,76 @@ pub struct Listening {
     pub port: u16,
     /// Fingerprint of the key that answers there.
     pub key: KeyFingerprint,
+}
+
+/// How a terminal is reached from one network. Append only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Class {
+    /// Not known yet.
+    #[default]
+    Untried,
+    /// At its own address, by any node.
+    Direct,
+    /// Through the binding that it keeps with its anchor.
+    Pinned,
+    /// Not at all: it lingers, or checks in.
+    None,
+}
+
+/// Why a terminal connects. Append only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Cause {
+    /// It was started, or its last session broke.
+    #[default]
+    Start,
+    /// It was notified.
+    Notified,
+    /// Nothing was heard for the check-in period.
+    CheckIn,
+    /// Its anchor does not answer, or its network has changed.
+    Moved,
+}
+
+/// See [`TerminalFrame::Offer`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// How it believes to be reached.
+    pub class: Class,
+    /// Why it comes.
+    pub cause: Cause,
+}
+
+/// See [`NodeFrame::Anchor`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anchor {
+    /// Where the node takes keepalives: at the address that this session goes to, on this UDP port.
+    pub port: u16,
+    /// Names the binding; says nothing to others.
+    pub handle: [u8; 16],
+    /// Generation of the cluster secret that the handle and the key derive from.
+    pub generation: u32,
+    /// Seals what goes either way.
+    pub key: [u8; 32],
+    /// Seconds between two keepalives, unless the terminal has measured its network.
+    pub period: u16,
+    /// The address that the node sees this session come from.
+    pub seen: std::net::IpAddr,
+}
+
+/// See [`TerminalFrame::Try`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Try {
+    /// `Direct` or `Pinned`.
+    pub class: Class,
+}
+
+/// See [`NodeFrame::Tried`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// Which way.
+    pub class: Class,
+    /// The terminal answered. The service list says so from now on.
+    pub reached: bool,
 }
 
 /// See [`TerminalFrame::Ack`] and [`TerminalFrame::Goodbye`].
@@ -127,7 +207,8 @@ pub struct Push {
     pub seq: Seq,
     /// The highest lower seq that had not ended when this was sent; take the push if `prev <= last < seq`.
     pub prev: Seq,
-    /// It was given to an earlier session, which may have received it.
+    /// It may have been given to an earlier session. A shard's new leader cannot know what the one before handed off, and
+    /// says so of all that waited when it took over.
     pub maybe_seen: bool,
     /// Pushes that wait behind it.
     pub remaining: u32,
@@ -268,6 +349,6 @@ macro_rules! frames {
 }
 
 frames!(TerminalFrame, limits::MAX_FRAME_FROM_TERMINAL,
-    1 => Hello, 4 => Ack, 5 => Resend, 7 => Ping, 8 => Pong, 9 => Goodbye);
+    1 => Hello, 4 => Ack, 5 => Resend, 7 => Ping, 8 => Pong, 9 => Goodbye, 11 => Offer, 13 => Try);
 frames!(NodeFrame, limits::MAX_FRAME_TO_TERMINAL,
-    2 => Welcome, 3 => Push, 6 => Gap, 7 => Ping, 8 => Pong, 10 => Bye);
+    2 => Welcome, 3 => Push, 6 => Gap, 7 => Ping, 8 => Pong, 10 => Bye, 12 => Anchor, 14 => Tried);

@@ -5,10 +5,12 @@ use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::{Linger, Urgency};
 use reveille_protocol::service_list::view;
 use reveille_protocol::session::terminal::{Closed, Command, Config, Event, Memory, Terminal};
-use reveille_protocol::wire::session::{ByeReason, Frame, Listening, NodeFrame, TerminalFrame};
+use reveille_protocol::wire::session::{ByeReason, Cause, Class, Frame, Listening, NodeFrame, TerminalFrame};
 
 use crate::dice::Dice;
 use crate::faults::Fault;
+use crate::listener::{Listener, Reach, Told};
+use crate::nat::Networks;
 use crate::node::Connection;
 use crate::world::{CALM, Happening, NODES, World};
 
@@ -40,10 +42,34 @@ pub struct Device {
     pub life: u32,
     /// Given to the application in this life.
     given: Seq,
+    /// Which session protocol it speaks.
+    pub speaks: u8,
+    /// Where it is.
+    pub network: usize,
+    /// Where it listens, in this life.
+    pub port: u16,
+    /// The application has said that this is another one.
+    pub moved: bool,
+    /// Its socket, in this life.
+    pub listener: Listener,
+    pub reach: Reach,
+    /// What its binding came to while it was about to connect.
+    pub held: Vec<Told>,
+    /// Where its anchor sees it.
+    pub mapped: Option<std::net::SocketAddr>,
+    /// Why it connects next.
+    cause: Cause,
+    /// The node to try last.
+    pub avoid: Option<u64>,
+    pub last_node: Option<u64>,
+    /// It stays connected if no notification reaches it.
+    stays: bool,
+    /// What it asked for in this session.
+    asked: Linger,
 }
 
 impl Device {
-    pub fn new(number: u8, dice: &mut Dice) -> Device {
+    pub fn new(number: u8, networks: &Networks, dice: &mut Dice) -> Device {
         let linger = dice.pick(&[
             Linger::AtOnce,
             Linger::AtOnce,
@@ -52,8 +78,11 @@ impl Device {
             Linger::Forever,
             Linger::Forever,
         ]);
+        let key = KeyFingerprint([number + 1; 32]);
+        let speaks = if dice.permille(700) { 2 } else { 1 };
+        let network = if speaks == 2 { networks.draw(number.into(), dice) } else { number.into() };
         Device {
-            key: KeyFingerprint([number + 1; 32]),
+            key,
             disk: Memory::default(),
             linger,
             min_urgency: dice.pick(&[Urgency::VeryLow, Urgency::VeryLow, Urgency::Normal]),
@@ -63,12 +92,30 @@ impl Device {
             since: 0,
             life: 0,
             given: Seq(0),
+            speaks,
+            network,
+            port: 0,
+            moved: false,
+            listener: Listener::new(key),
+            reach: Reach::default(),
+            held: Vec::new(),
+            mapped: None,
+            cause: Cause::Start,
+            avoid: None,
+            last_node: None,
+            stays: dice.permille(500),
+            asked: linger,
         }
     }
 
     /// Does every push reach it by notification? If not, it must come by itself.
     pub fn hears_all(&self) -> bool {
         self.listens && self.min_urgency == Urgency::VeryLow
+    }
+
+    /// How long it wants to stay.
+    pub fn wants(&self) -> Linger {
+        if self.reach.class == Class::None && self.stays { Linger::Forever } else { self.linger }
     }
 }
 
@@ -81,39 +128,66 @@ impl World {
         }
         known.life += 1;
         known.given = known.disk.last;
+        (known.listener, known.reach, known.moved) = (Listener::new(known.key), Reach::default(), false);
+        (known.cause, known.avoid, known.mapped) = (Cause::Start, None, None);
+        known.held.clear();
         let life = known.life;
+        known.port = 5000 + (life % 1000) as u16;
         self.say(|| format!("t{device} starts, life {life}"));
         self.back_off(device, 0);
     }
 
     fn back_off(&mut self, device: usize, wait: u64) {
         let wait = wait + self.dice.between(1, 200);
+        let now = self.instant();
         let known = &mut self.devices[device];
-        known.doing = Doing::BackingOff;
+        let listened = std::mem::replace(&mut known.doing, Doing::BackingOff) == Doing::Listening;
         let life = known.life;
         self.after(wait, Happening::Connect { device, life });
+        if listened {
+            let deeds = self.devices[device].listener.session(now, true);
+            self.listener_did(device, deeds);
+        }
+    }
+
+    /// It has a reason to connect.
+    pub fn come(&mut self, device: usize, cause: Cause) {
+        self.devices[device].cause = cause;
+        self.back_off(device, 0);
     }
 
     pub fn connect(&mut self, device: usize, life: u32) {
         let now = self.instant();
         let number = self.number();
-        let node = self.dice.between(1, NODES + 1);
+        let mut node = self.dice.between(1, NODES + 1);
+        let asks = now.0 >= self.ready / 2;
         let known = &mut self.devices[device];
         if known.life != life || known.doing != Doing::BackingOff {
             return;
         }
         known.disk.attempt = Attempt(known.disk.attempt.0 + 1);
         (known.doing, known.since) = (Doing::Session(number), now.0);
+        if known.avoid.take() == Some(node) {
+            node = node % NODES + 1;
+        }
+        known.last_node = Some(node);
+        known.asked = known.wants();
+        let offers = known.speaks == 2 && asks;
+        let offer = offers.then(|| known.reach.offer(std::mem::take(&mut known.cause)));
         let config = Config {
             terminal: known.key.terminal(),
             memory: known.disk,
-            listening: known.listens.then_some(Listening { port: 5000, key: known.key }),
-            linger: known.linger,
+            offer,
+            seen: known.reach.seen,
+            bound: known.reach.bound(now),
+            listening: known.listens.then_some(Listening { port: known.port, key: known.key }),
+            linger: known.asked,
             min_urgency: known.min_urgency,
             enrolment: None,
             given: known.given,
         };
-        self.say(|| format!("t{device} connects to n{node}"));
+        self.saw(if offers { "offers" } else { "sessions without an offer" });
+        self.say(|| format!("t{device} connects to n{node}, {offer:?}"));
         let connection = Connection::new(node, device, Terminal::new(config, now));
         self.connections.insert(number, connection);
         // The next node is tried when this one does not greet.
@@ -126,46 +200,20 @@ impl World {
     pub fn check_in(&mut self, device: usize, since: Option<u64>) {
         let known = &self.devices[device];
         if known.doing == Doing::Listening && since.is_none_or(|since| since == known.since) {
-            self.back_off(device, 0);
-        }
-    }
-
-    pub fn notification(&mut self, device: usize, epoch: Epoch, node: u64) {
-        let known = &self.devices[device];
-        let heard = known.doing != Doing::Nothing && known.listens && !self.bad_luck(200);
-        let terminal = self.devices[device].key.terminal();
-        let wait = if heard { self.dice.between(1, 30) } else { 2000 };
-        self.after(wait, Happening::Notified { node, terminal, answered: heard });
-        let known = &self.devices[device];
-        if !heard || epoch < known.disk.epoch {
-            return;
-        }
-        match known.doing {
-            Doing::Listening => self.back_off(device, 0),
-            Doing::Session(number) => self.terminal_event(number, Event::Notified),
-            Doing::BackingOff | Doing::Nothing => {}
+            self.come(device, Cause::CheckIn);
         }
     }
 
     /// Without faults nobody is notified who is away and has confirmed all there is.
-    fn check_worth_waking(&self, device: usize) {
+    pub fn check_worth_waking(&self, terminal: TerminalId) {
+        let device = self.devices.iter().position(|known| known.key.terminal() == terminal);
+        let device = device.expect("only these terminals are registered");
         let disk = self.devices[device].disk;
-        let terminal = self.devices[device].key.terminal();
         let row = view::terminal(&self.table, &terminal).expect("memory cannot fail");
         let over = row.is_some_and(|row| {
             row.current.is_none() && row.stream == disk.stream && row.next_seq <= disk.last.next()
         });
         assert!(!(over && self.now > CALM), "t{device} is woken for what it has confirmed");
-    }
-
-    /// A leader has a terminal notified.
-    pub fn notify(&mut self, node: u64, terminal: TerminalId, epoch: Epoch) {
-        let device = self.devices.iter().position(|known| known.key.terminal() == terminal);
-        let device = device.expect("only these terminals are registered");
-        self.say(|| format!("n{node} notifies t{device}"));
-        self.check_worth_waking(device);
-        let wait = self.dice.between(1, 30);
-        self.after(wait, Happening::Notification { device, epoch, node });
     }
 
     pub fn node_said(&mut self, number: u64, frame: NodeFrame) {
@@ -213,6 +261,7 @@ impl World {
     }
 
     fn terminal_command(&mut self, number: u64, device: usize, command: Command) {
+        let now = self.instant();
         match command {
             Command::Send(frame) => self.send_to_node(number, frame),
             Command::Save(memory) => {
@@ -220,6 +269,7 @@ impl World {
                 self.history.saved(device, memory);
             }
             Command::Welcomed(welcome) => {
+                self.devices[device].listener.set_secret(welcome.notify_secret);
                 self.say(|| format!("t{device} is online at n{}, epoch {}", welcome.node, welcome.epoch));
             }
             Command::Reset { next } => self.say(|| format!("t{device} begins anew at {next}")),
@@ -231,6 +281,17 @@ impl World {
                 let wait = if self.bad_luck(10) { 40_000 } else { self.dice.below(thinks) };
                 self.after(wait, Happening::Confirm { device, life, stream, seq });
             }
+            Command::Bind(anchor) => {
+                let node = self.connections[&number].node;
+                self.bind(device, node, &anchor);
+            }
+            Command::Unbind => {
+                let known = &mut self.devices[device];
+                known.listener.unbind();
+                known.reach.unbind(now);
+                known.held.clear();
+            }
+            Command::Reached(class, seen) => self.found(number, device, class, seen),
             Command::Close(closed) => self.disconnected(number, device, &closed),
         }
     }
@@ -272,11 +333,15 @@ impl World {
         self.say(|| format!("t{device} disconnects: {closed:?}"));
         let Some(connection) = self.connections.get_mut(&number) else { return };
         connection.terminal = None;
-        let time = connection.to_node.max(self.now);
+        let (node, time) = (connection.node, connection.to_node.max(self.now));
         if !connection.broken {
             self.at(time, Happening::LostAtNode(number));
         }
+        self.devices[device].avoid = matches!(closed, Closed::Lost(_)).then_some(node);
+        let stays = self.devices[device].wants() != self.devices[device].asked;
         let wait = match closed {
+            Closed::Done if stays => 0,
+            Closed::Bye(bye) if bye.reason == ByeReason::Done && stays => 0,
             Closed::Done => return self.listen(device),
             Closed::Lost(why) => {
                 assert!(!why.contains("protocol"), "t{device}: {why}");
@@ -293,13 +358,19 @@ impl World {
     }
 
     fn listen(&mut self, device: usize) {
-        let since = self.now;
+        let (since, now) = (self.now, self.instant());
         let known = &mut self.devices[device];
         (known.doing, known.since) = (Doing::Listening, since);
-        // A connection that the terminal gave up long ago may have registered it anew: it believes in its old stream.
-        let deaf = !known.hears_all() || self.history.unregistered.contains(&device);
-        let wait = if deaf { 30_000 } else { 6 * 3_600_000 };
+        let wait = self.check_in_after(device);
         self.after(wait, Happening::CheckIn { device, since: Some(since) });
+        let deeds = self.devices[device].listener.session(now, false);
+        self.listener_did(device, deeds);
+        for told in std::mem::take(&mut self.devices[device].held) {
+            self.told(device, told);
+        }
+        if self.devices[device].doing == Doing::Listening {
+            self.look_moved(device);
+        }
     }
 
     /// The process is killed: its disk stays. Its node learns so at once, or by silence.
@@ -331,9 +402,9 @@ impl World {
 
     /// Do all terminals do what they should when nothing waits for them?
     pub fn terminals_rest(&self) -> bool {
-        self.devices.iter().all(|device| match (device.doing, device.linger) {
+        self.devices.iter().all(|device| match (device.doing, device.asked) {
             (Doing::Listening, _) | (Doing::Session(_), Linger::Forever) => true,
-            (Doing::Session(_), Linger::AtOnce) => self.now - device.since < 10_000,
+            (Doing::Session(_), Linger::AtOnce) => self.now - device.since < 25_000,
             (Doing::Session(_), Linger::Seconds(_)) => self.now - device.since < 60_000,
             (Doing::Nothing | Doing::BackingOff, _) => false,
         })

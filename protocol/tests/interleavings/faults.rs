@@ -1,5 +1,7 @@
 //! What goes wrong, and who publishes: drawn from the seed until the heal, after which everything works.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::{Settings, Urgency};
@@ -7,7 +9,8 @@ use reveille_protocol::service_list::{self as list, Command, Reply, view};
 use reveille_protocol::time::GroupTime;
 
 use crate::dice::Dice;
-use crate::history::Publication;
+use crate::history::{Publication, When};
+use crate::notifier;
 use crate::route::Origin;
 use crate::world::{CALM, CHAOS, Happening, NODES, World};
 
@@ -21,6 +24,8 @@ pub enum Fault {
     Pause,
     Terminal,
     Connection,
+    /// Datagrams, NATs, and where terminals are.
+    Network,
 }
 
 /// The faults of one run. Few kinds leave what one of them spoilt as it is; many kinds meet in the middle of something.
@@ -30,14 +35,25 @@ pub struct Storm {
     pub loss: u64,
     /// The longest that a shard is without a leader.
     pub election: u64,
+    /// Datagrams that are lost, in a thousand.
+    pub datagrams: u64,
+    /// Terminals come by themselves only after the faults.
+    pub patient: bool,
 }
 
 impl Storm {
     pub fn new(dice: &mut Dice) -> Storm {
-        let all = [Fault::Leader, Fault::Node, Fault::Pause, Fault::Terminal, Fault::Connection];
+        let all =
+            [Fault::Leader, Fault::Node, Fault::Pause, Fault::Terminal, Fault::Connection, Fault::Network];
         let most = dice.pick(&[200, 500, 1000]);
         let faults = all.into_iter().filter(|_| dice.permille(most)).collect();
-        Storm { faults, loss: dice.pick(&[0, 20, 100]), election: dice.pick(&[1500, 1500, 12_000]) }
+        Storm {
+            faults,
+            loss: dice.pick(&[0, 20, 100]),
+            election: dice.pick(&[1500, 1500, 12_000]),
+            datagrams: dice.pick(&[0, 50, 250]),
+            patient: dice.permille(600),
+        }
     }
 }
 
@@ -51,8 +67,10 @@ impl World {
             self.propose(1, Origin::Nobody, Command::Settings(settings), DEADLINE);
         }
         for device in 0..self.devices.len() {
-            if !self.devices[device].hears_all() {
-                self.history.hard_of_hearing.insert(device);
+            // While something waits, whoever comes by itself finds out that its class does not hold. Most find out so or so.
+            if self.dice.permille(500) {
+                let (number, wait) = (self.number(), self.dice.below(30_000));
+                self.draw_push(number, device, CHAOS + 60_000 + wait, When::Storm);
             }
             self.after(0, Happening::Start(device));
         }
@@ -61,12 +79,17 @@ impl World {
             let (number, time) = (self.number(), self.dice.between(500, CHAOS));
             self.draw_publication(number, time);
         }
+        if self.dice.permille(500) {
+            let (device, wait) = (self.dice.below(self.devices.len() as u64), self.dice.below(60_000));
+            self.at(CHAOS + 120_000 + wait, Happening::Move(device as usize));
+        }
         if self.dice.permille(150) {
             self.burst();
         }
         for _ in 0..4 {
             self.draw_calm_pair();
         }
+        self.draw_bindings_forgotten();
         if self.dice.permille(200) {
             let (device, time) = (self.dice.below(self.devices.len() as u64), self.dice.below(CHAOS));
             self.at(time, Happening::Unregister(device as usize));
@@ -91,13 +114,53 @@ impl World {
     /// Two pushes for one terminal, the second of which may come while it leaves with the first.
     fn draw_calm_pair(&mut self) {
         let device = self.dice.below(self.devices.len() as u64) as usize;
-        let (mut time, urgency) = (CALM + self.dice.below(30_000), Urgency::Normal);
+        let mut time = CALM + self.dice.below(30_000);
         for _ in 0..2 {
             let number = self.number();
-            let publication = Publication { device, urgency, calm: true, ..Publication::default() };
-            self.history.publications.insert(number, publication);
-            self.at(time, Happening::Publish(number));
+            self.draw_push(number, device, time, When::Calm);
             time += self.dice.below(200);
+        }
+    }
+
+    fn draw_push(&mut self, number: u64, device: usize, time: u64, when: When) {
+        let publication = Publication { device, urgency: Urgency::Normal, when, ..Publication::default() };
+        self.history.publications.insert(number, publication);
+        self.at(time, Happening::Publish(number));
+    }
+
+    /// Pushes for everybody when bindings have just been forgotten, and when an anchor has just died.
+    fn draw_bindings_forgotten(&mut self) {
+        for (fault, time, when) in [
+            (Happening::ForgetAll, CALM + 40_000, When::Forgotten),
+            (Happening::KillAnchor, CALM + 60_000, When::Killed),
+        ] {
+            self.at(time, fault);
+            for device in 0..self.devices.len() {
+                let (number, wait) = (self.number(), self.dice.below(500));
+                self.draw_push(number, device, time + wait, when);
+            }
+        }
+    }
+
+    pub fn forget_all(&mut self) {
+        for nat in self.networks.nats() {
+            self.forget_bindings(nat);
+        }
+    }
+
+    pub fn kill_anchor(&mut self) {
+        let anchors: Vec<u64> = (1..=NODES)
+            .filter(|node| {
+                let at = SocketAddr::new(notifier::address(*node), notifier::ANCHOR);
+                self.devices.iter().any(|known| known.listener.anchor() == Some(at))
+            })
+            .collect();
+        if !anchors.is_empty() {
+            let node = self.dice.pick(&anchors);
+            let held =
+                self.connections.values().filter(|known| known.node == node && known.terminal.is_some());
+            self.history.in_session = held.map(|known| known.device).collect();
+            self.kill_for(node, 80_000);
         }
     }
 
@@ -205,19 +268,21 @@ impl World {
                 self.pause(node, wait);
             }
             Fault::Terminal => self.kill_terminal(device),
-            Fault::Connection => self.break_connection(),
+            Fault::Connection => {
+                let open: Vec<u64> = self.connections.keys().copied().collect();
+                if !open.is_empty() {
+                    let number = self.dice.pick(&open);
+                    self.break_connection(number);
+                }
+            }
+            Fault::Network => self.weather(),
         }
         let wait = self.dice.between(50, 2500);
         self.after(wait, Happening::Fault);
     }
 
     /// A connection breaks; each end learns of it in its own time, the node's perhaps very late.
-    fn break_connection(&mut self) {
-        let open: Vec<u64> = self.connections.keys().copied().collect();
-        if open.is_empty() {
-            return;
-        }
-        let number = self.dice.pick(&open);
+    pub fn break_connection(&mut self, number: u64) {
         self.say(|| format!("connection {number} breaks"));
         let at_terminal = self.dice.pick(&[1, 10, 2000]);
         let at_node = self.dice.pick(&[1, 10, 2000, 50_000]);
@@ -232,6 +297,12 @@ impl World {
     pub fn heal(&mut self) {
         self.say(|| "heals".to_owned());
         self.chaos = false;
+        self.mend_all();
+        for device in 0..self.devices.len() {
+            if !self.is_woken(device) {
+                self.history.hard_of_hearing.insert(device);
+            }
+        }
         for node in 1..=NODES {
             self.resume(node);
             self.after(1, Happening::Restart(node));

@@ -30,8 +30,29 @@ pub struct Publication {
     pub accepted: Option<MessageId>,
     pub refused: Option<Refusal>,
     pub cancelled: bool,
-    /// Published when all faults were over.
-    pub calm: bool,
+    pub when: When,
+}
+
+/// When a push was published, and so within which time it must come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum When {
+    /// While faults went on: some time.
+    #[default]
+    Storm,
+    /// When all were over.
+    Calm,
+    /// As bindings were forgotten: within a period more.
+    Forgotten,
+    /// As an anchor was killed: once the terminal has noticed.
+    Killed,
+}
+
+/// How much longer a push takes, in milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub forgotten: u64,
+    pub killed: u64,
+    pub killed_in_session: u64,
 }
 
 /// A push that the service list took in.
@@ -57,6 +78,8 @@ pub struct History {
     pub unregistered: BTreeSet<usize>,
     /// Terminals that notifications do not reach, or not for every push.
     pub hard_of_hearing: BTreeSet<usize>,
+    /// Terminals that had a session with the anchor that was killed in the end.
+    pub in_session: BTreeSet<usize>,
     /// Pushes that were stored while the leader waited for a session that is no more.
     pub waits_for_silence: BTreeSet<MessageId>,
     stored: BTreeMap<MessageId, Stored>,
@@ -166,7 +189,7 @@ impl History {
     }
 
     /// After everything has come to rest.
-    pub fn check(&self, table: &MemoryTable, terminals: &[TerminalId]) {
+    pub fn check(&self, table: &MemoryTable, terminals: &[TerminalId], bounds: &Bounds) {
         check_tables(table);
         let streams = self.streams();
         for (id, stored) in &self.stored {
@@ -177,10 +200,17 @@ impl History {
                 assert_eq!(receipt.number, stored.number, "{id} was given with another body");
             }
             let publication = &self.publications[&stored.number];
-            if publication.calm && !self.hard_of_hearing.contains(&device) {
+            let bound = match publication.when {
+                When::Storm => None,
+                When::Calm => Some(PROMPT),
+                When::Forgotten => Some(PROMPT + bounds.forgotten),
+                When::Killed if self.in_session.contains(&device) => Some(PROMPT + bounds.killed_in_session),
+                When::Killed => Some(PROMPT + bounds.killed),
+            };
+            if let Some(bound) = bound.filter(|_| !self.hard_of_hearing.contains(&device)) {
                 let received = receipts.and_then(|receipts| receipts.first()).map(|receipt| receipt.at);
                 let silence = if self.waits_for_silence.contains(id) { SILENCE } else { 0 };
-                let late = received.is_none_or(|at| at > stored.at + silence + PROMPT);
+                let late = received.is_none_or(|at| at > stored.at + silence + bound);
                 assert!(!late, "push {} was stored at {}, received {received:?}", stored.number, stored.at);
             }
             let Some((end, at)) = stored.end else {

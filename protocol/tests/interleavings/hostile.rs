@@ -10,7 +10,7 @@ use reveille_protocol::service_list::{self as list, Attached, Command, MemoryTab
 use reveille_protocol::session::{server, terminal};
 use reveille_protocol::time::{GroupTime, Instant};
 use reveille_protocol::wire::entry::Entry;
-use reveille_protocol::wire::peer::{HandOff, HandedPush, Reported};
+use reveille_protocol::wire::peer::{HandOff, HandedPush, Reported, Why};
 use reveille_protocol::wire::session::*;
 
 use crate::dice::Dice;
@@ -141,8 +141,24 @@ fn hand_off(dice: &mut Dice) -> HandOff {
     }
 }
 
+fn class(dice: &mut Dice) -> Class {
+    dice.pick(&[Class::Untried, Class::Direct, Class::Pinned, Class::None])
+}
+
+fn offer(dice: &mut Dice) -> Offer {
+    let cause = dice.pick(&[Cause::Start, Cause::Notified, Cause::CheckIn, Cause::Moved]);
+    Offer { class: class(dice), cause }
+}
+
+fn anchor() -> Anchor {
+    let seen = [192, 0, 2, 1].into();
+    Anchor { port: 7000, handle: [1; 16], generation: 1, key: [2; 32], period: 25, seen }
+}
+
 fn terminal_frame(dice: &mut Dice) -> TerminalFrame {
-    match dice.below(5) {
+    match dice.below(7) {
+        5 => TerminalFrame::Offer(offer(dice)),
+        6 => TerminalFrame::Try(Try { class: class(dice) }),
         0 => TerminalFrame::Ack(Ack { seq: seq(dice) }),
         1 => TerminalFrame::Resend(Resend { from: seq(dice) }),
         2 => TerminalFrame::Ping(Nonce(edge(dice))),
@@ -162,6 +178,7 @@ pub fn server(seed: u64) {
         peer_ip: [192, 0, 2, 1].into(),
         secret: Secret { generation: 1, key: [9; 32] },
         check_in: std::time::Duration::from_secs(1),
+        anchor: Some(server::AnchorAt { port: 7000, period: 25 }),
     };
     let mut machine = server::Server::new(config, Instant(0));
     let hello = Hello {
@@ -169,11 +186,14 @@ pub fn server(seed: u64) {
         attempt: Attempt(1),
         stream: Stream(7),
         last: seq(&mut dice),
-        listening: None,
+        listening: Some(Listening { port: 5000, key: KEY }),
         linger: linger(&mut dice),
         min_urgency: Urgency::Low,
         enrolment: None,
     };
+    if dice.permille(700) {
+        machine.handle(Instant(0), server::Event::Frame(TerminalFrame::Offer(offer(&mut dice))));
+    }
     machine.handle(Instant(0), server::Event::Frame(TerminalFrame::Hello(hello)));
     let attached = Attached {
         stream: Stream(7),
@@ -184,9 +204,10 @@ pub fn server(seed: u64) {
     };
     machine.handle(Instant(0), server::Event::Attached(Some(Ok(attached))));
     for _ in 0..20 {
-        let event = match dice.below(4) {
+        let event = match dice.below(5) {
             0 => server::Event::Frame(terminal_frame(&mut dice)),
             1 => server::Event::AckDone,
+            3 => server::Event::Tried(Tried { class: class(&mut dice), reached: dice.permille(500) }),
             2 => server::Event::Timeout,
             _ => server::Event::HandOff(hand_off(&mut dice)),
         };
@@ -195,7 +216,8 @@ pub fn server(seed: u64) {
 }
 
 fn node_frame(dice: &mut Dice) -> NodeFrame {
-    match dice.below(5) {
+    match dice.below(6) {
+        5 => NodeFrame::Tried(Tried { class: class(dice), reached: dice.permille(500) }),
         0 => NodeFrame::Gap(Gap { from: seq(dice), to: seq(dice) }),
         1 => NodeFrame::Ping(Nonce(edge(dice))),
         2 => NodeFrame::Pong(Nonce(edge(dice))),
@@ -220,7 +242,10 @@ pub fn terminal(seed: u64) {
     let config = terminal::Config {
         terminal: KEY.terminal(),
         memory,
-        listening: None,
+        listening: Some(Listening { port: 5000, key: KEY }),
+        offer: dice.permille(700).then(|| offer(&mut dice)),
+        seen: dice.permille(500).then_some([192, 0, 2, 1].into()),
+        bound: dice.permille(300).then_some([192, 0, 2, 1].into()),
         linger: linger(&mut dice),
         min_urgency: Urgency::Low,
         enrolment: None,
@@ -238,9 +263,13 @@ pub fn terminal(seed: u64) {
         notify_secret: [0; 32],
         check_in: 1,
     };
+    if dice.permille(700) {
+        machine.handle(Instant(0), terminal::Event::Frame(NodeFrame::Anchor(anchor())));
+    }
     machine.handle(Instant(0), terminal::Event::Frame(NodeFrame::Welcome(welcome)));
     for _ in 0..20 {
-        let event = match dice.below(5) {
+        let event = match dice.below(6) {
+            5 => terminal::Event::Bound,
             0 => terminal::Event::Confirmed(seq(&mut dice)),
             1 => terminal::Event::Notified,
             2 => terminal::Event::Timeout,
@@ -278,7 +307,7 @@ pub fn dispatcher(seed: u64) {
                 dispatch::Event::Reported { terminal, epoch, node: NodeId(1), what }
             }
             1 => dispatch::Event::HandedOff { terminal, epoch, upto: Some(seq(&mut dice)) },
-            2 => dispatch::Event::Notified { terminal, answered: dice.permille(500) },
+            2 => dispatch::Event::Notified { terminal, failed: dice.permille(500).then_some(Why::NoAnswer) },
             3 => dispatch::Event::Timeout,
             _ => dispatch::Event::Changed { terminal, facts: Some(facts), stored: Some(Urgency::High) },
         };

@@ -1,16 +1,18 @@
 //! A node's end: its life, its incarnations, and the shell around each session, as `node/src/session` is one.
 
-use reveille_protocol::directory::Secret;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::{self as list, Refusal, Reply};
-use reveille_protocol::session::server::{Command, Config, Event, Server};
+use reveille_protocol::session::server::{AnchorAt, Command, Config, Event, Server};
 use reveille_protocol::session::terminal::Terminal;
+use reveille_protocol::time::Instant;
 use reveille_protocol::wire::peer::{Report, Reported, SessionMessage};
-use reveille_protocol::wire::session::{Frame, NodeFrame, TerminalFrame};
+use reveille_protocol::wire::session::{Class, Frame, NodeFrame, TerminalFrame};
 
 use crate::faults::Fault;
+use crate::notifier::{ANCHOR, Asked, Notifier};
 use crate::route::Origin;
+use crate::udp::SECRET;
 use crate::world::{GROUP, Happening, World};
 
 /// How long a session's proposals are tried.
@@ -29,11 +31,17 @@ pub struct Node {
     down: u64,
     /// Tells one start of its process from the next.
     boot: u64,
+    pub notifier: Notifier,
 }
 
 impl Node {
-    pub fn new() -> Node {
-        Node { alive: true, paused_until: None, incarnation: 1, known: 1, down: 0, boot: 1 }
+    pub fn new(number: u64, seed: u64) -> Node {
+        let notifier = Notifier::new(number, seed);
+        Node { alive: true, paused_until: None, incarnation: 1, known: 1, down: 0, boot: 1, notifier }
+    }
+
+    pub fn boot(&self) -> u64 {
+        self.boot
     }
 }
 
@@ -45,6 +53,9 @@ pub struct Connection {
     pub server: Option<Server>,
     /// The server's session is registered: hand-offs find it by this.
     registered: Option<Attempt>,
+    /// The dial that the terminal wants, and what those before came to.
+    pub trying: Option<Class>,
+    pub tried: Vec<(Class, bool)>,
     /// Nothing passes any more, and somebody has yet to notice.
     pub broken: bool,
     /// When the last frame of each direction arrives: they keep their order.
@@ -60,6 +71,8 @@ impl Connection {
             terminal: Some(terminal),
             server: None,
             registered: None,
+            trying: None,
+            tried: Vec::new(),
             broken: false,
             to_node: 0,
             to_terminal: 0,
@@ -92,17 +105,27 @@ impl World {
         if !node.alive || node.incarnation == 0 || connection.terminal.is_none() {
             return self.after(20, Happening::LostAtTerminal(number));
         }
+        let device = connection.device;
+        let anchor = (now.0 >= self.ready).then_some(AnchorAt { port: ANCHOR, period: self.period });
         let config = Config {
             node: NodeId(connection.node),
             incarnation: Incarnation(node.incarnation),
             session_key: self.devices[connection.device].key,
             group: GROUP,
-            peer_ip: [192, 0, 2, 1].into(),
-            secret: Secret { generation: 1, key: [9; 32] },
+            peer_ip: self.networks.address(self.devices[device].network),
+            secret: SECRET,
             check_in: limits::CHECK_IN,
+            anchor,
         };
+        if anchor.is_none() && now.0 >= self.ready / 2 && self.devices[device].speaks == 2 {
+            *self.seen.entry("offers that were refused").or_default() += 1;
+        }
         connection.server = Some(Server::new(config, now));
+        self.note_peer(device);
         self.after_server(number);
+        for told in std::mem::take(&mut self.devices[device].held) {
+            self.reach_told(device, told);
+        }
         self.terminal_event(number, reveille_protocol::session::terminal::Event::Connected);
     }
 
@@ -126,7 +149,7 @@ impl World {
         }
     }
 
-    fn server_event(&mut self, number: u64, event: Event) {
+    pub fn server_event(&mut self, number: u64, event: Event) {
         let now = self.instant();
         let Some(connection) = self.connections.get_mut(&number) else { return };
         let (node, Some(server)) = (connection.node, &mut connection.server) else { return };
@@ -167,6 +190,17 @@ impl World {
                 self.propose(node, Origin::Enrol(number), list::Command::Register(register), PROPOSAL);
             }
             Command::Report(report) => self.report(node, report),
+            Command::Try(class, order) => {
+                if let Some(connection) = self.connections.get_mut(&number) {
+                    connection.trying = Some(class);
+                }
+                self.order(node, *order, Asked::Session(number));
+            }
+            Command::Reached(set) => {
+                self.check_row_class(number, &set.reachability);
+                self.propose(node, Origin::Reached(number), list::Command::SetReachability(set), PROPOSAL);
+            }
+            Command::PathBroken => self.saw("pushes found at a check-in"),
             Command::Online(_) => {}
             Command::Close => {
                 self.forget_session(number);
@@ -205,6 +239,7 @@ impl World {
             Origin::Enrol(_) => Event::Enrolled(reply.map(|reply| matches!(reply, Reply::Registered { .. }))),
             Origin::Ack(_) => Event::AckDone,
             Origin::Detach(_) => Event::DetachDone,
+            Origin::Reached(_) => Event::ReachedDone(matches!(reply, Some(Reply::Done))),
             Origin::Publish(_) | Origin::Nobody => return,
         };
         self.server_event(number, event);
@@ -216,8 +251,10 @@ impl World {
             return;
         }
         let message = SessionMessage::decode(&message.encode()).expect("what is encoded decodes");
-        if let SessionMessage::Report(report) = message {
-            return self.reported(from, to, report);
+        match message {
+            SessionMessage::Report(report) => return self.reported(from, to, report),
+            SessionMessage::Notify(order) => return self.order(to, order, Asked::Leader),
+            _ => {}
         }
         let session = message.session();
         if self.reach_session(to, message) {
@@ -243,7 +280,7 @@ impl World {
         let (terminal, attempt) = match &message {
             SessionMessage::HandOff(hand_off) => (hand_off.terminal, Some(hand_off.attempt)),
             SessionMessage::Supersede { terminal, .. } => (*terminal, None),
-            SessionMessage::Report(_) => return false,
+            SessionMessage::Report(_) | SessionMessage::Notify(_) => return false,
         };
         let found = self.connections.iter().filter(|(_, connection)| {
             connection.node == node
@@ -256,7 +293,7 @@ impl World {
             let event = match message.clone() {
                 SessionMessage::HandOff(hand_off) => Event::HandOff(hand_off),
                 SessionMessage::Supersede { epoch, .. } => Event::Supersede(epoch),
-                SessionMessage::Report(_) => continue,
+                SessionMessage::Report(_) | SessionMessage::Notify(_) => continue,
             };
             self.server_event(*number, event);
         }
@@ -265,10 +302,16 @@ impl World {
 
     /// The node's process is killed; its connections close, or just fall silent.
     pub fn kill(&mut self, number: u64) {
+        let wait = self.dice.between(100, 8000);
+        self.kill_for(number, wait);
+    }
+
+    pub fn kill_for(&mut self, number: u64, wait: u64) {
         let Some(node) = self.nodes.get_mut(&number).filter(|node| node.alive) else { return };
         (node.alive, node.paused_until, node.boot) = (false, None, node.boot + 1);
         let silent = self.dice.permille(200);
         self.say(|| format!("n{number} is killed{}", if silent { " and falls silent" } else { "" }));
+        self.anchor_ends(number);
         self.forget_proposals(number);
         if self.leader().is_some_and(|leader| leader.node == number) {
             self.depose();
@@ -284,8 +327,18 @@ impl World {
             }
         }
         self.watch_silence(number);
-        let wait = self.dice.between(100, 8000);
         self.after(wait, Happening::Restart(number));
+    }
+
+    /// What its anchor knew is gone.
+    fn anchor_ends(&mut self, number: u64) {
+        let (now, seed) = (self.instant(), self.dice.next());
+        let Some(node) = self.nodes.get_mut(&number) else { return };
+        let waited = node.notifier.has_waiting(now);
+        node.notifier = Notifier::new(number, seed);
+        if waited {
+            self.saw("anchors killed with an order waiting");
+        }
     }
 
     fn connections_of(&self, node: u64) -> Vec<u64> {
@@ -335,6 +388,9 @@ impl World {
         let until = self.now + wait;
         let Some(node) = self.nodes.get_mut(&number).filter(|node| node.alive) else { return };
         node.paused_until = Some(until);
+        if node.notifier.has_waiting(Instant(self.now)) {
+            self.saw("anchors paused with an order waiting");
+        }
         self.say(|| format!("n{number} is paused for {wait} ms"));
         // Before everything that was held up until then.
         self.at(until, Happening::Resume(number));

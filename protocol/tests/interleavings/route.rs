@@ -28,6 +28,7 @@ pub enum Origin {
     Enrol(u64),
     Ack(u64),
     Detach(u64),
+    Reached(u64),
     Publish(u64),
     /// Nobody needs to know.
     Nobody,
@@ -130,7 +131,8 @@ impl World {
             Origin::Attach(connection)
             | Origin::Enrol(connection)
             | Origin::Ack(connection)
-            | Origin::Detach(connection) => self.session_answered(connection, proposal.origin, reply),
+            | Origin::Detach(connection)
+            | Origin::Reached(connection) => self.session_answered(connection, proposal.origin, reply),
         }
     }
 
@@ -150,7 +152,11 @@ impl World {
     /// A session's actor ended: its proposals go on, unheard.
     pub fn forget_session(&mut self, connection: u64) {
         self.proposals.retain(|_, known| match known.origin {
-            Origin::Attach(of) | Origin::Enrol(of) | Origin::Ack(of) | Origin::Detach(of) => of != connection,
+            Origin::Attach(of)
+            | Origin::Enrol(of)
+            | Origin::Ack(of)
+            | Origin::Detach(of)
+            | Origin::Reached(of) => of != connection,
             Origin::Publish(_) | Origin::Nobody => true,
         });
     }

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, VecDeque};
 use reveille_protocol::dispatch::{Command, Dispatch, Event, Facts};
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
-use reveille_protocol::service_list::row::Urgency;
+use reveille_protocol::service_list::row::{Reachability, Row, Urgency};
 use reveille_protocol::service_list::{self as list, Applied, Effect, MemoryTable, Reply, apply, view};
 use reveille_protocol::wire::entry::Entry;
-use reveille_protocol::wire::peer::{Report, Reported, SessionMessage};
+use reveille_protocol::wire::peer::{Notified, NotifyOrder, Report, Reported, SessionMessage, Why};
 
 use crate::faults::Fault;
+use crate::notifier::Asked;
 use crate::route::Outcome;
 use crate::world::{GROUP, Happening, World};
 
@@ -209,13 +210,10 @@ impl World {
                 let upto = upto.filter(|_| sent);
                 Some(Event::HandedOff { terminal: order.terminal, epoch: order.epoch, upto })
             }
-            Command::Notify { terminal, .. } => {
+            Command::Notify { terminal, urgency, attempt } => {
                 let row = view::terminal(self.table_of(term), &terminal).expect("memory cannot fail");
-                let Some(row) = row else {
-                    return Some(Event::Notified { terminal, answered: false });
-                };
-                self.notify(node, terminal, row.epoch);
-                None
+                let Some(row) = row else { return Some(Event::NotTried { terminal }) };
+                self.notify(node, terminal, &row, urgency, attempt)
             }
             Command::Detach { terminal, stream, epoch } => {
                 if self.leader().is_some_and(|leader| leader.node == node) {
@@ -225,6 +223,44 @@ impl World {
                 None
             }
         }
+    }
+
+    /// Has a terminal notified by whoever can.
+    fn notify(
+        &mut self,
+        node: u64,
+        terminal: TerminalId,
+        row: &Row,
+        urgency: Urgency,
+        attempt: u32,
+    ) -> Option<Event> {
+        self.check_worth_waking(terminal);
+        let order = NotifyOrder {
+            group: GROUP,
+            terminal,
+            stream: row.stream,
+            epoch: row.epoch,
+            reachability: row.reachability,
+            secret: row.secret,
+            pending: row.pending,
+            urgency,
+            attempt,
+        };
+        let Reachability::Pinned { anchor, .. } = row.reachability else {
+            self.order(node, order, Asked::Leader);
+            return None;
+        };
+        if anchor.0 == node {
+            self.order(node, order, Asked::Leader);
+            return None;
+        }
+        // A link that is down says so; one that hangs does not.
+        let down = !self.nodes[&anchor.0].alive && self.dice.permille(700);
+        if !down && self.tell(node, anchor.0, SessionMessage::Notify(order)) {
+            return None;
+        }
+        self.saw("orders for an anchor that is gone");
+        Some(Event::Notified { terminal, failed: Some(Why::AnchorGone) })
     }
 
     /// To a session's node, which may be the leader's own; `false` if it certainly did not arrive.
@@ -267,14 +303,14 @@ impl World {
 
     pub fn reported(&mut self, from: u64, at: u64, report: Report) {
         let Report { terminal, epoch, what, .. } = report;
+        let event = match what {
+            Reported::Notified(Notified::Answered) => Event::Notified { terminal, failed: None },
+            Reported::Notified(Notified::Unanswered(why)) => Event::Notified { terminal, failed: Some(why) },
+            Reported::Notified(Notified::NotTried) => Event::NotTried { terminal },
+            what => Event::Reported { terminal, epoch, node: NodeId(from), what },
+        };
         for term in self.terms_of(at) {
-            self.dispatch(term, Event::Reported { terminal, epoch, node: NodeId(from), what });
-        }
-    }
-
-    pub fn notified(&mut self, node: u64, terminal: TerminalId, answered: bool) {
-        for term in self.terms_of(node) {
-            self.dispatch(term, Event::Notified { terminal, answered });
+            self.dispatch(term, event.clone());
         }
     }
 

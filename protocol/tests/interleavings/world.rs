@@ -6,14 +6,17 @@ use std::collections::BTreeMap;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::{Command, MemoryTable};
 use reveille_protocol::time::{GroupTime, Instant};
-use reveille_protocol::wire::peer::SessionMessage;
+use reveille_protocol::wire::peer::{Notified, NotifyOrder, SessionMessage};
 use reveille_protocol::wire::session::{NodeFrame, TerminalFrame};
 
 use crate::device::Device;
 use crate::dice::Dice;
 use crate::faults::{Fault, Storm};
 use crate::history::History;
+use crate::ledger::Ledger;
+use crate::nat::Networks;
 use crate::node::{Connection, Node};
+use crate::notifier::{self, Packet};
 use crate::route::{Outcome, Proposal};
 use crate::shard::Leader;
 
@@ -87,16 +90,30 @@ pub enum Happening {
         term: u64,
     },
     Elect,
-    Notification {
+    /// A datagram is where it was sent to.
+    Arrives(Box<Packet>),
+    ListenerTimer {
         device: usize,
-        epoch: Epoch,
-        node: u64,
+        life: u32,
     },
-    Notified {
+    NotifierTimer {
         node: u64,
-        terminal: TerminalId,
-        answered: bool,
+        boot: u64,
     },
+    /// A notification is over at the node that sent it.
+    Told {
+        node: u64,
+        boot: u64,
+        order: Box<NotifyOrder>,
+        notified: Notified,
+    },
+    /// A dial that a session wanted is over.
+    Tried {
+        number: u64,
+        reached: bool,
+    },
+    /// Datagrams pass again between a node and a network.
+    Mended(u64, usize),
     /// The application confirms, in this life of the process.
     Confirm {
         device: usize,
@@ -130,6 +147,12 @@ pub enum Happening {
     Publish(u64),
     Cancel(u64),
     Unregister(usize),
+    /// A terminal is behind a NAT from now on, and does not know.
+    Move(usize),
+    /// All NATs forget what they know.
+    ForgetAll,
+    /// The node that is a pinned terminal's anchor is killed.
+    KillAnchor,
     Fault,
     Heal,
     /// What the faults left behind must be over.
@@ -153,6 +176,14 @@ pub struct World {
     pub connections: BTreeMap<u64, Connection>,
     pub proposals: BTreeMap<u64, Proposal>,
     pub links: BTreeMap<(u64, u64), u64>,
+    pub networks: Networks,
+    pub ledger: Ledger,
+    /// Seconds between two keepalives.
+    pub period: u16,
+    /// From when on nodes are anchors; half of that time on they speak protocol 2.
+    pub ready: u64,
+    /// How often each thing happened that the runs are for.
+    pub seen: BTreeMap<&'static str, u64>,
     pub history: History,
     pub numbers: u64,
     /// Told while one seed is replayed.
@@ -162,8 +193,13 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, loud: bool) -> World {
         let mut dice = Dice::new(seed);
-        let devices = (0..dice.between(2, 5) as u8).map(|number| Device::new(number, &mut dice)).collect();
+        let count = dice.between(2, 5);
+        let period = dice.pick(&[1, 2, 3, 5]);
+        let networks = Networks::new(count as usize, u64::from(period) * 1000, &mut dice);
+        let devices = (0..count as u8).map(|number| Device::new(number, &networks, &mut dice)).collect();
         let storm = Storm::new(&mut dice);
+        let ready = if dice.permille(200) { dice.below(CHAOS) } else { 0 };
+        let nodes = (1..=NODES).map(|node| (node, Node::new(node, dice.next()))).collect();
         World {
             now: 0,
             dice,
@@ -174,11 +210,16 @@ impl World {
             table: MemoryTable::default(),
             term: 0,
             leaders: BTreeMap::new(),
-            nodes: (1..=NODES).map(|node| (node, Node::new())).collect(),
+            nodes,
             devices,
             connections: BTreeMap::new(),
             proposals: BTreeMap::new(),
             links: BTreeMap::new(),
+            networks,
+            ledger: Ledger::default(),
+            period,
+            ready,
+            seen: BTreeMap::new(),
             history: History::default(),
             numbers: 0,
             loud,
@@ -227,7 +268,7 @@ impl World {
     /// Runs until everything has come to rest, or must have.
     pub fn run(&mut self) {
         while let Some(((time, _), happening)) = self.happenings.pop_first() {
-            if time > REST || (time > CALM + 100_000 && self.rests()) {
+            if time > REST || (time > CALM + 160_000 && self.rests()) {
                 break;
             }
             self.now = time;
@@ -263,8 +304,17 @@ impl World {
                 self.leaders.remove(&term);
             }
             Happening::Elect => self.elect(),
-            Happening::Notification { device, epoch, node } => self.notification(device, epoch, node),
-            Happening::Notified { node, terminal, answered } => self.notified(node, terminal, answered),
+            Happening::Arrives(packet) => self.arrives(&packet),
+            Happening::ListenerTimer { device, life } => self.listener_timer(device, life),
+            Happening::NotifierTimer { node, boot } => self.notifier_timer(node, boot),
+            Happening::Told { node, boot, order, notified } => {
+                self.notification_over(node, boot, &order, notified);
+            }
+            Happening::Tried { number, reached } => self.tried(number, reached),
+            Happening::Mended(node, network) => self.mended(node, network),
+            Happening::Move(device) => self.moves_at_rest(device),
+            Happening::ForgetAll => self.forget_all(),
+            Happening::KillAnchor => self.kill_anchor(),
             Happening::Confirm { device, life, stream, seq } => self.confirm(device, life, stream, seq),
             Happening::Start(device) => self.start(device),
             Happening::Connect { device, life } => self.connect(device, life),
@@ -301,7 +351,11 @@ impl World {
             | Happening::ExpiryTick { term }
             | Happening::Deposed { term }
             | Happening::Rebuild { term, .. } => leads(term),
-            Happening::Notified { node, .. } | Happening::Joined { node, .. } => Some(*node),
+            Happening::Arrives(packet) => notifier::node_at(packet.to),
+            Happening::Tried { number, .. } => of(number),
+            Happening::NotifierTimer { node, .. }
+            | Happening::Told { node, .. }
+            | Happening::Joined { node, .. } => Some(*node),
             _ => None,
         };
         self.nodes.get(&node?).and_then(|node| node.paused_until).filter(|until| *until > self.now)

@@ -3,13 +3,15 @@
 use bytes::Bytes;
 use reveille_protocol::dispatch;
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::row::{Linger, Settings, Urgency};
+use reveille_protocol::service_list::row::{Linger, Reachability, Settings, Urgency};
 use reveille_protocol::service_list::{self as list, Command, Reply, view};
 use reveille_protocol::session::terminal;
 use reveille_protocol::time::GroupTime;
+use reveille_protocol::wire::peer::Why;
+use reveille_protocol::wire::session::Cause;
 
 use crate::show;
-use crate::world::World;
+use crate::world::{Network, World};
 
 pub fn run(world: &mut World, line: &str) {
     let words: Vec<&str> = line.split_whitespace().collect();
@@ -32,6 +34,25 @@ pub fn run(world: &mut World, line: &str) {
             };
         }
         ["min-urgency", name, urgency] => world.device(name).min_urgency = parse_urgency(urgency),
+        ["network", name, network] => {
+            world.device(name).network = Some(match network {
+                "open" => Network::Open,
+                "nat" => Network::Nat,
+                "blocked" => Network::Blocked,
+                other => panic!("no network {other}"),
+            });
+        }
+        ["checks-in", name] => world.device(name).cause = Cause::CheckIn,
+        ["reachability", name] => {
+            let terminal = world.device(name).id;
+            let row = view::terminal(&world.table, &terminal).unwrap().expect("a row");
+            let text = match row.reachability {
+                Reachability::Direct { address, .. } => format!("direct at {address}"),
+                Reachability::Pinned { anchor, .. } => format!("pinned to n{anchor}"),
+                other => format!("{other:?}"),
+            };
+            world.say(text);
+        }
         ["deaf", name] => world.device(name).listens = false,
         ["connect", name, node] => {
             world.connect(name, number(node));
@@ -81,11 +102,11 @@ pub fn run(world: &mut World, line: &str) {
         }
         ["answered", name] => {
             let terminal = world.device(name).id;
-            world.dispatch(dispatch::Event::Notified { terminal, answered: true });
+            world.dispatch(dispatch::Event::Notified { terminal, failed: None });
         }
         ["unanswered", name] => {
             let terminal = world.device(name).id;
-            world.dispatch(dispatch::Event::Notified { terminal, answered: false });
+            world.dispatch(dispatch::Event::Notified { terminal, failed: Some(Why::NoAnswer) });
         }
         ["advance", time] => world.advance(parse_time(time)),
         ["expire"] => {

@@ -2,7 +2,7 @@
 
 use reveille_protocol::session::terminal::Closed;
 use reveille_protocol::wire::peer::{Reported, SessionMessage};
-use reveille_protocol::wire::session::{NodeFrame, TerminalFrame};
+use reveille_protocol::wire::session::{NodeFrame, TerminalFrame, Tried, Try};
 
 use crate::world::{Message, World};
 
@@ -34,6 +34,8 @@ pub fn message(world: &World, message: &Message) -> String {
                 TerminalFrame::Goodbye(ack) => format!("Goodbye {}", ack.seq),
                 TerminalFrame::Ping(_) => "Ping".to_owned(),
                 TerminalFrame::Pong(_) => "Pong".to_owned(),
+                TerminalFrame::Offer(offer) => format!("Offer {:?} {:?}", offer.class, offer.cause),
+                TerminalFrame::Try(Try { class }) => format!("Try {class:?}"),
             };
             format!("{terminal} → n{node}: {what}")
         }
@@ -48,6 +50,8 @@ pub fn message(world: &World, message: &Message) -> String {
                 NodeFrame::Bye(bye) => format!("Bye {:?}", bye.reason),
                 NodeFrame::Ping(_) => "Ping".to_owned(),
                 NodeFrame::Pong(_) => "Pong".to_owned(),
+                NodeFrame::Anchor(anchor) => format!("Anchor, seen {}", anchor.seen),
+                NodeFrame::Tried(Tried { class, reached }) => format!("Tried {class:?}: {reached}"),
             };
             format!("n{node} → {terminal}: {what}")
         }
@@ -65,12 +69,14 @@ pub fn message(world: &World, message: &Message) -> String {
                 format!("leader → n{node}: {terminal} epoch {epoch} is superseded")
             }
             SessionMessage::Report(_) => "a report".to_owned(),
+            SessionMessage::Notify(order) => format!("leader → n{node}: notify {}", order.terminal),
         },
         Message::Report { node, report } => {
             let what = match report.what {
                 Reported::NoSuchSession { .. } => "no such session".to_owned(),
                 Reported::Delivered { upto } => format!("delivered up to {upto}"),
                 Reported::Resend { from } => format!("resend from {from}"),
+                Reported::Notified(notified) => format!("{notified:?}"),
             };
             format!("n{node} → leader: {} epoch {}: {what}", report.terminal, report.epoch)
         }

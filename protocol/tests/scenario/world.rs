@@ -14,7 +14,7 @@ use reveille_protocol::session::{server, terminal};
 use reveille_protocol::time::{GroupTime, Instant};
 use reveille_protocol::wire::entry::Entry;
 use reveille_protocol::wire::peer::{Report, Reported, SessionMessage};
-use reveille_protocol::wire::session::{Listening, NodeFrame, TerminalFrame};
+use reveille_protocol::wire::session::{Cause, Class, Listening, NodeFrame, Offer, TerminalFrame, Tried};
 
 use crate::show;
 
@@ -37,6 +37,17 @@ pub struct Connection {
     pub client: Option<terminal::Terminal>,
 }
 
+/// What lets datagrams through to a device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// Everything.
+    Open,
+    /// A NAT: what comes from where the device keeps a binding.
+    Nat,
+    /// Nothing.
+    Blocked,
+}
+
 /// A device.
 pub struct Device {
     pub id: TerminalId,
@@ -45,6 +56,11 @@ pub struct Device {
     pub linger: Linger,
     pub min_urgency: Urgency,
     pub listens: bool,
+    /// What a device that finds out how it is reached has around it.
+    pub network: Option<Network>,
+    pub class: Class,
+    pub seen: Option<std::net::IpAddr>,
+    pub cause: Cause,
     /// Given to the application in this run of the process.
     pub given: Seq,
 }
@@ -107,6 +123,10 @@ impl World {
                 linger: Linger::AtOnce,
                 min_urgency: Urgency::VeryLow,
                 listens: true,
+                network: None,
+                class: Class::Untried,
+                seen: None,
+                cause: Cause::Start,
                 given: Seq(0),
             }
         })
@@ -205,6 +225,11 @@ impl World {
         let client = terminal::Config {
             terminal: device.id,
             memory: device.disk,
+            offer: device
+                .network
+                .map(|_| Offer { class: device.class, cause: std::mem::take(&mut device.cause) }),
+            seen: device.seen,
+            bound: None,
             listening: device.listens.then_some(Listening { port: 5000, key: device.key }),
             linger: device.linger,
             min_urgency: device.min_urgency,
@@ -219,6 +244,7 @@ impl World {
             peer_ip: [192, 0, 2, 1].into(),
             secret: Secret { generation: 1, key: [9; 32] },
             check_in: limits::CHECK_IN,
+            anchor: Some(server::AnchorAt { port: 7000, period: 25 }),
         };
         let connection = self.next_connection;
         self.next_connection += 1;
@@ -241,6 +267,7 @@ impl World {
         let commands = client.handle(now, event);
         let given = client.given();
         self.device(&name).given = given;
+        let mut bound = false;
         for command in commands {
             match command {
                 terminal::Command::Send(frame) => {
@@ -256,6 +283,16 @@ impl World {
                     let body = String::from_utf8_lossy(&push.body).into_owned();
                     self.say(format!("{name} receives push {}: {body}{mark}", push.seq));
                 }
+                terminal::Command::Bind(_) => {
+                    self.say(format!("{name} keeps a binding with its anchor"));
+                    bound = self.device(&name).network == Some(Network::Nat);
+                }
+                terminal::Command::Unbind => {}
+                terminal::Command::Reached(class, seen) => {
+                    self.say(format!("{name} knows how it is reached: {class:?}"));
+                    let device = self.device(&name);
+                    (device.class, device.seen) = (class, Some(seen));
+                }
                 terminal::Command::Close(closed) => {
                     self.say(format!("{name} disconnects: {}", show::closed(&closed)));
                     if let Some(ends) = self.connections.get_mut(&connection) {
@@ -264,6 +301,9 @@ impl World {
                     self.server(connection, server::Event::PeerClosed);
                 }
             }
+        }
+        if bound {
+            self.client(connection, terminal::Event::Bound);
         }
     }
 
@@ -286,6 +326,25 @@ impl World {
                         other => panic!("{other:?}"),
                     };
                     self.server(connection, server::Event::Attached(Some(answer)));
+                }
+                server::Command::Try(class, order) => {
+                    let network = self.devices.values().find(|device| device.id == order.terminal);
+                    let network = network.and_then(|device| device.network);
+                    let reached = matches!(
+                        (class, network),
+                        (Class::Direct, Some(Network::Open)) | (Class::Pinned, Some(Network::Nat))
+                    );
+                    self.say(format!("n{node} tries {}, {class:?}: {reached}", order.terminal));
+                    self.server(connection, server::Event::Tried(Tried { class, reached }));
+                }
+                server::Command::Reached(set) => {
+                    if !self.leader_away {
+                        self.propose(Command::SetReachability(set));
+                    }
+                    self.server(connection, server::Event::ReachedDone(!self.leader_away));
+                }
+                server::Command::PathBroken => {
+                    self.say(format!("n{node} sees that no notification came through"))
                 }
                 server::Command::Ack(ack) => {
                     if !self.leader_away {
@@ -329,7 +388,7 @@ impl World {
         let terminal = match &message {
             SessionMessage::HandOff(hand_off) => hand_off.terminal,
             SessionMessage::Supersede { terminal, .. } => *terminal,
-            SessionMessage::Report(_) => return,
+            SessionMessage::Report(_) | SessionMessage::Notify(_) => return,
         };
         let at = |attempt: Option<Attempt>| {
             self.connections.iter().filter(move |(_, ends)| {
@@ -353,7 +412,7 @@ impl World {
                     self.server(connection, server::Event::Supersede(epoch));
                 }
             }
-            SessionMessage::Report(_) => {}
+            SessionMessage::Report(_) | SessionMessage::Notify(_) => {}
         }
     }
 
