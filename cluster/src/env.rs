@@ -1,6 +1,6 @@
 //! The world of a node as type parameters: production's, or the simulator's. No behaviour of either.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use reveille_protocol::id::NodeId;
@@ -29,6 +29,9 @@ pub trait Transport: Clone + Send + Sync + 'static {
     /// From now on these are the other nodes, and where they are; links to others end, except to ids above `known`: those
     /// may be nodes that this one has not heard of yet.
     fn set_peers(&self, peers: BTreeMap<NodeId, String>, known: NodeId);
+    /// Who belongs to the cluster, as far as this node has heard: ids up to `last` that are not among them were removed,
+    /// and are never given again. A transport may tell them so.
+    fn set_members(&self, _members: BTreeSet<NodeId>, _last: NodeId) {}
     /// The format version that a peer and this node have in common; `None` while there is no link.
     fn format(&self, peer: NodeId) -> Option<u32>;
     /// Ends the control link to a peer, which learns of it even where nothing that it says arrives here. Only makes others

@@ -13,6 +13,7 @@ use crate::wal::Owner;
 
 const NAME: &str = "folder";
 const BEGUN: &str = "begun";
+const STARTS: &str = "starts";
 const TITLE: &str = "reveille data folder, format 1";
 
 /// See the module.
@@ -28,6 +29,31 @@ pub(crate) struct Folder {
     pub(crate) admitted: bool,
     /// There is a log in it.
     pub(crate) holds_log: bool,
+}
+
+/// The starts on a folder, so that the cluster can tell it from an older copy of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Starts {
+    /// Number of the last one that the cluster was told of; 0 if there was none.
+    pub entered: u64,
+    /// Of the one that began after it, which the cluster may have been told of; 0 if there is none.
+    pub begun: u64,
+}
+
+impl Starts {
+    /// A start begins, under this number. One that ended before it knew whether it was heard of is begun once more: it
+    /// served nobody.
+    pub fn begin(&mut self, random: u64) -> u64 {
+        if self.begun == 0 {
+            self.begun = random;
+        }
+        self.begun
+    }
+
+    /// The cluster was told of it.
+    pub fn enter(&mut self) {
+        *self = Starts { entered: self.begun, begun: 0 };
+    }
 }
 
 /// A data folder that this node cannot be started on.
@@ -122,6 +148,22 @@ impl Folder {
         made.map_err(|error| FolderError::Io { folder: self.path.clone(), error })
     }
 
+    /// A file by itself, as well.
+    pub(crate) fn starts(&self) -> Result<Starts, FolderError> {
+        let path = self.path.join(STARTS);
+        match fs::read_to_string(&path) {
+            Ok(text) => parse_starts(&text).ok_or(FolderError::Damaged(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Starts::default()),
+            Err(error) => Err(FolderError::Io { folder: self.path.clone(), error }),
+        }
+    }
+
+    /// Durable when it returns.
+    pub(crate) fn set_starts(&self, starts: &Starts) -> Result<(), FolderError> {
+        let text = format!("entered {:016x}\nbegun {:016x}\n", starts.entered, starts.begun);
+        self.replace(STARTS, &text).map_err(|error| FolderError::Io { folder: self.path.clone(), error })
+    }
+
     fn write(&self) -> io::Result<()> {
         fs::create_dir_all(&self.path)?;
         let Folder { owner, store, joined, admitted, .. } = self;
@@ -133,13 +175,23 @@ impl Folder {
             word(joined),
             word(admitted),
         );
-        let (new, page) = (self.path.join(format!("{NAME}.new")), self.path.join(NAME));
+        self.replace(NAME, &text)
+    }
+
+    fn replace(&self, name: &str, text: &str) -> io::Result<()> {
+        let (new, page) = (self.path.join(format!("{name}.new")), self.path.join(name));
         let mut file = File::create(&new)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &page)?;
         File::open(&self.path)?.sync_all()
     }
+}
+
+fn parse_starts(text: &str) -> Option<Starts> {
+    let number = |text: &str| u64::from_str_radix(text, 16).ok().filter(|_| text.len() == 16);
+    let (entered, begun) = text.strip_prefix("entered ")?.split_once("\nbegun ")?;
+    Some(Starts { entered: number(entered)?, begun: number(begun.strip_suffix('\n')?)? })
 }
 
 fn parse(text: &str) -> Option<(Owner, u64, bool, bool)> {
@@ -185,6 +237,23 @@ mod tests {
 
     fn open(data: &Path, create: bool) -> Result<Folder, FolderError> {
         Folder::open(data, OWNER, create, true, 7)
+    }
+
+    #[test]
+    fn a_start_that_nobody_may_have_heard_of_is_begun_again() {
+        let data = tempfile::tempdir().unwrap();
+        let folder = open(data.path(), true).unwrap();
+        let mut starts = folder.starts().unwrap();
+        assert_eq!((starts.begin(11), starts.entered), (11, 0));
+        folder.set_starts(&starts).unwrap();
+        starts = folder.starts().unwrap();
+        assert_eq!((starts.begin(12), starts.entered), (11, 0), "killed before it was told");
+        starts.enter();
+        folder.set_starts(&starts).unwrap();
+        starts = folder.starts().unwrap();
+        assert_eq!((starts.begin(13), starts.entered), (13, 11));
+        fs::write(data.path().join(STARTS), "entered 000000000000000b\n").unwrap();
+        assert!(matches!(folder.starts(), Err(FolderError::Damaged(_))));
     }
 
     #[test]

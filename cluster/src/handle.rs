@@ -8,20 +8,22 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use reveille_protocol::directory::{Change, Directory};
+use reveille_protocol::directory::{Change, Directory, FORMAT, Refused};
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::{Command, Reply};
 use reveille_protocol::wire::codec;
-use reveille_protocol::wire::peer::Report;
+use reveille_protocol::wire::peer::{Notified, NotifyOrder, Report};
 use tokio::net::TcpListener;
 
 use crate::admission::{self, Admit, Admitted, NotAdmitted};
 use crate::backup::Reading;
 use crate::env::{Env, Transport};
 use crate::folder::{Folder, FolderError};
-use crate::host::{Host, Notified};
-use crate::link::{Identity, Inbound, Lane, LinkConfig, Links};
-use crate::member::{GroupStorage, JoinError, Member, MemberConfig, START_PATIENCE, Unavailable};
+use crate::host::Host;
+use crate::link::{Identity, Inbound, Lane, LinkConfig, Links, TurnedAway};
+use crate::member::{
+    GroupStorage, JoinError, Member, MemberConfig, START_PATIENCE, Unavailable, was_removed,
+};
 use crate::overview::Overview;
 use crate::pull;
 use crate::query::{Answer, Query};
@@ -99,6 +101,44 @@ pub enum StartError {
     Join(#[from] JoinError),
 }
 
+impl StartError {
+    /// Would starting again end the same way, until someone has done something?
+    pub fn is_final(&self) -> bool {
+        match self {
+            StartError::Folder(error) => !matches!(error, FolderError::Io { .. }),
+            StartError::Log(error) => !matches!(error, WalError::Io { .. }),
+            StartError::Tables(error) => matches!(
+                error,
+                StoreError::Owner { .. }
+                    | StoreError::Groups { .. }
+                    | StoreError::NotEmpty(_)
+                    | StoreError::Format { .. }
+            ),
+            StartError::Admission(error) => matches!(error, NotAdmitted::Refused(_)),
+            StartError::Join(error) => matches!(error, JoinError::Refused(_)),
+            StartError::Rebuild { .. } | StartError::Io(_) => false,
+        }
+    }
+
+    /// Has the node lost what it had promised, so that only another one can take its place?
+    pub fn is_loss(&self, node: NodeId) -> bool {
+        let other = Refused::OtherStore(node);
+        match self {
+            StartError::Folder(error) => {
+                matches!(error, FolderError::Empty(_) | FolderError::Lost(_) | FolderError::Damaged(_))
+            }
+            StartError::Log(error) => matches!(error, WalError::Missing { .. } | WalError::Damaged { .. }),
+            StartError::Tables(error) => matches!(error, StoreError::NotEmpty(_)),
+            // Only the words of the node that was asked are there.
+            StartError::Admission(NotAdmitted::Refused(why)) => *why == other.to_string(),
+            StartError::Join(JoinError::Refused(refused)) => {
+                *refused == other || *refused == Refused::OlderCopy(node)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// A node's part of the cluster, running.
 #[derive(Clone)]
 pub struct ClusterHandle {
@@ -159,6 +199,8 @@ async fn bring_up(
 struct Door {
     member: OnceLock<Weak<Member<Production>>>,
     calls: OnceLock<Arc<Calls<Production>>>,
+    host: Arc<dyn Host>,
+    me: NodeId,
     /// This node is one of the first and has no data yet: as far as it knows there is no cluster.
     new: bool,
 }
@@ -199,6 +241,17 @@ impl Inbound for Door {
             member.link_down(peer, lane);
         }
     }
+
+    fn turned_away(&self, peer: NodeId, why: TurnedAway) {
+        let why = match why {
+            TurnedAway::NotMember => was_removed(self.me),
+            TurnedAway::Old => format!(
+                "this build is too old: the cluster has left format {FORMAT}, the latest that it knows, behind. Install the \
+                 version that the other nodes run"
+            ),
+        };
+        self.host.dismissed(format!("{why} (says node {peer})"));
+    }
 }
 
 impl ClusterHandle {
@@ -221,6 +274,8 @@ impl ClusterHandle {
         let door = Arc::new(Door {
             member: OnceLock::new(),
             calls: OnceLock::new(),
+            host: host.clone(),
+            me: member.node,
             new: !folder.admitted && !folder.joined,
         });
         let links = LinkConfig {
@@ -230,7 +285,7 @@ impl ClusterHandle {
             identity: config.identity,
         };
         let links = Links::start(links, config.listener, door.clone());
-        let calls = door.calls.get_or_init(|| Arc::new(Calls::new(links.clone()))).clone();
+        let calls = door.calls.get_or_init(|| Arc::new(Calls::new(links.clone(), member.boot))).clone();
         if !folder.admitted {
             let token = config.join.filter(|_| folder.joined);
             let me = Admit { node: member.node, store: folder.store, token };
@@ -275,6 +330,9 @@ impl ClusterHandle {
         if !folder.admitted {
             folder.set_admitted()?;
         }
+        let mut starts = folder.starts()?;
+        (member.before, member.start) = (starts.entered, starts.begin(member.boot));
+        folder.set_starts(&starts)?;
         let member = Member::<Production>::start_over(member, storage, calls, host).await?;
         door.member.get_or_init(|| Arc::downgrade(&member));
         if !folder.has_begun() {
@@ -282,6 +340,9 @@ impl ClusterHandle {
             folder.set_begun()?;
         }
         member.join().await?;
+        // Before anyone is served by it.
+        starts.enter();
+        folder.set_starts(&starts)?;
         Ok(ClusterHandle { member, links, wal })
     }
 
@@ -323,9 +384,9 @@ impl ClusterHandle {
         self.member.report(report);
     }
 
-    /// A notification that this node's shard ordered is over.
-    pub fn notified(&self, group: GroupId, terminal: TerminalId, notified: Notified) {
-        self.member.notified(group, terminal, notified);
+    /// A notification that this node was ordered to send is over.
+    pub fn notified(&self, order: &NotifyOrder, notified: Notified) {
+        self.member.notified(order, notified);
     }
 
     /// This node's incarnation; zero while it has none.

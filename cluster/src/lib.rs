@@ -28,6 +28,6 @@ pub mod trace;
 pub mod wal;
 
 pub use admission::NotAdmitted;
-pub use folder::FolderError;
+pub use folder::{FolderError, Starts};
 pub use handle::{ClusterConfig, ClusterHandle, Production, StartError};
-pub use member::Unavailable;
+pub use member::{FIRST, Unavailable};

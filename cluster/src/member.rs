@@ -3,15 +3,17 @@
 
 mod inbound;
 mod incarnation;
+mod limits;
 mod nodes;
 mod route;
 mod steward;
+mod tears;
 mod tether;
 mod upkeep;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -22,12 +24,13 @@ use openraft::type_config::TypeConfigExt;
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use reveille_protocol::directory::{Directory, Node, Roster};
 use reveille_protocol::id::*;
-use reveille_protocol::wire::peer::Report;
+use reveille_protocol::service_list::row::Reachability;
+use reveille_protocol::wire::peer::{Notified, NotifyOrder, Report, Reported};
 use tokio::sync::mpsc;
 
 use crate::clock::{Clocks, WallClock};
 use crate::env::Env;
-use crate::host::{Host, Notified};
+use crate::host::Host;
 use crate::propose::{GroupRaft, Proposer};
 use crate::pull::Views;
 use crate::raft::log::GroupLog;
@@ -37,6 +40,8 @@ use crate::rpc::Calls;
 use crate::shard::{Shard, Shared};
 
 pub use self::incarnation::JoinError;
+pub use self::limits::FIRST;
+pub(crate) use self::nodes::was_removed;
 pub use self::route::Unavailable;
 
 /// How the cluster begins; used once, by the node that creates the meta group.
@@ -66,8 +71,12 @@ pub struct MemberConfig {
     pub nodes: BTreeMap<NodeId, String>,
     /// Where this node is reached.
     pub addresses: Node,
-    /// A random number for this start of the process.
+    /// A random number for this process: what it asks is numbered from there.
     pub boot: u64,
+    /// The number by which the directory knows this start.
+    pub start: u64,
+    /// That of the last start on this data folder; 0 if it is new, or not known.
+    pub before: u64,
     /// Random name of the node's data folder, made with it.
     pub store: u64,
     /// How to begin, on the first start of the first nodes. A node that joined begins nothing.
@@ -99,7 +108,10 @@ pub struct Member<E: Env> {
     streams: Arc<Streams>,
     inbound: Mutex<inbound::Streams<E>>,
     incarnation: AtomicU64,
+    /// The groups have stopped, or are about to.
+    stopping: AtomicBool,
     heard: Mutex<BTreeMap<NodeId, reveille_protocol::time::Instant>>,
+    tears: tears::Tears,
     /// Where the replicas of each group should be.
     placed: RwLock<BTreeMap<GroupId, Vec<NodeId>>>,
     /// Leaders of groups that are not on this node, as others named them.
@@ -151,6 +163,9 @@ fn raft_config(group: GroupId) -> io::Result<Arc<Config>> {
         // A leader sends entries before its own disk has them. One that came back as the leader of its old term could give
         // their places to others, which the followers would take for the same.
         enable_leader_restore: Some(false),
+        // An older copy of a node's folder is refused when it asks for its incarnation. Until then it takes part, and what it
+        // lacks must be sent again, not be the end of those who have it.
+        allow_log_reversion: Some(true),
         snapshot_policy: SnapshotPolicy::Never,
         install_snapshot_timeout: 30_000,
         max_payload_entries: 512,
@@ -171,7 +186,8 @@ impl<E: Env> Member<E> {
         transport: E::Transport,
         host: Arc<dyn Host>,
     ) -> io::Result<Arc<Member<E>>> {
-        Self::start_over(config, storage, Arc::new(Calls::new(transport)), host).await
+        let calls = Arc::new(Calls::new(transport, config.boot));
+        Self::start_over(config, storage, calls, host).await
     }
 
     /// The same, for a node that has asked its peers before.
@@ -190,6 +206,7 @@ impl<E: Env> Member<E> {
             host,
             directory: RwLock::new(Arc::new(Directory::default())),
             peers: AtomicUsize::new(config.nodes.len().saturating_sub(1)),
+            led: AtomicUsize::new(0),
             changed,
             missed,
         });
@@ -209,7 +226,9 @@ impl<E: Env> Member<E> {
             streams,
             inbound: Mutex::default(),
             incarnation: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
             heard: Mutex::default(),
+            tears: tears::Tears::default(),
             placed: RwLock::default(),
             found: Mutex::default(),
             views: Views::default(),
@@ -256,6 +275,10 @@ impl<E: Env> Member<E> {
     /// This node.
     pub fn node(&self) -> NodeId {
         self.config.node
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
     }
 
     /// This node's incarnation; zero until the meta group has granted one.
@@ -308,15 +331,21 @@ impl<E: Env> Member<E> {
         upkeep::cut_all(self).await
     }
 
-    /// A notification that one of this node's shards ordered is over.
-    pub fn notified(&self, group: GroupId, terminal: TerminalId, notified: Notified) {
-        if let Some(group) = self.groups.get(&group) {
-            group.shard.notified(terminal, notified);
+    /// A notification that this node sent is over: the leader that ordered it is told.
+    pub fn notified(self: &Arc<Self>, order: &NotifyOrder, notified: Notified) {
+        // One that this node ordered itself and leads no more says nothing to the next leader, which begins anew.
+        if self.leads(order.group) || matches!(order.reachability, Reachability::Pinned { .. }) {
+            let NotifyOrder { group, terminal, epoch, .. } = *order;
+            self.report(Report { group, terminal, epoch, what: Reported::Notified(notified) });
         }
     }
 
     /// Stops every group. What was acknowledged is on disk already.
     pub async fn shutdown(&self) {
+        // All first: each group's own end takes a moment, in which nothing more is begun in any.
+        self.groups.values().for_each(|group| group.proposer.stop());
+        self.stopping.store(true, Ordering::Release);
+        self.end_appends().await;
         for (group, Group { raft, .. }) in &self.groups {
             if let Err(error) = raft.shutdown().await {
                 tracing::warn!(group = group.0, %error, "group did not stop cleanly");

@@ -1,14 +1,14 @@
 //! How the whole cluster stands: who belongs to it, where each group's replicas are and should be, and what is on its way.
 //! Asked of every group's leader; for operators and their tools.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use reveille_protocol::directory::{Directory, FORMAT, Node, Record, Standing};
 use reveille_protocol::id::*;
 use serde::{Deserialize, Serialize};
 
-use crate::env::Env;
+use crate::env::{Env, Transport};
 use crate::member::Member;
 use crate::shape::Shape;
 
@@ -27,8 +27,12 @@ pub struct Overview {
     pub nodes: Vec<NodeOverview>,
     /// The groups, meta first.
     pub groups: Vec<GroupOverview>,
+    /// Pairs of nodes that have not heard each other for some time, though others hear both. A node of an earlier version says
+    /// nothing of them.
+    #[serde(default)]
+    pub torn: BTreeSet<(NodeId, NodeId)>,
     /// Every node is up, every group has a leader and as many replicas as wanted where they should be, all of them heard
-    /// of, nobody is coming or going, and the cluster has the latest format that this node knows.
+    /// of and hearing each other, nobody is coming or going, no restore is open, and the cluster has the latest format that this node knows.
     pub settled: bool,
 }
 
@@ -74,20 +78,27 @@ pub struct GroupOverview {
     pub silent: BTreeSet<NodeId>,
     /// Log entries that the member furthest behind of those that are there has yet to get.
     pub behind: u64,
+    /// The name of a restore that is not finished: the group serves nobody. A node of an earlier version says nothing of it.
+    #[serde(default)]
+    pub restoring: Option<String>,
 }
 
 impl<E: Env> Member<E> {
     /// How the whole cluster stands.
     pub async fn overview(self: &Arc<Self>) -> Overview {
-        let shapes = self.shapes().await;
+        let (shapes, restores) = futures::join!(self.shapes(), self.open_restores());
         // What was asked for a moment ago is in the directory before it is told how all stands.
         if let Some((_, Some(meta))) = shapes.first() {
             self.hear_of_meta(meta.last).await;
         }
         let directory = self.directory();
-        let heard = |node: NodeId| node == self.config.node || self.heard_lately(node);
-        let groups: Vec<GroupOverview> =
-            shapes.into_iter().map(|(group, shape)| of_group(&directory, group, shape, heard)).collect();
+        // A process that ends breaks its links at once; that it is silent shows only in time.
+        let linked = |node: NodeId| self.shared.calls.transport().format(node).is_some();
+        let heard = |node: NodeId| node == self.config.node || (linked(node) && self.heard_lately(node));
+        let groups: Vec<GroupOverview> = shapes
+            .into_iter()
+            .map(|(group, shape)| of_group(&directory, group, shape, &restores, heard))
+            .collect();
         let nodes: Vec<NodeOverview> = directory
             .roster
             .records
@@ -99,6 +110,7 @@ impl<E: Env> Member<E> {
             let whole = group.voters == group.wanted && group.wanted.len() == replicas;
             group.leader.is_some() && whole && group.silent.is_empty()
         });
+        let torn = self.torn();
         let staying = |record: &Record| matches!(record.standing, Standing::Member | Standing::Draining);
         Overview {
             cluster: format!("{:016x}", self.config.cluster),
@@ -106,11 +118,14 @@ impl<E: Env> Member<E> {
             shards: self.config.groups,
             replicas: directory.roster.replicas,
             settled: placed
+                && torn.is_empty()
+                && groups.iter().all(|group| group.restoring.is_none())
                 && nodes.iter().all(|node| node.up)
                 && directory.roster.format >= FORMAT
                 && directory.roster.records.values().all(staying),
             nodes,
             groups,
+            torn,
         }
     }
 }
@@ -119,6 +134,7 @@ fn of_group(
     directory: &Directory,
     group: GroupId,
     shape: Option<Shape>,
+    restores: &BTreeMap<GroupId, RestoreId>,
     heard: impl Fn(NodeId) -> bool,
 ) -> GroupOverview {
     let wanted: BTreeSet<NodeId> = directory.replicas_of(group).into_iter().collect();
@@ -134,6 +150,7 @@ fn of_group(
         learners: shape.learners,
         silent: shape.silent,
         wanted,
+        restoring: restores.get(&group).map(ToString::to_string),
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::channel::oneshot;
 use futures::stream::FuturesUnordered;
@@ -60,6 +61,7 @@ struct Proposal {
 #[derive(Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Proposal>,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Proposer {
@@ -69,17 +71,31 @@ impl Proposer {
         stamp: Arc<dyn Fn() -> GroupTime + Send + Sync>,
     ) -> Proposer {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let _detached = E::Cfg::spawn(run::<E>(raft, stamp, waiting));
-        Proposer { queue }
+        let stopping = Arc::new(AtomicBool::new(false));
+        let _detached = E::Cfg::spawn(run::<E>(raft, stamp, waiting, stopping.clone()));
+        Proposer { queue, stopping }
+    }
+
+    /// The group stops here: what raft was not given yet is certainly not done, and is sent to others. Raft itself would
+    /// not say which of its entries another replica may still commit.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
     }
 
     /// Proposes one command, at once and behind those of earlier calls; what is returned waits for what it comes to.
     pub(crate) fn propose(&self, command: Command) -> impl Future<Output = Outcome> + Send + use<> {
         let (answer, outcome) = oneshot::channel();
-        let refused = match self.queue.try_send(Proposal { command, answer }) {
-            Ok(()) => None,
-            Err(TrySendError::Full(_)) => Some(Outcome::Busy),
-            Err(TrySendError::Closed(_)) => Some(Outcome::NotLeader(None)),
+        let refused = match self.is_stopping() {
+            true => Some(Outcome::NotLeader(None)),
+            false => match self.queue.try_send(Proposal { command, answer }) {
+                Ok(()) => None,
+                Err(TrySendError::Full(_)) => Some(Outcome::Busy),
+                Err(TrySendError::Closed(_)) => Some(Outcome::NotLeader(None)),
+            },
         };
         async move {
             match refused {
@@ -94,6 +110,7 @@ async fn run<E: Env>(
     raft: GroupRaft<E>,
     stamp: Arc<dyn Fn() -> GroupTime + Send + Sync>,
     mut waiting: mpsc::Receiver<Proposal>,
+    stopping: Arc<AtomicBool>,
 ) {
     let mut in_flight = FuturesUnordered::new();
     let mut next: Option<Proposal> = None;
@@ -123,6 +140,10 @@ async fn run<E: Env>(
         };
         let (commands, answers, left_over) = gather(first, &mut waiting);
         next = left_over;
+        if stopping.load(Ordering::Acquire) {
+            tell(answers, &Outcome::NotLeader(None));
+            continue;
+        }
         let entry = Entry { time: stamp(), commands };
         let raft = raft.clone();
         in_flight.push(async move { write::<E>(raft, entry, answers).await }.boxed());
@@ -175,7 +196,12 @@ async fn write<E: Env>(raft: GroupRaft<E>, entry: Entry, answers: Vec<oneshot::S
         // Discarded by a new leader, or the group stopped: another replica may still commit it.
         Err(_) => Outcome::Unknown,
     };
+    tell(answers, &outcome);
+}
+
+fn tell(answers: Vec<oneshot::Sender<Outcome>>, outcome: &Outcome) {
     for answer in answers {
+        // Whoever asked may have given up.
         let _ = answer.send(outcome.clone());
     }
 }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use reveille_protocol::dispatch::Notifying;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::{Row, Settings};
-use reveille_protocol::service_list::view::{self, MessageState};
+use reveille_protocol::service_list::view::{self, MessageState, Restoring};
 use reveille_protocol::service_list::{Table, TableError};
 use reveille_protocol::stage::End;
 use reveille_protocol::time::GroupTime;
@@ -51,6 +52,15 @@ pub enum Query {
     Shape,
     /// The group's limits; since format 2.
     Limits,
+    /// The restore that the group came by, or is coming by. A node that does not know this gives no answer.
+    Restore,
+    /// What has come of the notifications for a terminal that something waits for; since format 3.
+    Notifying {
+        /// Who asks.
+        tenant: TenantId,
+        /// Which.
+        terminal: TerminalId,
+    },
 }
 
 /// An answer. Sent between nodes: append only.
@@ -64,12 +74,35 @@ pub enum Answer {
     Terminals(Vec<(TerminalId, Row)>),
     /// Ask that node, or any, again.
     NotLeader(Option<NodeId>),
-    /// It cannot be answered now: too many wait, or the tables cannot be read.
+    /// It cannot be answered now: too many wait.
     Unavailable,
     /// To [`Query::Shape`].
     Shape(Box<Shape>),
     /// To [`Query::Limits`].
     Limits(Box<Settings>),
+    /// The tables there cannot be read, and why. A node that does not know this answer takes it for `Unavailable`.
+    Unreadable(String),
+    /// To [`Query::Restore`].
+    Restore(Option<RestoreState>),
+    /// To [`Query::Notifying`]: none while nothing waits, or it is online.
+    Notifying(Option<Notifying>),
+}
+
+/// How far a restore is in one group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreState {
+    /// Its name.
+    pub restore: RestoreId,
+    /// It is not finished: the group serves nobody.
+    pub open: bool,
+    /// Terminals are there.
+    pub terminals: bool,
+}
+
+impl From<Restoring> for RestoreState {
+    fn from(Restoring { restore, open, terminals }: Restoring) -> RestoreState {
+        RestoreState { restore, open, terminals }
+    }
 }
 
 /// A push as its publisher sees it.

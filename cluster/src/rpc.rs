@@ -2,9 +2,10 @@
 //! wait. No sockets, and no meaning of the bodies beyond their kind.
 //!
 //! Frame: `kind u8 | ...`. Request: `id u64 | method u8 | body`. Response: `id u64 | body`. Append and its
-//! answer: `group u16 | stream u64 | body`. Session: the body. Clock: `wall u64`. Integers are little endian.
+//! answer: `group u16 | stream u64 | body`. Session: the body. Clock: `wall u64`. Hears: `node u64` each. Integers
+//! are little endian.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -61,6 +62,8 @@ pub(crate) enum Frame {
     Session(Bytes),
     /// What the sender's wall clock says.
     Clock(u64),
+    /// Since format 3: whom the sender hears.
+    Hears(BTreeSet<NodeId>),
 }
 
 impl Frame {
@@ -98,6 +101,10 @@ impl Frame {
                 out.put_u8(6);
                 out.put_u64_le(*wall);
             }
+            Frame::Hears(nodes) => {
+                out.put_u8(7);
+                nodes.iter().for_each(|node| out.put_u64_le(node.0));
+            }
         }
         out.freeze()
     }
@@ -110,6 +117,7 @@ impl Frame {
             | Frame::Appended { body, .. }
             | Frame::Session(body) => body.len(),
             Frame::Clock(_) => 0,
+            Frame::Hears(nodes) => nodes.len() * 8,
         }
     }
 
@@ -133,6 +141,11 @@ impl Frame {
             }
             5 => Frame::Session(frame),
             6 => Frame::Clock(frame.try_get_u64_le().ok()?),
+            7 => {
+                let (nodes, rest) = frame.as_chunks();
+                let nodes = nodes.iter().map(|node| NodeId(u64::from_le_bytes(*node)));
+                rest.is_empty().then(|| Frame::Hears(nodes.collect()))?
+            }
             _ => return None,
         })
     }
@@ -163,15 +176,17 @@ pub(crate) struct Calls<E: Env> {
 }
 
 impl<E: Env> Calls<E> {
-    pub(crate) fn new(transport: E::Transport) -> Calls<E> {
-        Calls { transport, next: AtomicU64::new(1), waiting: Mutex::default() }
+    /// `first`: random for each process. An answer may come late, over the link of the process after the one that asked; it
+    /// must not pass for an answer to what that one asks.
+    pub(crate) fn new(transport: E::Transport, first: u64) -> Calls<E> {
+        Calls { transport, next: AtomicU64::new(first), waiting: Mutex::default() }
     }
 
     pub(crate) fn transport(&self) -> &E::Transport {
         &self.transport
     }
 
-    /// A number that is used once in this process.
+    /// A number that is used once, by this process or any of its node's.
     pub(crate) fn unique(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
@@ -249,6 +264,7 @@ mod tests {
             Frame::Appended { group: GroupId(3), stream: 9, body: body.clone() },
             Frame::Session(body),
             Frame::Clock(5),
+            Frame::Hears([NodeId(1), NodeId(3)].into()),
         ];
         for frame in frames {
             let bytes = frame.encode();
@@ -257,6 +273,7 @@ mod tests {
             assert_eq!(Frame::decode(Bytes::from(vec![99, 0, 0])), None);
         }
         assert_eq!(Frame::decode(Bytes::from_static(&[1, 0, 0])), None, "cut short");
+        assert_eq!(Frame::decode(Bytes::from_static(&[7, 0, 0])), None, "cut short");
         assert_eq!(
             Frame::decode(Bytes::from_static(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 200])),
             None,

@@ -22,7 +22,8 @@ pub struct Shape {
     pub since: u64,
     /// The leader's last log index.
     pub last: u64,
-    /// Up to where each replica's log is known to agree.
+    /// Up to where each replica's log is known to agree. The leader's own counts beyond this membership only once that is
+    /// committed: it is told to others before the leader's disk has it.
     pub matched: BTreeMap<NodeId, u64>,
     /// Members that the leader has not heard of for some seconds.
     pub silent: BTreeSet<NodeId>,
@@ -66,6 +67,18 @@ impl Shape {
     /// Does this node have a copy?
     pub fn has(&self, node: NodeId) -> bool {
         self.learners.contains(&node) || self.voters.iter().any(|voters| voters.contains(&node))
+    }
+
+    /// Is this membership there to stay? Before, the next leader may be one that never heard of it.
+    fn is_committed(&self) -> bool {
+        let has = |node: &&NodeId| self.matched.get(node).is_some_and(|index| *index >= self.since);
+        self.voters.iter().all(|voters| voters.iter().filter(has).count() > voters.len() / 2)
+    }
+
+    /// Does the group go on without this node, whoever leads it next? A copy without a vote is a matter of `copies`.
+    pub(crate) fn has_let_go(&self, node: NodeId, copies: bool) -> bool {
+        let member = if copies { self.has(node) } else { self.all_voters().contains(&node) };
+        !member && self.is_committed()
     }
 
     fn caught_up(&self, node: NodeId) -> bool {
@@ -147,26 +160,45 @@ impl Shape {
     }
 }
 
-/// Which group's leadership should move, and to whom, so that the nodes lead as many groups each: one at a time. Only
-/// to a voter that is there and has caught up.
-pub(crate) fn balance<'a, G: Copy + Ord>(
+/// A leadership that should move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Move<G> {
+    pub(crate) group: G,
+    pub(crate) heir: NodeId,
+    pub(crate) why: Why,
+}
+
+/// Why a leadership moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Why {
+    #[error("its leader does not reach a node that others reach")]
+    Torn,
+    #[error("leaders are uneven")]
+    Uneven,
+}
+
+/// Which group's leadership should move next, and to whom: away from the ends of `torn` links, then so that the nodes lead
+/// as many groups each. Only to a voter that is there, has caught up, and is at no such end.
+pub(crate) fn next_move<'a, G: Copy + Ord>(
     groups: impl Iterator<Item = (G, &'a Shape)> + Clone,
     nodes: &BTreeSet<NodeId>,
-) -> Option<(G, NodeId)> {
-    let mut led: BTreeMap<NodeId, usize> = nodes.iter().map(|node| (*node, 0)).collect();
+    torn: &BTreeSet<NodeId>,
+) -> Option<Move<G>> {
+    let mut led: BTreeMap<NodeId, usize> = nodes.difference(torn).map(|node| (*node, 0)).collect();
+    let heirs: BTreeSet<NodeId> = led.keys().copied().collect();
     for (_, shape) in groups.clone() {
         *led.entry(shape.leader).or_default() += 1;
     }
     let moves = groups.filter(|(_, shape)| shape.voters.len() == 1).flat_map(|(group, shape)| {
-        let heirs = shape.voters[0].iter().copied();
-        heirs
-            .filter(move |heir| nodes.contains(heir) && shape.caught_up(*heir))
-            .map(move |heir| (group, shape, heir))
+        let heirs = shape.voters[0].intersection(&heirs);
+        let heirs = heirs.filter(|heir| **heir != shape.leader && shape.caught_up(**heir));
+        heirs.map(move |heir| (group, shape.leader, *heir))
     });
-    let gain =
-        |shape: &Shape, heir: NodeId| led[&shape.leader].saturating_sub(led.get(&heir).copied().unwrap_or(0));
-    let best = moves.map(|(group, shape, heir)| (gain(shape, heir), group, heir)).max()?;
-    (best.0 > 1).then_some((best.1, best.2))
+    let gain = |leader: NodeId, heir: NodeId| led[&leader].saturating_sub(led[&heir]);
+    let moves = moves.map(|(group, leader, heir)| (torn.contains(&leader), gain(leader, heir), group, heir));
+    let (torn, gain, group, heir) = moves.max()?;
+    let why = if torn { Why::Torn } else { Why::Uneven };
+    (torn || gain > 1).then_some(Move { group, heir, why })
 }
 
 #[cfg(test)]
@@ -261,23 +293,73 @@ mod tests {
     }
 
     #[test]
-    fn leaders_are_spread_and_then_left_alone() {
+    fn a_node_is_let_go_when_no_leader_can_want_it_back() {
+        let mut now = shape(1, &[1, 2, 4], &[3]);
+        now.since = 4990;
+        assert!(!now.has_let_go(NodeId(4), false), "it votes");
+        assert!(now.has_let_go(NodeId(3), false) && !now.has_let_go(NodeId(3), true), "it has a copy");
+        now.learners.clear();
+        assert!(now.has_let_go(NodeId(3), true));
+        now.matched.extend([(NodeId(1), 4989), (NodeId(2), 4989)]);
+        assert!(!now.has_let_go(NodeId(3), true), "one of three has heard of it");
+        now.matched.insert(NodeId(2), 4990);
+        assert!(now.has_let_go(NodeId(3), true), "two have");
+        now.matched.remove(&NodeId(2));
+        assert!(!now.has_let_go(NodeId(3), true), "of one nothing is known");
+        // While two sets vote, both decide.
+        let mut joint = shape(1, &[1, 2, 4], &[]);
+        (joint.since, joint.voters) = (4990, vec![set(&[1, 2, 5]), set(&[1, 2, 4])]);
+        joint.matched.extend([(NodeId(2), 4989), (NodeId(5), 4989)]);
+        assert!(!joint.has_let_go(NodeId(3), true));
+        joint.matched.insert(NodeId(5), 4990);
+        assert!(joint.has_let_go(NodeId(3), true));
+        // Alone it is a majority of its own, but not before its disk has it.
+        let mut alone = shape(1, &[1], &[]);
+        alone.since = 4990;
+        assert!(alone.has_let_go(NodeId(3), true));
+        alone.matched.insert(NodeId(1), 4989);
+        assert!(!alone.has_let_go(NodeId(3), true));
+    }
+
+    /// Moves until no move is left: how many, and who leads then.
+    fn moved(groups: &mut [(u16, Shape)], torn: &[u64]) -> (usize, Vec<u64>) {
+        let mut moves = 0;
         let nodes = set(&[1, 2, 3]);
-        let mut groups: Vec<(u16, Shape)> = (0..6).map(|group| (group, shape(1, &[1, 2, 3], &[]))).collect();
-        for moved in 0..4 {
-            let (group, heir) =
-                balance(groups.iter().map(|(group, shape)| (*group, shape)), &nodes).unwrap_or_default();
-            assert!(heir > NodeId(1), "move {moved}");
-            groups[usize::from(group)].1.leader = heir;
+        while let Some(next) = next_move(groups.iter().map(|(g, shape)| (*g, shape)), &nodes, &set(torn)) {
+            groups[usize::from(next.group)].1.leader = next.heir;
+            moves += 1;
+            assert!(moves < 100, "it comes to rest");
         }
-        assert_eq!(balance(groups.iter().map(|(group, shape)| (*group, shape)), &nodes), None);
-        groups[0].1.leader = NodeId(1);
-        let mut away = shape(1, &[1, 2, 3], &[]);
-        away.silent = set(&[2, 3]);
+        let mut leaders: Vec<u64> = groups.iter().map(|(_, shape)| shape.leader.0).collect();
+        leaders.sort_unstable();
+        (moves, leaders)
+    }
+
+    fn led_by(leaders: &[u64]) -> Vec<(u16, Shape)> {
+        let shapes = leaders.iter().map(|leader| shape(*leader, &[1, 2, 3], &[]));
+        (0..).zip(shapes).collect()
+    }
+
+    #[test]
+    fn leaders_are_spread_and_then_left_alone() {
+        assert_eq!(moved(&mut led_by(&[1; 6]), &[]), (4, vec![1, 1, 2, 2, 3, 3]));
+        let mut all_away = led_by(&[1; 3]);
+        for (_, shape) in &mut all_away {
+            shape.silent = set(&[2, 3]);
+        }
+        assert_eq!(moved(&mut all_away, &[]), (0, vec![1; 3]), "nobody to lead");
+    }
+
+    #[test]
+    fn the_ends_of_a_torn_link_lead_nothing_while_others_can() {
+        assert_eq!(moved(&mut led_by(&[1, 2, 3, 1]), &[1, 3]), (3, vec![2; 4]));
         assert_eq!(
-            balance([(1u16, &away), (2, &away), (3, &away)].into_iter(), &nodes),
-            None,
-            "nobody to lead"
+            moved(&mut led_by(&[2; 6]), &[1, 3]),
+            (0, vec![2; 6]),
+            "the balance does not bring it back"
         );
+        let mut behind = led_by(&[1, 3]);
+        behind[0].1.silent = set(&[2]);
+        assert_eq!(moved(&mut behind, &[1, 3]), (1, vec![1, 2]), "nobody else can");
     }
 }

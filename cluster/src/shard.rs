@@ -6,6 +6,7 @@ mod tasks;
 mod waiters;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -44,6 +45,8 @@ pub(crate) struct Shared<E: Env> {
     pub(crate) directory: RwLock<Arc<Directory>>,
     /// Nodes of the cluster, beside this one.
     pub(crate) peers: AtomicUsize,
+    /// Shards that this node leads; group 0 has no terminals and does not count.
+    pub(crate) led: AtomicUsize,
     /// Told when the directory changed: fences may have.
     pub(crate) changed: mpsc::Sender<()>,
     /// Sessions of this node that a hand-off did not find; reported back as another node would.
@@ -58,6 +61,14 @@ impl<E: Env> Shared<E> {
     /// The median of the cluster's wall clocks; `None` while too few of them are known.
     pub(crate) fn median(&self) -> Option<GroupTime> {
         self.clocks.median(self.peers.load(Ordering::Relaxed))
+    }
+
+    /// What one shard may order of the notifications that this node sends in a second.
+    fn share(&self) -> Option<NonZeroU32> {
+        let all = self.host.notifications_per_second()?.get();
+        let led = self.led.load(Ordering::Relaxed).max(1) as u32;
+        // More shards than notifications: each still comes to one.
+        Some(NonZeroU32::new(all / led).unwrap_or(NonZeroU32::MIN))
     }
 }
 
@@ -158,6 +169,13 @@ impl<E: Env> Shard<E> {
         if state.leads == term {
             return;
         }
+        if self.group != GroupId::META {
+            match (state.leads, term) {
+                (None, Some(_)) => drop(self.shared.led.fetch_add(1, Ordering::Relaxed)),
+                (Some(_), None) => drop(self.shared.led.fetch_sub(1, Ordering::Relaxed)),
+                _ => {}
+            }
+        }
         state.leads = term;
         tracing::info!(
             group = self.group.0,
@@ -184,7 +202,15 @@ impl<E: Env> Shard<E> {
 
     fn lead(self: &Arc<Self>, state: &mut State, term: u64) {
         state.dispatch.handle(self.now(), Event::Lead { term });
+        self.pace(state);
         let _detached = E::Cfg::spawn(tasks::rebuild(self.clone(), term));
+    }
+
+    /// Tells the dispatcher its share of this node's notifications, which changes as other shards come and go.
+    fn pace(&self, state: &mut State) {
+        if let Some(per_second) = self.shared.share() {
+            state.dispatch.handle(self.now(), Event::Pace { per_second });
+        }
     }
 
     fn after_apply(self: &Arc<Self>, term: u64, leader: u64, applied: Option<&Applied>) {
@@ -262,11 +288,11 @@ impl<E: Env> Shard<E> {
     }
 
     /// A notification that this shard ordered is over.
-    pub(crate) fn notified(&self, terminal: TerminalId, notified: Notified) {
+    fn notified(&self, terminal: TerminalId, notified: Notified) {
         let mut state = self.state();
         let event = match notified {
-            Notified::Answered => Event::Notified { terminal, answered: true },
-            Notified::Unanswered => Event::Notified { terminal, answered: false },
+            Notified::Answered => Event::Notified { terminal, failed: None },
+            Notified::Unanswered(why) => Event::Notified { terminal, failed: Some(why) },
             Notified::NotTried => Event::NotTried { terminal },
         };
         let commands = state.dispatch.handle(self.now(), event);
@@ -276,6 +302,9 @@ impl<E: Env> Shard<E> {
 
     /// A session's node reports.
     pub(crate) fn reported(&self, node: NodeId, report: Report) {
+        if let Reported::Notified(notified) = report.what {
+            return self.notified(report.terminal, notified);
+        }
         let mut state = self.state();
         let Report { terminal, epoch, what, .. } = report;
         if let Reported::Delivered { upto } = what
@@ -299,8 +328,20 @@ impl<E: Env> Shard<E> {
         Some(Waiting { shard: self.clone(), message, end: Some(end) })
     }
 
-    /// Answers a query from the tables as they stand.
-    pub(crate) fn read(&self, query: &Query) -> Result<Answer, TableError> {
+    /// Answers a query from the tables as they stand. Tables that cannot be read stop the group here, so that another
+    /// replica answers.
+    pub(crate) fn read(&self, query: &Query) -> Answer {
+        match self.read_tables(query) {
+            Ok(answer) => answer,
+            Err(error) => {
+                let why = error.to_string();
+                self.checked::<()>(Err(error));
+                Answer::Unreadable(why)
+            }
+        }
+    }
+
+    fn read_tables(&self, query: &Query) -> Result<Answer, TableError> {
         let table = self.tables.read();
         Ok(match query {
             Query::Terminal { tenant, terminal } => {
@@ -315,8 +356,14 @@ impl<E: Env> Shard<E> {
                 Answer::Terminals(query::terminals(&table, *tenant, *after, *limit)?)
             }
             Query::Limits => Answer::Limits(Box::new(service_list::settings(&table)?)),
+            Query::Restore => Answer::Restore(view::restoring(&table)?.map(Into::into)),
+            Query::Notifying { tenant, terminal } => {
+                let row = view::terminal(&table, terminal)?.filter(|row| row.tenant == *tenant);
+                drop(table);
+                Answer::Notifying(row.and_then(|_| self.state().dispatch.notifying(terminal)))
+            }
             // Raft knows, not the tables.
-            Query::Shape => Answer::Unavailable,
+            Query::Shape => Answer::NotLeader(None),
         })
     }
 

@@ -1,12 +1,18 @@
 //! How a node's groups stand: for operators and their tools. Reads only.
 
+use std::time::Duration;
+
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::Fatal;
+use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::*;
 use serde::{Deserialize, Serialize};
 
 use crate::env::Env;
 use crate::member::{Group, Member};
+
+/// A group that does not answer within this is busy, not dead.
+const ALIVE: Duration = Duration::from_secs(1);
 
 /// A node's view of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,5 +115,16 @@ impl<E: Env> Member<E> {
             let broken = shard.broken().map(|error| error.to_string());
             broken.or(stopped).map(|why| format!("group {group} stopped: {why}"))
         })
+    }
+
+    /// Why a group has died without a word, if one has: of one that panicked nobody is told, so each is asked.
+    pub(crate) async fn dead(&self) -> Option<String> {
+        for (group, Group { raft, .. }) in &self.groups {
+            let asked = E::Cfg::timeout(ALIVE, raft.with_raft_state(|_| ())).await;
+            if let Ok(Err(fatal @ Fatal::Panicked)) = asked {
+                return Some(format!("group {group} died: {fatal}; what it said last is in this log"));
+            }
+        }
+        None
     }
 }

@@ -103,6 +103,8 @@ async fn start(wal: &Wal, tables: &BTreeMap<GroupId, MemoryTables>, boot: u64) -
         addresses: Node::default(),
         store: 1,
         boot,
+        start: boot,
+        before: 0,
         beginning: Some(Beginning {
             nodes: BTreeMap::from([(NodeId(1), Node::default())]),
             tenants: BTreeMap::from([(

@@ -16,10 +16,18 @@ mod dice;
 mod faults;
 #[path = "simulation/history.rs"]
 mod history;
+#[path = "../../protocol/tests/interleavings/ledger.rs"]
+mod ledger;
+#[path = "../../protocol/tests/interleavings/listener.rs"]
+mod listener;
+#[path = "../../protocol/tests/interleavings/nat.rs"]
+mod nat;
 #[path = "simulation/network.rs"]
 mod network;
 #[path = "simulation/node.rs"]
 mod node;
+#[path = "../../protocol/tests/interleavings/notifier.rs"]
+mod notifier;
 #[path = "simulation/operator.rs"]
 mod operator;
 #[path = "simulation/rest.rs"]
@@ -31,6 +39,8 @@ mod session;
 mod support;
 #[path = "simulation/terminal.rs"]
 mod terminal;
+#[path = "simulation/udp.rs"]
+mod udp;
 #[path = "simulation/world.rs"]
 mod world;
 
@@ -40,9 +50,13 @@ use std::time::Duration;
 
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
+use reveille_cluster::Unavailable;
 use reveille_cluster::link::Lane;
+use reveille_cluster::member::Member;
+use reveille_cluster::query::{Answer, Query};
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::{Command, Register, Reply};
+use reveille_protocol::service_list::row::Settings;
+use reveille_protocol::service_list::{Command, Register, Reply, key};
 
 use node::{End, GROUPS};
 use world::{World, lock, now, pause};
@@ -68,6 +82,7 @@ async fn begin(world: &Arc<World>) {
 /// Registers every second terminal; the others enrol when they connect.
 async fn register(world: &Arc<World>) {
     let count = world.between(3, 6) as u8;
+    world.draw_networks(count.into());
     for number in 0..count {
         world.add_device(number);
         let device = usize::from(number);
@@ -98,7 +113,10 @@ async fn scenario(world: Arc<World>) {
     world.heal().await;
     world.arrive().await;
     world.deliver().await;
+    world.find_anchors().await;
     world.live_on().await;
+    world.lose_bindings().await;
+    world.lose_an_anchor().await;
     world.agree().await;
     world.check_removed();
     world.judge().await;
@@ -131,6 +149,28 @@ fn nothing_acknowledged_is_lost_whatever_fails() {
         "retries that had been stored",
         "expired",
         "expired in time",
+        "dials of an address",
+        "dials through a binding",
+        "datagrams lost",
+        "addresses that must prove themselves",
+        "keepalives from elsewhere",
+        "orders that wait for a keepalive",
+        "orders that a keepalive brought to their terminal",
+        "terminals woken by an anchor's answer",
+        "bindings forgotten",
+        "bindings forgotten with a notification under way",
+        "anchors killed with an order waiting",
+        "anchors given up",
+        "anchors that died in the end",
+        "terminals that moved",
+        "ways cut",
+        "pushes found at a check-in",
+        "classes found to be direct",
+        "classes found to be pinned",
+        "classes found to be none",
+        "classes that fell from direct to pinned",
+        "offers that were refused",
+        "anchors cut off with an order waiting",
     ] {
         assert!(told(what) > 0, "no {what} in any run: {seen:?}");
     }
@@ -187,4 +227,143 @@ async fn failover(world: Arc<World>) {
 #[test]
 fn a_dead_leader_is_followed_at_once_and_one_false_alarm_by_nobody() {
     (1..=3).for_each(|seed| run::one(seed, failover));
+}
+
+/// A leader stops: what it and others are asked for, the next leader does. When nobody is left to do it, it says why.
+async fn stopping(world: Arc<World>) {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    begin(&world).await;
+    pause(1000).await;
+    let group = GroupId(1);
+    let leader = world.leader(group).expect("a leader");
+    let mut members = world.members();
+    members.sort_by_key(|member| member.node() != leader);
+    members[0].shutdown().await;
+    // The last one first: it waits for the election.
+    for member in members.iter().rev() {
+        let done = member.propose(group, Command::Expire, PATIENCE).await;
+        assert!(matches!(done, Ok(Reply::Expired { .. })), "n{} {done:?}", member.node());
+        let answer = member.query(group, Query::Limits, PATIENCE).await;
+        assert!(matches!(answer, Ok(Answer::Limits(_))), "n{} {answer:?}", member.node());
+    }
+    for member in &members[1..] {
+        member.shutdown().await;
+    }
+    for member in members.drain(..) {
+        let began = now();
+        assert_eq!(member.propose(group, Command::Expire, PATIENCE).await, Err(Unavailable::Stopping));
+        assert_eq!(member.query(group, Query::Limits, PATIENCE).await, Err(Unavailable::Stopping));
+        assert!(now() - began < 1_200_000, "whoever asks has time left to go elsewhere");
+    }
+    world.close().await;
+}
+
+#[test]
+fn a_node_that_stops_says_so_and_the_next_leader_does_it() {
+    (1..=3).for_each(|seed| run::one(seed, stopping));
+}
+
+/// A row at the leader cannot be read: that is what is said, the node ends by it, and the next leader has the row.
+async fn unreadable_row(world: Arc<World>) {
+    begin(&world).await;
+    pause(1000).await;
+    let session_key = KeyFingerprint([5; 32]);
+    let (tenant, terminal) = (TenantId(1), session_key.terminal());
+    let group = world.any_member().expect("a member").group_of(&terminal);
+    let leader = world.leader(group).expect("a leader");
+    let other = world.members().into_iter().find(|member| member.node() != leader).expect("another");
+    let register = Command::Register(Register { tenant, session_key, stream: Stream(9) });
+    other.propose(group, register, Duration::from_secs(5)).await.expect("registered");
+    world.node(leader).damage_row(group, &key::terminal(&terminal));
+    let ask = |patience| other.query(group, Query::Terminal { tenant, terminal }, patience);
+    match ask(Duration::from_millis(100)).await {
+        Err(Unavailable::Unreadable(why)) => assert!(why.contains("damaged"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    let failed = async {
+        while world.node(leader).take_failure().is_none() {
+            pause(10).await;
+        }
+        world.stop(leader, End::Kill).await;
+    };
+    let (answer, ()) = futures::join!(ask(Duration::from_secs(10)), failed);
+    assert!(matches!(answer, Ok(Answer::Terminal(Some(_)))), "{answer:?}");
+    drop(other);
+    world.close().await;
+}
+
+#[test]
+fn a_row_that_cannot_be_read_is_named_and_read_at_the_next_leader() {
+    (1..=3).for_each(|seed| run::one(seed, unreadable_row));
+}
+
+/// An operator's change of the limits came to some shards only, and the others keep what they had.
+async fn limits_that_differ(world: Arc<World>) {
+    begin(&world).await;
+    let limits = async |group| {
+        let member = world.any_member().expect("a member");
+        match member.query(group, Query::Limits, Duration::from_secs(5)).await {
+            Ok(Answer::Limits(limits)) => *limits,
+            other => panic!("{other:?}"),
+        }
+    };
+    for (changed, max_payload) in [(GroupId(1), 100), (GroupId(2), 200)] {
+        let member = world.any_member().expect("a member");
+        let settings = Settings { max_payload, ..Settings::default() };
+        let set = member.propose(changed, Command::Settings(settings), Duration::from_secs(5)).await;
+        assert_eq!(set, Ok(Reply::Done));
+    }
+    let began = now();
+    while limits(GroupId(2)).await.max_payload != 100 {
+        assert!(now() - began < 20_000_000, "they still differ");
+        pause(100).await;
+    }
+    assert_eq!(limits(GroupId(1)).await.max_payload, 100, "the first one's are the cluster's");
+    world.close().await;
+}
+
+#[test]
+fn limits_that_differ_become_those_of_the_first_shard() {
+    (1..=3).for_each(|seed| run::one(seed, limits_that_differ));
+}
+
+/// Two nodes do not reach each other, a third reaches both: it leads everything, so that everyone can do everything.
+async fn torn_link(world: Arc<World>) {
+    begin(&world).await;
+    pause(1000).await;
+    for (from, to) in [(1, 3), (3, 1)] {
+        world.cut(NodeId(from), NodeId(to));
+    }
+    let leaders = || {
+        let leaders = |member: &_| (0..=GROUPS).map(|group| Member::leader(member, GroupId(group))).collect();
+        world.members().iter().map(|member| leaders(member)).collect::<Vec<Vec<_>>>()
+    };
+    let alone = || leaders().iter().flatten().all(|leader| *leader == Some(NodeId(2)));
+    let began = now();
+    while !alone() {
+        assert!(now() - began < 60_000_000, "{:?}", leaders());
+        pause(100).await;
+    }
+    for _ in 0..10 {
+        for member in world.members() {
+            for group in (1..=GROUPS).map(GroupId) {
+                let done = member.propose(group, Command::Expire, Duration::from_secs(1)).await;
+                assert!(matches!(done, Ok(Reply::Expired { .. })), "n{} {done:?}", member.node());
+            }
+        }
+        pause(2000).await;
+        assert!(alone(), "and it stays so: {:?}", leaders());
+    }
+    world.mend();
+    let began = now();
+    while alone() {
+        assert!(now() - began < 60_000_000, "nobody else leads again");
+        pause(100).await;
+    }
+    world.close().await;
+}
+
+#[test]
+fn whoever_reaches_all_leads_while_two_do_not_reach_each_other() {
+    (1..=3).for_each(|seed| run::one(seed, torn_link));
 }

@@ -156,6 +156,12 @@ fn churn() -> Vec<Step> {
     steps
 }
 
+/// A log that was too long for a while: files of it are removed.
+fn growth() -> Vec<Step> {
+    let long = (0..40).map(|_| Step::Append(1, 2, 400)).chain([Step::Purge(1, 3)]);
+    long.chain((0..12).flat_map(|_| [Step::Append(1, 2, 400), Step::Purge(1, 3)])).collect()
+}
+
 #[test]
 fn the_churn_copies_entries_and_grows_the_log() {
     let disk = SimDisk::default();
@@ -168,7 +174,7 @@ fn the_churn_copies_entries_and_grows_the_log() {
 
 #[test]
 fn the_power_may_go_at_every_write_and_sync() {
-    for steps in [steps(), churn()] {
+    for steps in [steps(), churn(), growth()] {
         let torn = power_goes_everywhere(&steps);
         assert!(torn > 100, "the faults must fall into the run: {torn}");
     }
@@ -438,8 +444,36 @@ fn a_log_full_of_live_entries_grows_and_neither_copies_them_nor_fails() {
         act(&wal, &mut model, number, &Step::Purge(1, 3)).unwrap();
     }
     assert!(segments(&disk).len() <= 4, "purged, it is short again: {:?}", segments(&disk));
+    let files = disk.list().unwrap();
+    assert!(files.len() <= 6 && files.len() > segments(&disk).len(), "the disk has the rest back: {files:?}");
     drop(wal);
     assert_eq!(read_back(&open(&disk, false).unwrap()), model);
+}
+
+#[test]
+fn spares_that_an_earlier_start_left_go_unless_the_log_is_not_this_nodes() {
+    let disk = SimDisk::default();
+    drop(open(&disk, true).unwrap());
+    (10..30).for_each(|number| disk.create(&format!("spare-{number:010}"), 4096).unwrap());
+    disk.create("spare-0000000099", 100).unwrap();
+    let left = disk.list().unwrap();
+    let other = WalConfig { owner: Owner { cluster: 7, node: 2 }, ..config(false) };
+    Wal::open_inline(Arc::new(disk.clone()), other).err().unwrap();
+    assert_eq!(disk.list().unwrap(), left);
+    drop(open(&disk, false).unwrap());
+    let files = disk.list().unwrap();
+    assert_eq!(files.len(), 6, "{files:?}");
+    assert!(!files.contains(&"spare-0000000099".to_owned()), "it was not made to its end");
+}
+
+#[test]
+fn a_removed_file_is_gone_from_the_real_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = RealDisk::open(folder.path()).unwrap();
+    disk.create("spare-1", 10).unwrap();
+    disk.remove("spare-1").unwrap();
+    assert_eq!(disk.list().unwrap(), Vec::<String>::new());
+    assert_eq!(disk.len("spare-1").unwrap_err().kind(), io::ErrorKind::NotFound);
 }
 
 #[test]
@@ -686,6 +720,10 @@ impl Disk for Hooked {
             hook();
         }
         Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)
     }
 
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

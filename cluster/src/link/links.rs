@@ -16,11 +16,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::connection::{self, Outgoing};
-use super::hello::{self, Hello};
+use super::hello::{self, Answer, Hello};
 use super::identity::{Identity, node_of, server_name};
 use super::limits::{CONNECT, HANDSHAKE, HANDSHAKES, PATIENCE, REDIAL, SILENCE};
-use super::metrics::Refusal;
-use super::{Inbound, Lane, SendError};
+use super::metrics::{Refusal, Refused, Told};
+use super::{Inbound, Lane, SendError, TurnedAway};
 use crate::env::Transport;
 
 /// What links must know.
@@ -59,12 +59,19 @@ struct Peers {
     addresses: BTreeMap<NodeId, String>,
     /// Ids above this may be nodes that this one has not heard of: it was away while they came.
     known: NodeId,
+    /// Who belongs to the cluster, and the highest id that it ever gave; nobody knows before the directory is here.
+    members: Option<(BTreeSet<NodeId>, NodeId)>,
     dialling: BTreeSet<(NodeId, Lane)>,
 }
 
 impl Peers {
     fn may_be(&self, peer: NodeId) -> bool {
         self.addresses.contains_key(&peer) || peer > self.known
+    }
+
+    /// Was it removed for good?
+    fn is_gone(&self, peer: NodeId) -> bool {
+        self.members.as_ref().is_some_and(|(members, last)| peer <= *last && !members.contains(&peer))
     }
 }
 
@@ -164,6 +171,10 @@ impl Transport for Links {
         self.0.set_peers(peers, known);
     }
 
+    fn set_members(&self, members: BTreeSet<NodeId>, last: NodeId) {
+        self.0.peers().members = Some((members, last));
+    }
+
     fn format(&self, peer: NodeId) -> Option<u32> {
         let connections = self.0.connections.read().unwrap_or_else(PoisonError::into_inner);
         connections.get(&(peer, Lane::Control)).map(|outgoing| u32::from(outgoing.version))
@@ -192,6 +203,7 @@ async fn until_stopped(mut stop: watch::Receiver<bool>, work: impl Future<Output
 
 async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let told = Arc::new(Mutex::new(Told::default()));
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -206,19 +218,21 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
             Refusal::Crowded.count();
             continue;
         };
-        let shared = shared.clone();
+        let (shared, told) = (shared.clone(), told.clone());
         let stop = shared.stop.subscribe();
         tokio::spawn(until_stopped(stop, async move {
             let greeted = tokio::time::timeout(HANDSHAKE, greet(&shared, stream)).await;
             drop(permit);
-            match greeted.unwrap_or(Err(Refusal::Slow)) {
+            match greeted.unwrap_or(Err(Refusal::Slow.into())) {
                 Ok((stream, peer, lane, version)) => {
                     let socket = handle(stream.get_ref().0, lane);
                     serve(&shared, stream, socket, peer, lane, version).await;
                 }
-                Err(refusal) => {
-                    tracing::warn!(%from, %refusal, "a peer connection was refused");
-                    refusal.count();
+                Err(refused) => {
+                    let told = told.lock().unwrap_or_else(PoisonError::into_inner).counts(refused.refusal);
+                    if let Some(untold) = told {
+                        tracing::warn!(%from, refusal = %refused, untold, "a peer connection was refused");
+                    }
                 }
             }
         }));
@@ -238,34 +252,49 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
 type Server = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// The acceptor's half of the handshake: who is it, and may it?
-async fn greet(shared: &Shared, stream: TcpStream) -> Result<(Server, NodeId, Lane, u8), Refusal> {
+async fn greet(shared: &Shared, stream: TcpStream) -> Result<(Server, NodeId, Lane, u8), Refused> {
     let config = shared.identity.read().unwrap_or_else(PoisonError::into_inner).server.clone();
-    prepare(&stream).map_err(|_| Refusal::Tls)?;
-    let mut stream = TlsAcceptor::from(config).accept(stream).await.map_err(|_| Refusal::Tls)?;
+    let tls = |error| Refused::because(Refusal::Tls, error);
+    prepare(&stream).map_err(tls)?;
+    let mut stream = TlsAcceptor::from(config).accept(stream).await.map_err(tls)?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = certificate.and_then(|certificate| node_of(certificate, shared.config.cluster));
     let peer = peer.ok_or(Refusal::Identity)?;
-    if !shared.peers().may_be(peer) || peer == shared.config.node {
-        return Err(Refusal::NotMember);
+    if peer == shared.config.node {
+        return Err(Refusal::NotMember.into());
     }
     let mut bytes = [0; hello::LEN];
-    stream.read_exact(&mut bytes).await.map_err(|_| Refusal::Hello)?;
+    let lost = |error| Refused::because(Refusal::Hello, error);
+    stream.read_exact(&mut bytes).await.map_err(lost)?;
     let (hello, version) = Hello::decode(&bytes).ok_or(Refusal::Hello)?;
-    if version < shared.lowest.load(Ordering::Relaxed) {
-        return Err(Refusal::Old);
-    }
     let meant = hello.cluster == shared.config.cluster && hello.to == shared.config.node;
     if !meant || hello.from != peer {
-        return Err(Refusal::Hello);
+        return Err(Refusal::Hello.into());
     }
-    stream.write_all(&[version]).await.map_err(|_| Refusal::Hello)?;
-    stream.flush().await.map_err(|_| Refusal::Hello)?;
-    Ok((stream, peer, hello.lane, version))
+    let answer = answer(&shared.peers(), peer, version, shared.lowest.load(Ordering::Relaxed));
+    stream.write_all(&[answer.encode()]).await.map_err(lost)?;
+    stream.flush().await.map_err(lost)?;
+    let refusal = match answer {
+        Answer::Speak(version) => return Ok((stream, peer, hello.lane, version)),
+        Answer::NotMember | Answer::Unknown => Refusal::NotMember,
+        Answer::Old => Refusal::Old,
+    };
+    // Closed in order, so that the reason arrives. The peer may be gone already.
+    let _ = stream.shutdown().await;
+    Err(refusal.into())
+}
+
+/// What a node of this cluster is told that would speak this version.
+fn answer(peers: &Peers, peer: NodeId, version: u8, lowest: u8) -> Answer {
+    if !peers.may_be(peer) {
+        return if peers.is_gone(peer) { Answer::NotMember } else { Answer::Unknown };
+    }
+    if version < lowest { Answer::Old } else { Answer::Speak(version) }
 }
 
 /// Keeps one lane to one peer: dials, serves, and dials again.
 async fn dial(shared: Arc<Shared>, peer: NodeId, lane: Lane) {
-    let (mut pause, mut told) = (REDIAL.0, false);
+    let (mut pause, mut told) = (REDIAL.0, None);
     while let Some(address) = shared.address(peer, lane) {
         if peer < shared.config.node {
             // It is for the peer to dial. But it may have been away, and not know where this node is.
@@ -275,18 +304,21 @@ async fn dial(shared: Arc<Shared>, peer: NodeId, lane: Lane) {
             }
         }
         let dialled = tokio::time::timeout(HANDSHAKE, connect(&shared, peer, address, lane)).await;
-        match dialled.unwrap_or(Err(DialError::Refused(Refusal::Slow))) {
+        match dialled.unwrap_or(Err(Refusal::Slow.into())) {
             Ok((stream, version)) => {
-                (pause, told) = (REDIAL.0, false);
+                (pause, told) = (REDIAL.0, None);
                 let socket = handle(stream.get_ref().0, lane);
                 serve(&shared, stream, socket, peer, lane, version).await;
             }
             Err(error) => {
-                if let DialError::Refused(refusal) = &error {
-                    tracing::warn!(node = peer.0, %refusal, "dialling a peer failed");
-                    refusal.count();
-                } else if lane == Lane::Control && !std::mem::replace(&mut told, true) {
-                    tracing::warn!(node = peer.0, %error, "a peer cannot be reached; trying until it can");
+                let refusal = match &error {
+                    DialError::Refused(refused) => Some(refused.refusal.count()),
+                    _ => None,
+                };
+                if let DialError::TurnedAway(why) = &error {
+                    shared.inbound.turned_away(peer, *why);
+                } else if lane == Lane::Control && told.replace(refusal) != Some(refusal) {
+                    tracing::warn!(node = peer.0, %error, "a peer cannot be linked with; trying until it can");
                 }
             }
         }
@@ -302,7 +334,19 @@ enum DialError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
-    Refused(Refusal),
+    Refused(#[from] Refused),
+    #[error("it does not let this node in any more")]
+    TurnedAway(TurnedAway),
+    #[error(
+        "it does not know this node: is this node among cluster.nodes of its configuration, or was it invited with `reveille cluster add`?"
+    )]
+    Unknown,
+}
+
+impl From<Refusal> for DialError {
+    fn from(refusal: Refusal) -> DialError {
+        DialError::Refused(refusal.into())
+    }
 }
 
 type Client = tokio_rustls::client::TlsStream<TcpStream>;
@@ -318,23 +362,28 @@ async fn connect(
     let stream = connecting.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     prepare(&stream)?;
     let cluster = shared.config.cluster;
-    let name = server_name(peer, cluster).ok_or(DialError::Refused(Refusal::Identity))?;
+    let name = server_name(peer, cluster).ok_or(Refusal::Identity)?;
     let config = shared.identity.read().unwrap_or_else(PoisonError::into_inner).client.clone();
     let stream = TlsConnector::from(config).connect(name, stream).await;
     let mut stream =
         stream.map_err(|error| match error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
-            true => DialError::Refused(Refusal::Tls),
+            true => Refused::because(Refusal::Tls, error).into(),
             false => DialError::Io(error),
         })?;
     let hello = Hello { cluster, from: shared.config.node, to: peer, lane };
     stream.write_all(&hello.encode()).await?;
     stream.flush().await?;
-    let version = stream.read_u8().await?;
+    let version = match Answer::decode(stream.read_u8().await?) {
+        Answer::Speak(version) => version,
+        Answer::NotMember => return Err(DialError::TurnedAway(TurnedAway::NotMember)),
+        Answer::Old => return Err(DialError::TurnedAway(TurnedAway::Old)),
+        Answer::Unknown => return Err(DialError::Unknown),
+    };
     if !Hello::speaks(version) {
-        return Err(DialError::Refused(Refusal::Hello));
+        return Err(Refusal::Hello.into());
     }
     if version < shared.lowest.load(Ordering::Relaxed) {
-        return Err(DialError::Refused(Refusal::Old));
+        return Err(Refusal::Old.into());
     }
     Ok((stream, version))
 }

@@ -1,6 +1,14 @@
 //! What links count, by name.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+use std::{fmt, io};
+
 use metrics::{Counter, counter};
+use tokio::time::Instant;
+
+/// A kind of refusal that goes on is told of again after this.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// Why a connection was refused or ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +62,53 @@ impl Refusal {
     pub(super) fn count(self) -> Refusal {
         counter!("reveille_link_refused_total", "reason" => self.label()).increment(1);
         self
+    }
+}
+
+/// A refusal, with what TLS or the socket said if it came from there.
+#[derive(Debug, thiserror::Error)]
+pub(super) struct Refused {
+    pub(super) refusal: Refusal,
+    cause: Option<io::Error>,
+}
+
+impl Refused {
+    pub(super) fn because(refusal: Refusal, cause: io::Error) -> Refused {
+        Refused { refusal, cause: Some(cause) }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Refused {
+        Refused { refusal, cause: None }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.cause {
+            Some(cause) => write!(f, "{}: {cause}", self.refusal),
+            None => self.refusal.fmt(f),
+        }
+    }
+}
+
+/// Strangers may knock as often as they like; the log tells of each kind of refusal once in [`AGAIN`], and counts the rest.
+#[derive(Default)]
+pub(super) struct Told(BTreeMap<&'static str, (Instant, u64)>);
+
+impl Told {
+    /// Counts a refusal: if the log should tell of it, how many of its kind it has not told of since the last.
+    pub(super) fn counts(&mut self, refusal: Refusal) -> Option<u64> {
+        refusal.count();
+        let now = Instant::now();
+        match self.0.get_mut(refusal.label()) {
+            Some((last, untold)) if now - *last < AGAIN => {
+                *untold += 1;
+                None
+            }
+            _ => self.0.insert(refusal.label(), (now, 0)).map_or(Some(0), |(_, untold)| Some(untold)),
+        }
     }
 }
 

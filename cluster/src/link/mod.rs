@@ -58,6 +58,15 @@ pub enum SendError {
     TooLong,
 }
 
+/// Why a node is not let in any more. Dialling again does not change it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TurnedAway {
+    /// It was removed from the cluster.
+    NotMember,
+    /// The cluster has left the formats behind that its build knows.
+    Old,
+}
+
 /// What takes frames and news of links. Called from the link's tasks: must return at once.
 pub trait Inbound: Send + Sync + 'static {
     /// A frame, in the order in which it was sent.
@@ -66,4 +75,6 @@ pub trait Inbound: Send + Sync + 'static {
     fn up(&self, peer: NodeId, lane: Lane);
     /// It broke; once for each `up`.
     fn down(&self, peer: NodeId, lane: Lane);
+    /// A peer says for the whole cluster that this node is not let in any more, and why.
+    fn turned_away(&self, _peer: NodeId, _why: TurnedAway) {}
 }

@@ -14,7 +14,7 @@ use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::Command;
 use reveille_protocol::wire::codec;
-use reveille_protocol::wire::peer::{Report, Reported, SessionMessage};
+use reveille_protocol::wire::peer::{Notified, Report, Reported, SessionMessage};
 use serde::Serialize;
 
 use super::Member;
@@ -38,6 +38,9 @@ const APPENDS: usize = 128;
 /// again. openraft waits for its own answer from a majority no longer than a lease, but for the apply without an end.
 const CONFIRMED: Duration = Duration::from_millis(600);
 
+/// Appends are answered within a sync of the disk. What takes longer is no harm but a line in the log.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
 /// A snapshot of which nothing came for so long has been given up: longer than its sender goes on trying.
 const ABANDONED: Duration = Duration::from_secs(120);
 
@@ -45,6 +48,8 @@ const ABANDONED: Duration = Duration::from_secs(120);
 pub(super) struct Streams<E: Env> {
     appends: BTreeMap<(NodeId, GroupId), (u64, Appends<E>)>,
     snapshots: BTreeMap<(NodeId, GroupId), Transfer<E>>,
+    /// Held by each stream of appends until its last answer is out.
+    answering: Arc<()>,
 }
 
 /// Its name, and how far it is.
@@ -62,7 +67,7 @@ struct Incoming<E: Env> {
 
 impl<E: Env> Default for Streams<E> {
     fn default() -> Self {
-        Streams { appends: BTreeMap::new(), snapshots: BTreeMap::new() }
+        Streams { appends: BTreeMap::new(), snapshots: BTreeMap::new(), answering: Arc::default() }
     }
 }
 
@@ -76,12 +81,19 @@ impl<E: Env> Member<E> {
             Some(Frame::Appended { stream, body, .. }) => self.streams.answered(from, stream, body),
             Some(Frame::Session(body)) => self.session_message(from, &body),
             Some(Frame::Clock(wall)) => self.shared.clocks.heard(from, wall),
+            Some(Frame::Hears(nodes)) => self.told_whom_it_hears(from, nodes),
             // Queued here, in the order of the link: a command that is tried again must not overtake its first copy.
             Some(Frame::Request { id, method: Method::Propose, body }) => {
                 let Some(outcome) = self.proposed(&body) else { return };
                 let body = async move { Some(codec::encode(&outcome.await).into()) };
                 self.respond(from, lane, id, body);
             }
+            // Groups that have stopped, or are about to, answer as those of a node that has gone; but whoever asks something
+            // of them need not wait to go elsewhere.
+            Some(Frame::Request { id, method: Method::Query, .. }) if self.is_stopping() => {
+                self.respond(from, lane, id, async { Some(codec::encode(&Answer::NotLeader(None)).into()) });
+            }
+            Some(Frame::Request { .. }) if self.is_stopping() => {}
             Some(Frame::Request { id, method, body }) => {
                 let member = self.clone();
                 self.respond(from, lane, id, async move { member.answer(from, method, body).await });
@@ -141,6 +153,9 @@ impl<E: Env> Member<E> {
             return;
         };
         let mut streams = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_stopping() {
+            return;
+        }
         let known = streams.appends.get_mut(&(from, group)).filter(|(known, _)| *known == stream);
         let refused = match known {
             // A stream that raft has ended, or that is further behind than its sender may be: it begins anew.
@@ -151,8 +166,9 @@ impl<E: Env> Member<E> {
                 // The channel is new and empty.
                 let refused = requests.try_send(request).is_err();
                 streams.appends.insert((from, group), (stream, requests));
-                let member = self.clone();
+                let (member, answering) = (self.clone(), streams.answering.clone());
                 let _detached = E::Cfg::spawn(async move {
+                    let _answering = answering;
                     let mut answers = std::pin::pin!(raft.stream_append(incoming));
                     while let Some(Ok(answer)) = answers.next().await {
                         let body = codec::encode(&answer).into();
@@ -170,11 +186,30 @@ impl<E: Env> Member<E> {
         }
     }
 
+    /// Waits until raft has answered the appends that it has: it takes a stop in between for an error. No more come in.
+    pub(super) async fn end_appends(&self) {
+        let answering = {
+            let mut streams = self.inbound.lock().unwrap_or_else(PoisonError::into_inner);
+            streams.appends.clear();
+            Arc::downgrade(&streams.answering)
+        };
+        let until = E::Cfg::now() + LAST_ANSWERS;
+        // One is this node's own.
+        while answering.strong_count() > 1 && E::Cfg::now() < until {
+            E::Cfg::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     fn session_message(self: &Arc<Self>, from: NodeId, body: &[u8]) {
         match SessionMessage::decode(body) {
             Ok(SessionMessage::Report(report)) => {
                 if let Some(group) = self.groups.get(&report.group) {
                     group.shard.reported(from, report);
+                }
+            }
+            Ok(SessionMessage::Notify(order)) => {
+                if !self.shared.host.notify(order.clone()) {
+                    self.notified(&order, Notified::NotTried);
                 }
             }
             Ok(message) => self.to_session(from, message),
@@ -328,7 +363,7 @@ impl<E: Env> Member<E> {
         {
             let Some(mut waiting) = shard.wait_for(*message) else { return Answer::Unavailable };
             // Only after the waiter stands: an end between the look and the wait would be missed.
-            if let Ok(Answer::Message(Some(MessageView { end: None, .. }))) = shard.read(&query) {
+            if let Answer::Message(Some(MessageView { end: None, .. })) = shard.read(&query) {
                 let wait = Duration::from_millis(*wait).min(MAX_WAIT);
                 // Ended or too late: what the tables say now is the answer in both cases. But a new leader's tables may be
                 // ahead of those here.
@@ -337,7 +372,7 @@ impl<E: Env> Member<E> {
                 }
             }
         }
-        shard.read(&query).unwrap_or(Answer::Unavailable)
+        shard.read(&query)
     }
 
     fn leader_elsewhere(&self, group: GroupId) -> Option<NodeId> {

@@ -69,10 +69,14 @@ impl<E: Env> Member<E> {
             };
             self.propose(META, Command::Directory(Box::new(create)), PROPOSAL).await?;
         }
-        let (node, boot, addresses) = (self.config.node, self.config.boot, self.config.addresses.clone());
+        let (node, boot, addresses) = (self.config.node, self.config.start, self.config.addresses.clone());
         let start = match self.directory().roster.format {
             0 | 1 => Change::Start { node, boot, addresses },
-            _ => Change::Enter { node, boot, store: self.config.store, addresses },
+            2 => Change::Enter { node, boot, store: self.config.store, addresses },
+            _ => {
+                let (before, store) = (self.config.before, self.config.store);
+                Change::Return { node, boot, before, store, addresses }
+            }
         };
         match self.propose(META, Command::Directory(Box::new(start)), PROPOSAL).await? {
             Reply::Directory(Outcome::Started(incarnation)) => {
@@ -87,7 +91,7 @@ impl<E: Env> Member<E> {
                 Ok(Some(incarnation))
             }
             Reply::Refused(Refusal::Directory(
-                refused @ (Refused::OtherStore(_) | Refused::UnknownNode(_)),
+                refused @ (Refused::OtherStore(_) | Refused::OlderCopy(_) | Refused::UnknownNode(_)),
             )) => Err(JoinError::Refused(refused)),
             _ => Ok(None),
         }
@@ -145,7 +149,7 @@ impl<E: Env> Member<E> {
                 match member.join().await {
                     Ok(_) => return,
                     Err(JoinError::Refused(refused)) => {
-                        return member.shared.host.failed(refused.to_string());
+                        return member.shared.host.dismissed(refused.to_string());
                     }
                     Err(error) => {
                         tracing::warn!(%error, "no new incarnation; trying again")

@@ -15,6 +15,14 @@ use crate::env::{Env, Transport};
 
 const META: GroupId = GroupId::META;
 
+/// What a node has to say that the cluster removed.
+pub(crate) fn was_removed(node: NodeId) -> String {
+    format!(
+        "node {node} is not a member of this cluster: it was removed, or replaced. Its data folder is of no more use, and \
+         its id is never given again. To bring the machine back: reveille cluster add"
+    )
+}
+
 impl<E: Env> Member<E> {
     /// The other nodes, and where they are.
     pub(super) fn others(&self) -> BTreeMap<NodeId, String> {
@@ -67,14 +75,12 @@ impl<E: Env> Member<E> {
             return;
         }
         transport.set_format(directory.roster.format);
+        transport.set_members(directory.roster.records.keys().copied().collect(), directory.roster.last_node);
         let groups = self.groups.keys().map(|group| (*group, directory.replicas_of(*group)));
         *self.placed.write().unwrap_or_else(PoisonError::into_inner) = groups.collect();
         let me = self.config.node;
         if me <= directory.roster.last_node && !directory.roster.records.contains_key(&me) {
-            self.shared.host.failed(format!(
-                "node {me} was removed from the cluster; its data folder is of no more use, and its id is never \
-                 given again. To bring the machine back: reveille cluster add"
-            ));
+            self.shared.host.dismissed(was_removed(me));
         }
     }
 

@@ -7,6 +7,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use openraft::ServerState;
 use openraft::async_runtime::{Select2, WatchReceiver};
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::*;
@@ -31,9 +32,12 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 const ELECTION: usize = 16;
 /// How long after being sent a command may still be applied; within the lifetime that retries may count on.
 const NOT_AFTER: Duration = Duration::from_secs(60);
+/// A node that stops goes on asking others for so long: it has handed its groups over, and its end does not wait for an
+/// election. Whoever asked it has time left to ask another node.
+const LEAVING: Duration = Duration::from_millis(500);
 
 /// Why a command or query came to nothing in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
     /// Certainly not done.
     #[error("no leader for the shard within the deadline; nothing was done, try again")]
@@ -41,6 +45,12 @@ pub enum Unavailable {
     /// Certainly not done.
     #[error("the shard's queue is full; nothing was done, try again later")]
     Busy,
+    /// Certainly not done.
+    #[error("this node is stopping; nothing was done, try again at another node")]
+    Stopping,
+    /// A query; nothing was to be done. The node that has these tables ends by it, and another leads.
+    #[error("the shard's table could not be read: {0}; try again, another replica takes over")]
+    Unreadable(String),
     /// It may have been done.
     #[error("no answer within the deadline; it may or may not have been done, try again with the same key")]
     Unknown,
@@ -54,7 +64,8 @@ impl<E: Env> Member<E> {
         mut command: Command,
         deadline: Duration,
     ) -> Result<Reply, Unavailable> {
-        let until = E::Cfg::now() + deadline;
+        let mut until = E::Cfg::now() + deadline;
+        let mut leaving = None;
         let mut failed = Unavailable::NoLeader;
         let (mut hint, mut pause, mut turn) = (None, PAUSE.0, 0);
         if let Command::Enqueue(enqueue) = &mut command {
@@ -63,6 +74,9 @@ impl<E: Env> Member<E> {
             enqueue.not_after = self.shared.median().map_or(GroupTime(0), |now| now + NOT_AFTER);
         }
         loop {
+            if self.stops(group) {
+                until = until.min(*leaving.get_or_insert_with(|| E::Cfg::now() + LEAVING));
+            }
             let left = until - E::Cfg::now().min(until);
             let target = hint.take().or_else(|| self.whereabouts(group, turn));
             turn += 1;
@@ -100,7 +114,7 @@ impl<E: Env> Member<E> {
             }
             tracing::debug!(group = group.0, ?target, ?hint, ?failed, ?pause, "a command is tried again");
             if E::Cfg::now() + pause >= until {
-                return Err(failed);
+                return Err(self.reason(group, failed));
             }
             self.pause(group, target, pause).await;
             pause = (pause * 2).min(PAUSE.1);
@@ -188,12 +202,17 @@ impl<E: Env> Member<E> {
         mut query: Query,
         deadline: Duration,
     ) -> Result<Answer, Unavailable> {
+        let mut failed = Unavailable::NoLeader;
         let (mut hint, mut pause, mut turn) = (None, PAUSE.0, 0);
         // A query that waits for a message's end is answered that much later, by however many leaders in turn.
         let mut wait = waits_for(&query);
         let waits_until = E::Cfg::now() + wait;
-        let until = waits_until + deadline;
+        let mut until = waits_until + deadline;
+        let mut leaving = None;
         loop {
+            if self.stops(group) {
+                until = until.min(*leaving.get_or_insert_with(|| E::Cfg::now() + LEAVING));
+            }
             if let Query::Message { wait: left, .. } = &mut query {
                 wait = waits_until - E::Cfg::now().min(waits_until);
                 *left = wait.as_millis() as u64;
@@ -214,13 +233,15 @@ impl<E: Env> Member<E> {
                     hint = leader.filter(|leader| Some(*leader) != target);
                 }
                 Answer::Unavailable => return Err(Unavailable::Busy),
+                // Its node ends by this; who leads next has tables of its own.
+                Answer::Unreadable(why) => failed = Unavailable::Unreadable(why),
                 answer => {
                     self.learn(group, target);
                     return Ok(answer);
                 }
             }
             if E::Cfg::now() + pause >= until {
-                return Err(Unavailable::NoLeader);
+                return Err(self.reason(group, failed));
             }
             self.pause(group, target, pause).await;
             pause = (pause * 2).min(PAUSE.1);
@@ -249,16 +270,17 @@ impl<E: Env> Member<E> {
     /// that one of them named last, or each of them in turn.
     pub(super) fn whereabouts(&self, group: GroupId, turn: usize) -> Option<NodeId> {
         let me = self.config.node;
-        let here = self.leader(group);
+        let stops = self.stops(group);
+        let here = self.leader(group).filter(|leader| !stops || *leader != me);
         // An old copy here may know only a leader that is gone. That may be this node: its group left it behind, and wants it
         // back before it has heard of either.
         let leads_on = |leader: &NodeId| match *leader == me {
-            true => self.quorum_acked(group) != Some(false),
+            true => self.acts_as_leader(group) && self.quorum_acked(group) != Some(false),
             false => self.heard_lately(*leader),
         };
         let here = here.filter(|leader| turn == 0 || leads_on(leader));
         // While its own group elects, asking around costs a try at the one that stopped.
-        if self.replicates(group) && (here.is_some() || (turn < ELECTION && self.has_copy(group))) {
+        if self.replicates(group) && (here.is_some() || (turn < ELECTION && !stops && self.has_copy(group))) {
             return here;
         }
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner).get(&group).copied();
@@ -269,6 +291,26 @@ impl<E: Env> Member<E> {
             let others: Vec<NodeId> = all.into_iter().filter(|node| self.heard_lately(*node)).collect();
             others.get(turn % others.len().max(1)).copied()
         })
+    }
+
+    /// Is this node the leader that raft names? It names it also when it was restarted after a term of its own: a group that
+    /// goes on without it does not tell it of the next.
+    fn acts_as_leader(&self, group: GroupId) -> bool {
+        let known = self.groups.get(&group);
+        known.is_some_and(|known| known.raft.server_metrics().borrow_watched().state == ServerState::Leader)
+    }
+
+    /// Does this node stop to take part in the group?
+    fn stops(&self, group: GroupId) -> bool {
+        self.groups.get(&group).is_some_and(|known| known.proposer.is_stopping())
+    }
+
+    /// Why nothing came of it: while this node stops, that is the reason for what it cannot do.
+    fn reason(&self, group: GroupId, failed: Unavailable) -> Unavailable {
+        match failed {
+            Unavailable::NoLeader | Unavailable::Busy if self.stops(group) => Unavailable::Stopping,
+            failed => failed,
+        }
     }
 
     /// Has this node's replica ever heard of the group's members?
@@ -302,7 +344,8 @@ impl<E: Env> Member<E> {
 fn waits_for(query: &Query) -> Duration {
     match query {
         Query::Message { wait, .. } => Duration::from_millis(*wait),
-        Query::Terminal { .. } | Query::Terminals { .. } | Query::Shape | Query::Limits => Duration::ZERO,
+        Query::Terminal { .. } | Query::Terminals { .. } => Duration::ZERO,
+        Query::Shape | Query::Limits | Query::Restore | Query::Notifying { .. } => Duration::ZERO,
     }
 }
 

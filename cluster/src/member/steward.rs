@@ -1,6 +1,6 @@
 //! The steward: the meta group's leader brings every group to where the directory wants its replicas, one step at a time,
-//! spreads the leaders, and ends removals. It keeps nothing of its own: whoever leads the meta group next looks at the
-//! same facts and goes on.
+//! has nodes lead that reach all others, spreads the leaders, keeps the shards' limits the same, and ends removals. It
+//! keeps nothing of its own: whoever leads the meta group next looks at the same facts and goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -24,7 +24,7 @@ use crate::link::Lane;
 use crate::query::{Answer, Query};
 use crate::raft::network::MAX_MESSAGE;
 use crate::rpc::Method;
-use crate::shape::{Goal, Shape, Step, balance};
+use crate::shape::{Goal, Move, Shape, Step, Why, next_move};
 
 const META: GroupId = GroupId::META;
 /// The format since which nodes come and go.
@@ -35,14 +35,17 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_s
 const MOVES: usize = 2;
 /// One leadership moves for balance in this time: each move is a few milliseconds without a leader.
 const BALANCE: Duration = Duration::from_secs(5);
+/// The shards' limits are compared each so often: they differ only after operators were in each other's way.
+const LEVEL: Duration = Duration::from_secs(10);
 /// A group whose leader does not say how it stands within this is left for the next look.
-const QUERY: Duration = Duration::from_secs(2);
+pub(super) const QUERY: Duration = Duration::from_secs(2);
 /// A step must be done within this; one that is not is looked at again.
 pub(super) const STEP: Duration = Duration::from_secs(10);
 
 /// Runs until the member is gone.
 pub(super) async fn run<E: Env>(member: Weak<Member<E>>) {
     let mut balanced = E::Cfg::now();
+    let mut levelled = balanced;
     loop {
         E::Cfg::sleep(LOOK.0).await;
         let mut idle = true;
@@ -52,6 +55,10 @@ pub(super) async fn run<E: Env>(member: Weak<Member<E>>) {
                 match member.tend(may_balance).await {
                     Tended::Busy => idle = false,
                     Tended::Balanced => balanced = E::Cfg::now(),
+                    Tended::Settled if E::Cfg::now() - levelled >= LEVEL => {
+                        member.level_limits().await;
+                        levelled = E::Cfg::now();
+                    }
                     Tended::Settled => {}
                 }
             }
@@ -115,14 +122,15 @@ impl<E: Env> Member<E> {
             return Tended::Busy;
         }
         let nodes: BTreeSet<NodeId> = directory.roster.replicating().collect();
+        let torn = self.torn().into_iter().flat_map(|(one, other)| [one, other]).collect();
         let led = shapes.iter().map(|(group, shape)| (*group, shape));
-        match balance(led, &nodes).filter(|_| may_balance) {
-            Some((group, heir)) => {
-                tracing::info!(group = group.0, to = heir.0, "leaders are uneven; one moves");
+        match next_move(led, &nodes, &torn) {
+            Some(Move { group, heir, why }) if may_balance || why == Why::Torn => {
+                tracing::info!(group = group.0, to = heir.0, %why, "a leadership moves");
                 self.take_step(group, &shapes[&group], Step::Lead(heir)).await;
                 Tended::Balanced
             }
-            None => Tended::Settled,
+            _ => Tended::Settled,
         }
     }
 
@@ -184,7 +192,7 @@ impl<E: Env> Member<E> {
         true
     }
 
-    /// Nodes that were to leave and have no copy of any shard any more belong no more.
+    /// Nodes that were to leave and have no copy of any shard any more, whoever leads it next, belong no more.
     async fn end_removals(
         self: &Arc<Self>,
         directory: &Directory,
@@ -192,11 +200,9 @@ impl<E: Env> Member<E> {
     ) -> bool {
         let mut ended = false;
         for (node, record) in &directory.roster.records {
-            let votes = |(group, shape): (&GroupId, &Shape)| match *group {
-                META => shape.all_voters().contains(node),
-                _ => shape.has(*node),
-            };
-            if record.standing == Standing::Leaving && !shapes.iter().any(votes) {
+            // A copy of the directory stays: by it the node hears that it belongs no more.
+            let let_go = |(group, shape): (&GroupId, &Shape)| shape.has_let_go(*node, *group != META);
+            if record.standing == Standing::Leaving && shapes.iter().all(let_go) {
                 tracing::info!(node = node.0, "node replicates nothing any more; it belongs no more");
                 self.change_logged(Change::Removed { node: *node }).await;
                 ended = true;
@@ -262,6 +268,18 @@ impl<E: Env> Member<E> {
         }
     }
 
+    /// The names of restores that are not finished, by shard. Of one that does not answer nothing is known.
+    pub(crate) async fn open_restores(self: &Arc<Self>) -> BTreeMap<GroupId, RestoreId> {
+        let shards = self.groups.keys().copied().filter(|group| *group != META);
+        let asked = shards.map(|group| async move {
+            match self.query(group, Query::Restore, QUERY).await {
+                Ok(Answer::Restore(Some(state))) if state.open => Some((group, state.restore)),
+                _ => None,
+            }
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
     /// This node's own view, if it leads.
     pub(super) fn shape_here(&self, group: GroupId) -> Option<Shape> {
         let known = self.groups.get(&group)?;
@@ -276,6 +294,9 @@ impl<E: Env> Member<E> {
         let replication = metrics.replication.unwrap_or_default();
         let matched = replication.into_iter().filter_map(|(node, log)| Some((NodeId(node), log?.index)));
         let last = metrics.last_log_index.unwrap_or_default();
+        let since = stored.log_id().map_or(0, |id| id.index);
+        let committed = metrics.local_committed.is_some_and(|id| id.index >= since);
+        let own = if committed { last } else { last.min(since.saturating_sub(1)) };
         Some(Shape {
             leader: me,
             voters: membership
@@ -284,9 +305,9 @@ impl<E: Env> Member<E> {
                 .map(|voters| voters.iter().copied().map(NodeId).collect())
                 .collect(),
             learners: membership.learner_ids().map(NodeId).collect(),
-            since: stored.log_id().map_or(0, |id| id.index),
+            since,
             last,
-            matched: matched.chain([(me, last)]).collect(),
+            matched: matched.chain([(me, own)]).collect(),
             silent: membership.nodes().map(|(node, _)| NodeId(*node)).filter(silent).collect(),
         })
     }
@@ -322,9 +343,7 @@ impl<E: Env> Member<E> {
         let same = Precondition::LastMembershipLogId { last_membership_log_id: seen };
         let raw = |nodes: BTreeSet<NodeId>| nodes.into_iter().map(|node| node.0).collect::<BTreeSet<u64>>();
         let (change, keep) = match step {
-            Step::Lead(heir) => {
-                return raft.trigger().transfer_leader(heir.0).await.map_err(|error| error.to_string());
-            }
+            Step::Lead(heir) => return Self::transfer(&raft, heir).await,
             Step::AddLearners(nodes) => {
                 let nodes = nodes.into_iter().map(|(node, at)| (node.0, BasicNode::new(at))).collect();
                 (ChangeMembers::AddNodes(nodes), true)

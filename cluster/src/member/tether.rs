@@ -34,6 +34,8 @@ const TRIES: u64 = 20;
 /// A leader that has heard of less than a majority for this long breaks its links to the others. Six heartbeats without
 /// an answer, and no less than a follower's lease: a stall that costs no election by timers costs none by this.
 const UNHEARD: Duration = Duration::from_millis(250);
+/// Who is to lead has answered this leader within this: two heartbeats and a bit.
+const ANSWERED: Duration = Duration::from_millis(100);
 /// How often it looks. A look that comes later than twice this says that this node itself stood still: then what it did
 /// not hear says nothing of the others.
 const LOOK: Duration = Duration::from_millis(50);
@@ -43,6 +45,10 @@ const HAND_OVER: Duration = Duration::from_millis(500);
 impl<E: Env> Member<E> {
     /// The link to a peer broke: has it died? Groups that it leads elect at once, if a majority sees it so.
     pub(super) fn peer_lost(&self, peer: NodeId) {
+        // It is this node that goes.
+        if self.is_stopping() {
+            return;
+        }
         for (group, Group { raft, .. }) in &self.groups {
             let metrics = raft.server_metrics().borrow_watched().clone();
             let voters: Vec<u64> =
@@ -61,7 +67,7 @@ impl<E: Env> Member<E> {
         let led = self.groups.iter().filter(|(group, _)| self.leads(**group));
         for (number, (group, Group { raft, .. })) in led.enumerate() {
             let Some(to) = self.shape_here(*group).and_then(|shape| shape.heir(number)) else { continue };
-            if let Err(error) = raft.trigger().transfer_leader(to.0).await {
+            if let Err(error) = Self::transfer(raft, to).await {
                 tracing::info!(group = group.0, %error, "leadership could not be handed over");
             }
         }
@@ -95,6 +101,19 @@ pub(super) async fn mind_quorum<E: Env>(member: Weak<Member<E>>) {
 }
 
 impl<E: Env> Member<E> {
+    /// Has another lead a group that this node leads, if it answers: one that was cut off just now would leave the group to
+    /// a timer.
+    pub(super) async fn transfer(raft: &GroupRaft<E>, heir: NodeId) -> Result<(), String> {
+        let answered =
+            raft.metrics().borrow_watched().heartbeat.as_ref().and_then(|acks| *acks.get(&heir.0)?);
+        match answered {
+            Some(at) if E::Cfg::now() - *at < ANSWERED => {
+                raft.trigger().transfer_leader(heir.0).await.map_err(|error| error.to_string())
+            }
+            _ => Err(format!("node {heir}, which was to lead it, has not answered for {ANSWERED:?}")),
+        }
+    }
+
     fn abandon_unheard(&self) {
         let mut unheard = BTreeSet::new();
         for (group, Group { raft, .. }) in self.groups.iter().filter(|(group, _)| self.leads(**group)) {

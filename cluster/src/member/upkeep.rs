@@ -4,10 +4,12 @@ mod cut;
 
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::*;
+use reveille_protocol::time::Instant;
 
 pub(super) use self::cut::KEEP_ENTRIES;
 use self::cut::Load;
@@ -27,14 +29,22 @@ const WORTH_A_FLUSH: usize = 1 << 20;
 /// A clock further than this, in milliseconds, from the median raises an alarm. It need not give up leadership: within a
 /// term the monotonic clock counts, and a term begins at the median.
 const CLOCK_ALARM: i64 = 1000;
+/// While it lasts the alarm is repeated this often.
+const CLOCK_AGAIN: Duration = Duration::from_secs(600);
 
-/// Runs until the member is gone. Three things beside each other: a slow disk or a meta group without a leader must not
+/// Runs until the member is gone. Four things beside each other: a slow disk or a meta group without a leader must not
 /// keep this node from telling the time.
 pub(super) async fn run<E: Env>(member: Weak<Member<E>>) {
-    futures::join!(mind_clocks(member.clone()), mind_silence(member.clone()), mind_disks(member));
+    futures::join!(
+        mind_clocks(member.clone()),
+        mind_silence(member.clone()),
+        mind_groups(member.clone()),
+        mind_disks(member)
+    );
 }
 
 async fn mind_clocks<E: Env>(member: Weak<Member<E>>) {
+    let mut told = None;
     loop {
         E::Cfg::sleep(EXCHANGE).await;
         let Some(member) = member.upgrade() else { return };
@@ -46,7 +56,8 @@ async fn mind_clocks<E: Env>(member: Weak<Member<E>>) {
         member.tell_store();
         member.retire_left_behind();
         tell_time(&member);
-        check_clock(&member);
+        member.mind_tears();
+        check_clock(&member, &mut told);
     }
 }
 
@@ -60,6 +71,17 @@ async fn mind_silence<E: Env>(member: Weak<Member<E>>) {
             member.mark_silent(*leads_meta_since.get_or_insert(now)).await;
         } else {
             leads_meta_since = None;
+        }
+    }
+}
+
+async fn mind_groups<E: Env>(member: Weak<Member<E>>) {
+    loop {
+        E::Cfg::sleep(EXCHANGE).await;
+        let Some(member) = member.upgrade() else { return };
+        if let Some(why) = member.dead().await {
+            member.shared.host.failed(why);
+            return;
         }
     }
 }
@@ -86,15 +108,26 @@ fn tell_time<E: Env>(member: &Member<E>) {
     }
 }
 
-fn check_clock<E: Env>(member: &Member<E>) {
+/// `told`: when it was last said that the clock is off, while it is.
+fn check_clock<E: Env>(member: &Member<E>, told: &mut Option<Instant>) {
     let peers = member.shared.peers.load(Ordering::Relaxed);
     let offset = member.shared.clocks.offset_from_median(peers).unwrap_or(0);
     metrics::gauge!("reveille_clock_offset_seconds").set(offset as f64 / 1000.0);
-    if offset.abs() > CLOCK_ALARM {
-        tracing::error!(
-            offset_ms = offset,
-            "this node's clock is off the median of its peers; check its time service"
-        );
+    let now = member.shared.clocks.monotonic();
+    match (offset.abs() > CLOCK_ALARM, *told) {
+        (true, Some(before)) if now.since(before) < CLOCK_AGAIN => {}
+        (true, _) => {
+            *told = Some(now);
+            tracing::error!(
+                offset_ms = offset,
+                "this node's clock is off the median of its peers; check its time service"
+            );
+        }
+        (false, Some(_)) => {
+            *told = None;
+            tracing::info!(offset_ms = offset, "this node's clock is near its peers' again");
+        }
+        (false, None) => {}
     }
 }
 

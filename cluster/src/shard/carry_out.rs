@@ -8,9 +8,9 @@ use reveille_protocol::dispatch::{Command, Event, HandOffOrder};
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list;
-use reveille_protocol::service_list::row::{Row, Urgency};
+use reveille_protocol::service_list::row::{Reachability, Row, Urgency};
 use reveille_protocol::stage::Stage;
-use reveille_protocol::wire::peer::{Report, Reported, SessionMessage};
+use reveille_protocol::wire::peer::{Report, Reported, SessionMessage, Why};
 
 use super::{ReaderOf, Shard, State};
 use crate::env::{Env, Transport};
@@ -47,12 +47,17 @@ impl<E: Env> Shard<E> {
                     Event::HandedOff { terminal: order.terminal, epoch: order.epoch, upto }
                 }
                 Command::Notify { terminal, urgency, attempt } => {
-                    if row_of(&terminal)
-                        .is_some_and(|row| self.notify(state, terminal, &row, urgency, attempt))
-                    {
-                        continue;
+                    let ordered = row_of(&terminal)
+                        .map(|row| (self.notify(state, terminal, &row, urgency, attempt), row.reachability));
+                    match ordered {
+                        Some((true, _)) => continue,
+                        // Its anchor is gone, and nobody else can: the terminal will find another one.
+                        Some((false, Reachability::Pinned { anchor, .. })) if anchor != self.shared.me => {
+                            Event::Notified { terminal, failed: Some(Why::AnchorGone) }
+                        }
+                        Some((false, _)) => Event::NoRoom { terminal },
+                        None => Event::NotTried { terminal },
                     }
-                    Event::NotTried { terminal }
                 }
                 Command::Detach { terminal, stream, epoch } => {
                     if let Some(proposer) = self.proposer() {
@@ -116,7 +121,7 @@ impl<E: Env> Shard<E> {
         urgency: Urgency,
         attempt: u32,
     ) -> bool {
-        let taken = self.shared.host.notify(NotifyOrder {
+        let order = NotifyOrder {
             group: self.group,
             terminal,
             stream: row.stream,
@@ -126,14 +131,23 @@ impl<E: Env> Shard<E> {
             pending: row.pending,
             urgency,
             attempt,
-        });
+        };
+        // Only the anchor's socket gets through the terminal's NAT.
+        let by = match row.reachability {
+            Reachability::Pinned { anchor, .. } => anchor,
+            _ => self.shared.me,
+        };
+        let taken = match by == self.shared.me {
+            true => self.shared.host.notify(order),
+            false => self.tell(by, SessionMessage::Notify(order)),
+        };
         if taken {
             let check = row.stream.check();
             let (from, to) = (row.acked.next().0, row.next_seq.0);
             // A trace per push, but not for the thousandth that joins an old queue.
             for seq in (from..to).rev().take(limits::SESSION_WINDOW) {
                 let id = MessageId { terminal, check, seq: Seq(seq) };
-                state.traces.add(&id, self.traced(Stage::Notified, self.shared.me));
+                state.traces.add(&id, self.traced(Stage::Notified, by));
             }
         }
         taken

@@ -86,6 +86,7 @@ pub(super) async fn timers<E: Env>(shard: std::sync::Weak<Shard<E>>, mut woken: 
         let Some(shard) = shard.upgrade() else { return };
         let leads = {
             let mut state = shard.state();
+            shard.pace(&mut state);
             let commands = state.dispatch.handle(shard.now(), Event::Timeout);
             shard.execute(&mut state, commands);
             state.dispatch.term().is_some()

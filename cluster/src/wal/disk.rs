@@ -19,6 +19,8 @@ pub trait Disk: Send + Sync + 'static {
     fn create(&self, name: &str, len: u64) -> io::Result<()>;
     /// Gives a file another name, durably.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file, durably.
+    fn remove(&self, name: &str) -> io::Result<()>;
     /// Reads exactly `buffer.len()` bytes.
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
     /// Writes all of `bytes`; durable only after `sync`.

@@ -17,6 +17,9 @@ use super::written::Place;
 
 /// Only what is less than this part of a segment is written again to free the rest of it.
 const REWRITTEN: u64 = 4;
+/// Files beyond `max_segments`, spares included, that stay: a segment is begun before an old one is freed. What a log had
+/// besides while it was too long, its disk gets back.
+const BEYOND: usize = 2;
 
 /// A group's state at a segment's head: vote, committed, purge.
 pub(super) type Checkpoint = (Option<Bytes>, Option<Bytes>, Option<(u64, Bytes)>);
@@ -214,6 +217,17 @@ impl Engine {
             self.spares.push(spare);
         }
         self.watch();
+        self.trim()
+    }
+
+    /// Removes the spares that a log of the length that it may have would never use.
+    pub(super) fn trim(&mut self) -> io::Result<()> {
+        let most = (self.config.max_segments + BEYOND).saturating_sub(self.segments.len());
+        while self.spares.len() > most
+            && let Some(spare) = self.spares.pop()
+        {
+            self.disk.remove(&spare)?;
+        }
         Ok(())
     }
 

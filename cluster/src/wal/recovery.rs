@@ -128,8 +128,16 @@ pub(super) fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Engine, Wal
     let folder = disk.location();
     let io = |error| WalError::Io { folder: disk.location(), error };
     let names = disk.list().map_err(io)?;
-    let mut spares: Vec<String> = names.iter().filter(|name| name.starts_with("spare-")).cloned().collect();
-    spares.retain(|name| disk.len(name).is_ok_and(|len| len == config.segment_bytes as u64));
+    let (mut spares, mut unfit) = (Vec::new(), Vec::new());
+    for name in names.iter().filter(|name| name.starts_with("spare-")) {
+        match disk.len(name) {
+            Ok(len) if len == config.segment_bytes as u64 => spares.push(name.clone()),
+            // Not made to its end, or of other settings.
+            Ok(_) => unfit.push(name),
+            // Of no use, and nothing depends on it.
+            Err(_) => {}
+        }
+    }
     let mut segments: BTreeSet<u64> =
         names.iter().filter_map(|name| name.strip_suffix(".wal")?.parse().ok()).collect();
     match (segments.is_empty(), config.create) {
@@ -161,6 +169,9 @@ pub(super) fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Engine, Wal
     let mut engine = Engine::new(disk.clone(), config, Arc::new(indexes), segments, spares, end);
     engine.seal().map_err(io)?;
     engine.watch();
+    // Only now: the folder is this node's, and sound.
+    unfit.iter().try_for_each(|name| disk.remove(name)).map_err(io)?;
+    engine.trim().map_err(io)?;
     Ok(engine)
 }
 

@@ -54,6 +54,9 @@ impl World {
             if self.permille(45) {
                 self.fault().await;
             }
+            if self.permille(40) {
+                self.weather();
+            }
             if self.permille(10) {
                 self.kill_terminal(self.below(devices) as usize);
             }
@@ -159,6 +162,9 @@ impl World {
             if back {
                 self.cut(peer, node);
             }
+        }
+        if whole && self.permille(500) {
+            self.cut_from_terminals(node);
         }
         let wait = if self.permille(300) { self.between(3000, 6000) } else { self.between(100, 2000) };
         self.after(wait, |world| {

@@ -5,8 +5,10 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
+use bytes::Bytes;
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
+use reveille_cluster::Starts;
 use reveille_cluster::host::{Host, NotifyOrder, Taken};
 use reveille_cluster::member::{Beginning, GroupStorage, Member, MemberConfig};
 use reveille_cluster::tables::{Installer, MemoryTables, Tables};
@@ -14,6 +16,7 @@ use reveille_cluster::wal::disk::{Disk, Fault, SimDisk};
 use reveille_cluster::wal::{Owner, Wal, WalConfig};
 use reveille_protocol::directory::{Directory, Node, Tenant};
 use reveille_protocol::id::*;
+use reveille_protocol::service_list::TableMut;
 use reveille_protocol::wire::peer::SessionMessage;
 
 use crate::network::Wire;
@@ -42,6 +45,8 @@ pub struct SimNode {
 struct State {
     running: Option<Running>,
     lives: u64,
+    /// In its data folder.
+    starts: Starts,
     has_log: bool,
     /// It said so itself.
     failed: Option<String>,
@@ -96,6 +101,10 @@ impl Disk for OwnDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.check()?.rename(from, to)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.check()?.remove(name)
     }
 
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -216,9 +225,16 @@ impl SimNode {
         self.disk.set_fault(Some(fault));
     }
 
+    /// What its tables have under a key is damaged from now on.
+    pub fn damage_row(&self, group: GroupId, key: &[u8]) {
+        lock(&self.state).may_fail = true;
+        self.tables(group).write().put(key, Bytes::new());
+    }
+
     fn open(&self, alive: &Arc<AtomicBool>) -> (Arc<Wal>, BTreeMap<GroupId, GroupStorage<Sim>>) {
         let config = WalConfig {
-            segment_bytes: 32 * 1024,
+            // What waits for a leader for seconds comes as one entry, and must fit.
+            segment_bytes: 40 * 1024,
             max_segments: 4,
             cache_bytes: 8 * 1024,
             create: !std::mem::replace(&mut lock(&self.state).has_log, true),
@@ -240,6 +256,7 @@ impl SimNode {
     }
 
     fn config(&self, life: u64) -> MemberConfig {
+        let starts = &mut lock(&self.state).starts;
         let at = |address: &String| Node { peer: address.clone(), ..Node::default() };
         let tenant = Tenant { name: "sim".to_owned(), enrolment_key: None, open: true };
         let beginning = Beginning {
@@ -256,7 +273,9 @@ impl SimNode {
             nodes: self.configured.clone(),
             addresses: at(&self.address),
             store: self.store,
-            boot: self.id.0 * 1000 + life,
+            boot: (self.id.0 * 1000 + life) << 32,
+            start: starts.begin(self.id.0 * 1000 + life),
+            before: starts.entered,
             beginning: self.founder.then_some(beginning),
             wall: Arc::new(move || (true_wall() as i64 + ahead.load(Ordering::Relaxed)) as u64 * 1000),
         }
@@ -327,13 +346,17 @@ impl World {
         let member = member.expect("the member starts");
         lock(&node.state).running = Some(Running { member: member.clone(), _wal: wal, alive });
         self.open_port(id, life, &member);
+        self.open_sockets(id, life);
         member.initialise().await.expect("the groups begin");
         let world = self.clone();
         let _detached = SimRuntime::spawn(async move {
             let joined = member.join().await;
             match joined {
                 _ if !world.is_life(id, life) => {}
-                Ok(incarnation) => world.say(format!("n{id} has incarnation {incarnation}")),
+                Ok(incarnation) => {
+                    lock(&node.state).starts.enter();
+                    world.say(format!("n{id} has incarnation {incarnation}"));
+                }
                 Err(error) => world.failed(id, error.to_string()),
             }
         });
@@ -347,6 +370,7 @@ impl World {
         running.alive.store(false, Ordering::Relaxed);
         let silent = self.bad_luck(200);
         self.close_port(id, silent);
+        self.close_sockets(id);
         self.break_sessions(id, silent);
         node.crash_tables().await;
         running.member.shutdown().await;

@@ -12,17 +12,22 @@ use reveille_protocol::directory::{Change, Directory, Standing};
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::Linger;
 use reveille_protocol::service_list::view;
+use reveille_protocol::wire::session::Class;
 
 use crate::node::{End, GROUPS};
 use crate::operator::is_settled;
 use crate::terminal::Doing;
-use crate::world::{World, lock, now, pause};
+use crate::world::{PERIOD, World, lock, now, pause};
 
 const META: GroupId = GroupId(0);
 /// Milliseconds of virtual time within which the cluster must be as it should.
 const SETTLED: u64 = 45_000;
 /// A terminal that listens has a push within this: a notification, a connection, an attach.
 const PROMPT: u64 = 1500;
+/// The dial of where it was is given up after 2 s, or the keepalive comes first.
+const BINDING: u64 = 2500;
+/// An anchor is given up within two periods and 11 s after it died.
+const ANCHOR_LOST: u64 = 13_500;
 
 impl World {
     /// Waits until it is so.
@@ -80,6 +85,7 @@ impl World {
         self.set_chaos(false);
         self.say("the faults are over".to_owned());
         self.mend();
+        lock(&self.ledger).cut.clear();
         self.obey().await;
         for node in self.all_nodes() {
             node.disk.set_fault(None);
@@ -153,7 +159,12 @@ impl World {
     /// All that waits is delivered, or has expired.
     pub async fn deliver(self: &Arc<World>) {
         let terminals = self.terminals();
-        (0..terminals.len()).for_each(|device| self.check_in(device));
+        for device in 0..terminals.len() {
+            // Who keeps a binding must find out by itself what became of it.
+            if lock(&self.devices)[device].reach.class != Class::Pinned || !self.is_woken(device) {
+                self.check_in(device);
+            }
+        }
         self.until(|| async {
             self.check_time();
             let member = self.any_member().ok_or("no node runs")?;
@@ -166,7 +177,7 @@ impl World {
                 let row = row.ok_or_else(|| format!("t{device} is not registered"))?;
                 if row.pending > 0 {
                     // Nobody can wake it: what came as it left waits for the next time that it comes by itself.
-                    if !lock(&self.devices)[device].listens {
+                    if !self.is_woken(device) {
                         self.check_in(device);
                     }
                     return Err(format!("t{device} is {:?}: {row:?}", lock(&self.devices)[device].doing));
@@ -177,14 +188,32 @@ impl World {
         .await;
     }
 
+    /// Terminals whose anchor is gone find another one by themselves.
+    pub async fn find_anchors(self: &Arc<World>) {
+        self.until(|| async {
+            let running: BTreeSet<NodeId> = self.members().iter().map(|member| member.node()).collect();
+            for device in 0..self.terminals().len() {
+                let gone = self.anchor_of(device).filter(|node| !running.contains(node));
+                if let Some(node) = gone.filter(|_| self.is_woken(device)) {
+                    return Err(format!("t{device} keeps its binding with n{node}, which is gone"));
+                }
+            }
+            Ok(())
+        })
+        .await;
+        // One that was started again knows its terminals after a period.
+        pause(u64::from(PERIOD) * 1200).await;
+    }
+
     /// What the faults left behind is not felt: a push wakes its terminal at once, one that waits too long expires.
     pub async fn live_on(self: &Arc<World>) {
         let mut prompt = Vec::new();
         let mut short = None;
         for device in 0..self.terminals().len() {
-            let (listens, away) = {
+            let listens = self.is_woken(device);
+            let away = {
                 let known = &lock(&self.devices)[device];
-                (known.listens, known.linger == Linger::AtOnce && known.doing == Doing::Listening)
+                known.wants() == Linger::AtOnce && known.doing == Doing::Listening
             };
             if listens {
                 prompt.push(self.publish(device, None).expect("nodes run"));
@@ -196,19 +225,54 @@ impl World {
             pause(150).await;
             self.check_time();
         }
-        for number in prompt {
-            let history = lock(&self.history);
-            let received = history.received_at(number);
-            let publication = history.publication(number);
-            let late = received.is_none_or(|at| at > publication.at() + PROMPT);
-            assert!(!late, "push {number} after the faults: {publication:?}, received {received:?}");
-        }
+        self.check_received(&prompt, PROMPT);
         if let Some(number) = short {
             let lived = self.lived(number);
             let right = lived.is_some_and(|lived| (1000..2500).contains(&lived));
             assert!(right, "push {number} was to live for a second: {lived:?}");
             self.saw("expired in time");
         }
+    }
+
+    fn check_received(&self, pushes: &[u64], bound: u64) {
+        let history = lock(&self.history);
+        for number in pushes {
+            let (received, publication) = (history.received_at(*number), history.publication(*number));
+            let late = received.is_none_or(|at| at > publication.at() + bound);
+            assert!(!late, "push {number} after the faults: {publication:?}, received {received:?}");
+        }
+    }
+
+    /// A push for each terminal that one wakes; their numbers.
+    fn push_to_all(self: &Arc<World>) -> Vec<u64> {
+        let woken = (0..self.terminals().len()).filter(|device| self.is_woken(*device));
+        woken.map(|device| self.publish(device, None).expect("nodes run")).collect()
+    }
+
+    /// Routers are started again: at most a period later pinned terminals have what came meanwhile.
+    pub async fn lose_bindings(self: &Arc<World>) {
+        let nats = lock(&self.networks).nats();
+        nats.for_each(|nat| self.forget_bindings(nat));
+        let pushes = self.push_to_all();
+        pause(BINDING + PROMPT).await;
+        self.check_received(&pushes, BINDING + PROMPT);
+    }
+
+    /// An anchor dies for a while: its terminals find another one, and have what came meanwhile.
+    pub async fn lose_an_anchor(self: &Arc<World>) {
+        let anchors = self.anchors();
+        if anchors.is_empty() || self.permille(500) {
+            return;
+        }
+        let node = self.pick(&anchors);
+        self.say(format!("n{node} dies, which is an anchor"));
+        self.saw("anchors that died in the end");
+        self.stop(node, End::Kill).await;
+        let pushes = self.push_to_all();
+        pause(ANCHOR_LOST + PROMPT).await;
+        self.check_received(&pushes, ANCHOR_LOST + PROMPT);
+        self.start(node).await;
+        self.settle().await;
     }
 
     /// Replicas have the same contents.

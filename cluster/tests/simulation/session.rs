@@ -1,21 +1,24 @@
 //! Sessions: connections of terminals to nodes, and the shell around the machine at their node's end, as
 //! `node/src/session` is one.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
 use reveille_cluster::host::Taken;
+use reveille_protocol::directory::NOTIFY_ANCHORS;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::{self as list, Refusal, Reply};
-use reveille_protocol::session::server::{Command, Config, Event, Server};
+use reveille_protocol::session::server::{AnchorAt, Command, Config, Event, Server};
 use reveille_protocol::session::terminal::Terminal;
 use reveille_protocol::wire::peer::SessionMessage;
-use reveille_protocol::wire::session::{Frame, NodeFrame, TerminalFrame};
+use reveille_protocol::wire::session::{Class, Frame, NodeFrame, TerminalFrame};
 
-use crate::world::{World, instant, lock, now};
+use crate::notifier::{ANCHOR, Asked};
+use crate::world::{PERIOD, World, instant, lock, now};
 
 /// How long a session's proposals are tried.
 const PROPOSAL: Duration = Duration::from_secs(8);
@@ -28,6 +31,9 @@ pub struct Connection {
     pub server: Option<Server>,
     /// The node's end can be found by this.
     registered: Option<Attempt>,
+    /// The dial that the terminal wants, and what those before came to.
+    pub trying: Option<Class>,
+    pub tried: Vec<(Class, bool)>,
     /// Nothing passes any more, and somebody has yet to notice.
     pub broken: bool,
     /// When the last frame of each direction arrives: they keep their order.
@@ -38,8 +44,10 @@ pub struct Connection {
 impl Connection {
     pub fn new(node: NodeId, device: usize, terminal: Terminal) -> Connection {
         let (server, registered, broken) = (None, None, false);
+        let (trying, tried) = (None, Vec::new());
         let terminal = Some(terminal);
-        Connection { node, device, terminal, server, registered, broken, to_node: 0, to_terminal: 0 }
+        let (to_node, to_terminal) = (0, 0);
+        Connection { node, device, terminal, server, registered, trying, tried, broken, to_node, to_terminal }
     }
 }
 
@@ -47,7 +55,12 @@ impl World {
     /// TCP and TLS came to an end at the node: a session begins, or the terminal learns that it does not.
     pub fn connected(self: &Arc<World>, number: u64) {
         let Some((node, device)) = self.ends_of(number) else { return };
-        let key = lock(&self.devices)[device].key;
+        let (key, network, port) = {
+            let known = &lock(&self.devices)[device];
+            (known.key, known.network, known.port)
+        };
+        let peer_ip = lock(&self.networks).address(network);
+        lock(&self.ledger).note_peer(device, SocketAddr::new(peer_ip, port));
         let member = self.node(node).member().filter(|member| member.incarnation() != Incarnation(0));
         let begun = member.and_then(|member| {
             let secret = member.directory().secret().cloned()?;
@@ -56,10 +69,15 @@ impl World {
                 incarnation: member.incarnation(),
                 session_key: key,
                 group: member.group_of(&key.terminal()),
-                peer_ip: [192, 0, 2, device as u8].into(),
+                peer_ip,
                 secret,
                 check_in: limits::CHECK_IN,
+                anchor: (member.directory().roster.format >= NOTIFY_ANCHORS)
+                    .then_some(AnchorAt { port: ANCHOR, period: PERIOD }),
             };
+            if config.anchor.is_none() {
+                self.saw("offers that were refused");
+            }
             Some(Server::new(config, instant()))
         });
         let Some(server) = begun else {
@@ -69,6 +87,8 @@ impl World {
             connection.server = Some(server);
         }
         self.arm_server(number);
+        let held = std::mem::take(&mut lock(&self.devices)[device].held);
+        held.into_iter().for_each(|told| self.reach_told(device, told));
         self.terminal_event(number, reveille_protocol::session::terminal::Event::Connected);
     }
 
@@ -79,7 +99,7 @@ impl World {
         Some((connection.node, connection.device))
     }
 
-    fn server_event(self: &Arc<World>, number: u64, event: Event) {
+    pub fn server_event(self: &Arc<World>, number: u64, event: Event) {
         let (node, commands) = {
             let mut connections = lock(&self.connections);
             let Some(connection) = connections.get_mut(&number) else { return };
@@ -146,6 +166,19 @@ impl World {
                     Event::Enrolled(reply.map(|reply| matches!(reply, Reply::Registered { .. })))
                 });
             }
+            Command::Try(class, order) => {
+                if let Some(connection) = lock(&self.connections).get_mut(&number) {
+                    connection.trying = Some(class);
+                }
+                self.send_notification(node, *order, Asked::Session(number));
+            }
+            Command::Reached(set) => {
+                self.check_row_class(number, &set.reachability);
+                self.propose(number, node, list::Command::SetReachability(set), |reply| {
+                    Event::ReachedDone(matches!(reply, Some(Reply::Done)))
+                });
+            }
+            Command::PathBroken => self.saw("pushes found at a check-in"),
             Command::Report(report) => {
                 if let Some(member) = self.node(node).member() {
                     member.report(report);
@@ -217,7 +250,7 @@ impl World {
         let (terminal, attempt) = match &message {
             SessionMessage::HandOff(hand_off) => (hand_off.terminal, Some(hand_off.attempt)),
             SessionMessage::Supersede { terminal, .. } => (*terminal, None),
-            SessionMessage::Report(_) => return Taken::NoSession,
+            SessionMessage::Report(_) | SessionMessage::Notify(_) => return Taken::NoSession,
         };
         let is_it = |connection: &Connection| {
             connection.node == node
@@ -239,7 +272,7 @@ impl World {
             let event = match message.clone() {
                 SessionMessage::HandOff(hand_off) => Event::HandOff(hand_off),
                 SessionMessage::Supersede { epoch, .. } => Event::Supersede(epoch),
-                SessionMessage::Report(_) => continue,
+                SessionMessage::Report(_) | SessionMessage::Notify(_) => continue,
             };
             self.after(0, move |world| world.server_event(number, event));
         }
@@ -269,6 +302,24 @@ impl World {
             if !silent {
                 self.after(wait, move |world| world.lost_at_terminal(number));
             }
+        }
+    }
+
+    /// Those of a terminal that is in another network now. Both ends learn so in their own time.
+    pub fn break_connections_of(&self, device: usize) {
+        let open: Vec<u64> = {
+            let mut connections = lock(&self.connections);
+            let open = connections.iter_mut().filter(|(_, known)| known.device == device);
+            open.map(|(number, known)| {
+                known.broken = true;
+                *number
+            })
+            .collect()
+        };
+        for number in open {
+            let (at_terminal, at_node) = (self.pick(&[1, 10, 2000]), self.pick(&[1, 10, 2000]));
+            self.after(at_terminal, move |world| world.lost_at_terminal(number));
+            self.after(at_node, move |world| world.lost_at_node(number));
         }
     }
 

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use reveille_cluster::host::{Notified, NotifyOrder};
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::row::{Linger, Reachability, Urgency};
+use reveille_protocol::service_list::row::{Linger, Urgency};
 use reveille_protocol::session::terminal::{Closed, Command, Config, Event, Memory, Terminal};
-use reveille_protocol::wire::session::{ByeReason, Frame, Listening, NodeFrame, TerminalFrame};
+use reveille_protocol::wire::session::{ByeReason, Cause, Class, Frame, Listening, NodeFrame, TerminalFrame};
 
+use crate::listener::{Listener, Reach, Told};
 use crate::session::Connection;
 use crate::world::{World, instant, lock, now};
 
@@ -34,9 +34,38 @@ pub struct Device {
     /// Its application takes up to so many milliseconds to confirm.
     thinks: u64,
     pub doing: Doing,
-    life: u32,
+    pub life: u32,
     /// Given to the application in this life.
     given: Seq,
+    /// Which session protocol it speaks.
+    pub speaks: u8,
+    /// Where it is.
+    pub network: usize,
+    /// Where it listens, in this life.
+    pub port: u16,
+    /// The application has said that the network is another one.
+    pub moved: bool,
+    /// Its socket, in this life.
+    pub listener: Listener,
+    pub reach: Reach,
+    /// What its binding came to while it was about to connect.
+    pub held: Vec<Told>,
+    /// Why it connects next.
+    cause: Cause,
+    /// The node to try last.
+    pub avoid: Option<NodeId>,
+    pub last_node: Option<NodeId>,
+    /// It stays connected if no notification reaches it.
+    stays: bool,
+    /// How long it asked to stay in this session.
+    asked: Linger,
+}
+
+impl Device {
+    /// How long it wants to stay.
+    pub fn wants(&self) -> Linger {
+        if self.reach.class == Class::None && self.stays { Linger::Forever } else { self.linger }
+    }
 }
 
 impl World {
@@ -45,15 +74,33 @@ impl World {
         // Spread over the slots.
         key[0] = number.wrapping_mul(41);
         let lingers = [Linger::AtOnce, Linger::AtOnce, Linger::Seconds(2), Linger::Forever];
+        let (key, linger) = (KeyFingerprint(key), self.pick(&lingers));
+        let speaks = if self.permille(700) { 2 } else { 1 };
+        let network = match speaks {
+            2 => lock(&self.networks).draw(number.into(), &mut lock(&self.dice)),
+            _ => usize::from(number),
+        };
         let device = Device {
-            key: KeyFingerprint(key),
+            key,
             disk: Memory::default(),
-            linger: self.pick(&lingers),
+            linger,
             listens: number == 0 || self.permille(750),
             thinks: self.pick(&[1, 20, 20, 300]),
             doing: Doing::Nothing,
             life: 0,
             given: Seq(0),
+            speaks,
+            network,
+            port: 0,
+            moved: false,
+            listener: Listener::new(key),
+            reach: Reach::default(),
+            held: Vec::new(),
+            cause: Cause::Start,
+            avoid: None,
+            last_node: None,
+            stays: self.permille(500),
+            asked: linger,
         };
         lock(&self.devices).push(device);
     }
@@ -71,24 +118,37 @@ impl World {
             }
             known.life += 1;
             known.given = known.disk.last;
+            known.port = 5000 + (known.life % 1000) as u16;
+            (known.listener, known.reach, known.moved) = (Listener::new(known.key), Reach::default(), false);
+            (known.cause, known.avoid) = (Cause::Start, None);
+            known.held.clear();
         }
         self.back_off(device, 0);
     }
 
-    fn back_off(&self, device: usize, wait: u64) {
+    fn back_off(self: &Arc<World>, device: usize, wait: u64) {
         let wait = wait + self.between(1, 100);
-        let life = {
+        let (life, listened) = {
             let known = &mut lock(&self.devices)[device];
-            known.doing = Doing::BackingOff;
-            known.life
+            let listened = std::mem::replace(&mut known.doing, Doing::BackingOff) == Doing::Listening;
+            (known.life, listened)
         };
         self.after(wait, move |world| world.connect(device, life));
+        if listened {
+            self.listener_session(device, true);
+        }
+    }
+
+    /// It has a reason to connect.
+    pub fn come(self: &Arc<World>, device: usize, cause: Cause) {
+        lock(&self.devices)[device].cause = cause;
+        self.back_off(device, 0);
     }
 
     /// A terminal that only listens connects all the same.
-    pub fn check_in(&self, device: usize) {
+    pub fn check_in(self: &Arc<World>, device: usize) {
         if lock(&self.devices)[device].doing == Doing::Listening {
-            self.back_off(device, 0);
+            self.come(device, Cause::CheckIn);
         }
     }
 
@@ -96,7 +156,8 @@ impl World {
         let number = self.number();
         // Its list of nodes has some that are not there.
         let nodes = self.all_nodes();
-        let node = nodes[self.below(nodes.len() as u64) as usize].id;
+        let drawn = self.below(nodes.len() as u64) as usize;
+        let (mut node, other) = (nodes[drawn].id, nodes[(drawn + 1) % nodes.len()].id);
         let wait = self.between(1, 40);
         let terminal = {
             let known = &mut lock(&self.devices)[device];
@@ -105,11 +166,21 @@ impl World {
             }
             known.disk.attempt = Attempt(known.disk.attempt.0 + 1);
             known.doing = Doing::Session(number);
+            if known.avoid.take() == Some(node) {
+                node = other;
+            }
+            known.last_node = Some(node);
+            known.asked = known.wants();
+            let cause = std::mem::take(&mut known.cause);
+            let offer = (known.speaks == 2).then(|| known.reach.offer(cause));
             let config = Config {
                 terminal: known.key.terminal(),
                 memory: known.disk,
-                listening: known.listens.then_some(Listening { port: 5000, key: known.key }),
-                linger: known.linger,
+                offer,
+                seen: known.reach.seen,
+                bound: known.reach.bound(instant()),
+                listening: known.listens.then_some(Listening { port: known.port, key: known.key }),
+                linger: known.asked,
                 min_urgency: Urgency::VeryLow,
                 enrolment: None,
                 given: known.given,
@@ -128,49 +199,6 @@ impl World {
                 world.lost_at_terminal(number);
             }
         });
-    }
-
-    /// A leader has a terminal notified: a datagram that may be lost, and its acknowledgement.
-    pub fn notify(self: &Arc<World>, node: NodeId, life: u64, order: &NotifyOrder) -> bool {
-        let Reachability::Direct { address, .. } = order.reachability else { return false };
-        let std::net::IpAddr::V4(ip) = address.ip() else { return false };
-        if self.bad_luck(20) {
-            return false;
-        }
-        let device = usize::from(ip.octets()[3]);
-        let (group, terminal, epoch) = (order.group, order.terminal, order.epoch);
-        let (wait, back, lost) = (self.between(1, 30), self.between(1, 30), self.bad_luck(250));
-        self.after(wait, move |world| {
-            let heard = !lost && lock(&world.devices)[device].doing != Doing::Nothing;
-            let back = if heard { back } else { 2000 };
-            world.after(back, move |world| {
-                let outcome = if heard { Notified::Answered } else { Notified::Unanswered };
-                let member = world.node(node).member().filter(|_| world.is_life(node, life));
-                if let Some(member) = member {
-                    member.notified(group, terminal, outcome);
-                }
-            });
-            if heard {
-                world.notification(device, epoch);
-            }
-        });
-        true
-    }
-
-    fn notification(self: &Arc<World>, device: usize, epoch: Epoch) {
-        self.saw("notifications");
-        let (doing, known_epoch) = {
-            let known = &lock(&self.devices)[device];
-            (known.doing, known.disk.epoch)
-        };
-        if epoch < known_epoch {
-            return;
-        }
-        match doing {
-            Doing::Listening => self.back_off(device, 0),
-            Doing::Session(number) => self.terminal_event(number, Event::Notified),
-            Doing::BackingOff | Doing::Nothing => {}
-        }
     }
 
     pub fn node_said(self: &Arc<World>, number: u64, frame: NodeFrame) {
@@ -223,6 +251,7 @@ impl World {
                 lock(&self.history).saved(device, memory);
             }
             Command::Welcomed(welcome) => {
+                lock(&self.devices)[device].listener.set_secret(welcome.notify_secret);
                 self.say(format!("t{device} is online at n{}, epoch {}", welcome.node, welcome.epoch));
             }
             // Its one life: a reset says that the cluster knows more than this disk.
@@ -237,6 +266,12 @@ impl World {
                 let (wait, seq) = (self.below(thinks), push.seq);
                 self.after(wait, move |world| world.confirm(device, life, stream, seq));
             }
+            Command::Bind(anchor) => {
+                let node = lock(&self.connections)[&number].node;
+                self.bind(device, node, &anchor);
+            }
+            Command::Unbind => self.unbind(device),
+            Command::Reached(class, seen) => self.found_class(number, device, class, seen),
             Command::Close(closed) => self.disconnected(number, device, &closed),
         }
     }
@@ -288,7 +323,15 @@ impl World {
     fn disconnected(self: &Arc<World>, number: u64, device: usize, closed: &Closed) {
         self.say(format!("t{device} disconnects: {closed:?}"));
         self.drop_terminal_end(number, false);
+        let node = lock(&self.connections).get(&number).map(|known| known.node);
+        let stays = {
+            let known = &mut lock(&self.devices)[device];
+            known.avoid = node.filter(|_| matches!(closed, Closed::Lost(_)));
+            known.wants() != known.asked
+        };
         let wait = match closed {
+            Closed::Done if stays => 0,
+            Closed::Bye(bye) if bye.reason == ByeReason::Done && stays => 0,
             Closed::Done => return self.listen(device),
             Closed::Lost(why) => {
                 assert!(!why.contains("protocol"), "t{device}: {why}");
@@ -318,15 +361,18 @@ impl World {
         self.at(at, move |world| world.lost_at_node(number));
     }
 
-    fn listen(&self, device: usize) {
-        let life = {
+    fn listen(self: &Arc<World>, device: usize) {
+        let (life, by_itself, held) = {
             let known = &mut lock(&self.devices)[device];
             known.doing = Doing::Listening;
-            if known.listens {
-                return;
-            }
-            known.life
+            (known.life, !known.listens || known.reach.class == Class::None, std::mem::take(&mut known.held))
         };
+        self.listener_session(device, false);
+        held.into_iter().for_each(|told| self.told(device, told));
+        self.look_moved(device);
+        if !by_itself {
+            return;
+        }
         let wait = self.between(4000, 9000);
         self.after(wait, move |world| {
             if world.is_chaos() && lock(&world.devices)[device].life == life {

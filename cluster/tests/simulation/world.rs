@@ -19,10 +19,16 @@ use tokio::sync::Notify;
 use crate::dice::Dice;
 use crate::faults::Order;
 use crate::history::History;
+use crate::ledger::Ledger;
+use crate::nat::Networks;
 use crate::network::{Network, Wire};
 use crate::node::SimNode;
+use crate::notifier::Notifier;
 use crate::session::Connection;
 use crate::terminal::Device;
+
+/// Seconds between two keepalives.
+pub const PERIOD: u16 = 1;
 
 openraft::declare_raft_types!(pub SimTypes: D = Batch, R = Replies, AsyncRuntime = SimRuntime);
 
@@ -57,7 +63,7 @@ pub async fn pause(millis: u64) {
 type Happening = Box<dyn FnOnce(&Arc<World>) + Send>;
 
 pub struct World {
-    dice: Mutex<Dice>,
+    pub dice: Mutex<Dice>,
     agenda: Mutex<BTreeMap<(u64, u64), Happening>>,
     order: Mutex<u64>,
     stir: Notify,
@@ -71,6 +77,10 @@ pub struct World {
     pub nodes: Mutex<BTreeMap<NodeId, Arc<SimNode>>>,
     pub devices: Mutex<Vec<Device>>,
     pub connections: Mutex<BTreeMap<u64, Connection>>,
+    pub networks: Mutex<Networks>,
+    /// Of the running nodes, with the life that each is of.
+    pub notifiers: Mutex<BTreeMap<NodeId, (u64, Notifier)>>,
+    pub ledger: Mutex<Ledger>,
     pub history: Mutex<History>,
     pub orders: Mutex<BTreeMap<(u64, u64), Order>>,
     /// The one node whose clock may be wrong: a minority.
@@ -97,6 +107,9 @@ impl World {
             nodes: Mutex::default(),
             devices: Mutex::default(),
             connections: Mutex::default(),
+            networks: Mutex::default(),
+            notifiers: Mutex::default(),
+            ledger: Mutex::default(),
             history: Mutex::default(),
             orders: Mutex::default(),
             wrong: Mutex::default(),
@@ -152,6 +165,11 @@ impl World {
     /// Nothing that is on its way arrives any more.
     pub fn end(&self) {
         lock(&self.agenda).clear();
+    }
+
+    pub fn draw_networks(&self, terminals: usize) {
+        let networks = Networks::new(terminals, u64::from(PERIOD) * 1000, &mut lock(&self.dice));
+        *lock(&self.networks) = networks;
     }
 
     pub fn below(&self, bound: u64) -> u64 {

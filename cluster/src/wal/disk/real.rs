@@ -99,6 +99,12 @@ impl Disk for RealDisk {
         self.sync_folder()
     }
 
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.folder.join(name))?;
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.sync_folder()
+    }
+
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.file(name)?.read_exact_at(buffer, offset)
     }

@@ -193,6 +193,14 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut state = self.state();
+        if state.fails(true).is_some() {
+            return Err(io::Error::other("simulated: remove failed"));
+        }
+        state.files.remove(name).map(drop).ok_or_else(|| missing(name))
+    }
+
     fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let state = self.state();
         let contents = state.files.get(name).ok_or_else(|| missing(name))?;
