@@ -51,9 +51,27 @@ pub async fn connect(
     Err(failed)
 }
 
+/// What TLS found, with the likely mistake.
+fn explained(error: io::Error) -> io::Error {
+    use rustls::{CertificateError as Bad, Error};
+    let found = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
+    match found {
+        Some(Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) => {
+            io::Error::other("its certificate was not made by the CA that this terminal trusts")
+        }
+        Some(Error::InvalidMessage(_)) => io::Error::other("it does not speak TLS: is that another port?"),
+        _ => error,
+    }
+}
+
 async fn one(identity: &Identity, target: Target) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(target.host).map_err(io::Error::other)?;
     let stream = TcpStream::connect(target.address).await?;
     stream.set_nodelay(true)?;
-    TlsConnector::from(identity.client.clone()).connect(name, stream).await
+    let stream =
+        TlsConnector::from(identity.client.clone()).connect(name, stream).await.map_err(explained)?;
+    match stream.get_ref().1.alpn_protocol() {
+        Some(_) => Ok(stream),
+        None => Err(io::Error::other("it speaks TLS and no session: is that the publishers' port?")),
+    }
 }

@@ -31,8 +31,8 @@ pub enum Next {
     Refused(Duration, String),
 }
 
-/// What comes after a session that ended so.
-pub fn next(closed: &Closed) -> Next {
+/// What comes after a session that ended so; `showed`: the terminal has an enrolment token, and showed it.
+pub fn next(closed: &Closed, showed: bool) -> Next {
     let Bye { reason, retry_after } = match closed {
         Closed::Done => return Next::Listen,
         Closed::Lost(_) => return Next::Again(Duration::ZERO),
@@ -47,8 +47,16 @@ pub fn next(closed: &Closed) -> Next {
         ByeReason::TooSlow | ByeReason::Protocol => Next::Again(after),
         ByeReason::NotEnrolled => Next::Refused(
             REFUSED,
-            "the cluster does not know this terminal; give it an enrolment token of its tenant, or register its key"
-                .to_owned(),
+            match showed {
+                false => {
+                    "the cluster does not know this terminal; give it an enrolment token of its tenant, or register its key"
+                }
+                true => {
+                    "the cluster does not know this terminal, and does not take its enrolment token: that has ended, is cut, or \
+                     is signed by another key than its tenant's"
+                }
+            }
+            .to_owned(),
         ),
         ByeReason::AckAhead => Next::Refused(
             REFUSED,
@@ -83,11 +91,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_token_that_was_refused_is_told_from_none() {
+        let bye = Closed::Bye(Bye { reason: ByeReason::NotEnrolled, retry_after: 0 });
+        let said = [false, true].map(|showed| match next(&bye, showed) {
+            Next::Refused(_, what) => what,
+            other => format!("{other:?}"),
+        });
+        assert!(said[0].contains("give it an enrolment token"), "{said:?}");
+        assert!(said[1].contains("does not take its enrolment token"), "{said:?}");
+    }
+
+    #[test]
     fn no_node_can_send_a_terminal_away_for_good() {
         for reason in
             [ByeReason::GoElsewhere, ByeReason::TooSlow, ByeReason::StaleAttempt(Default::default())]
         {
-            let bye = |retry_after| next(&Closed::Bye(Bye { reason, retry_after }));
+            let bye = |retry_after| next(&Closed::Bye(Bye { reason, retry_after }), false);
             assert_eq!(bye(1500), Next::Again(Duration::from_millis(1500)));
             assert_eq!(bye(u64::MAX), Next::Again(LONGEST));
         }

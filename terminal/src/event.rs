@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use reveille_protocol::id::*;
 use reveille_protocol::session::terminal::Memory;
+use reveille_protocol::wire::session::Class;
 use tokio::sync::watch;
 
 /// Something that happened to a terminal.
@@ -42,6 +43,11 @@ pub enum Event {
     Reset {
         /// The first seq that is to come.
         next: Seq,
+    },
+    /// It was found out how notifications reach the terminal from this network.
+    Reachable {
+        /// How.
+        class: Class,
     },
     /// The session is closed: the terminal is offline.
     Disconnected {

@@ -16,8 +16,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig};
 
-/// Application protocol of sessions (RFC 7301).
-pub const SESSION_ALPN: &[u8] = b"reveille-session/1";
+/// Application protocols of sessions (RFC 7301), the best first. The second finds out how a terminal is reached.
+pub const SESSION_ALPN: [&[u8]; 2] = [b"reveille-session/2", b"reveille-session/1"];
 /// Nodes whose QUIC sessions are remembered for 0-RTT: each of a large cluster, once.
 const REMEMBERED_NODES: usize = 64;
 
@@ -85,7 +85,7 @@ impl Identity {
             .with_protocol_versions(tls13)?
             .with_root_certificates(roots.clone())
             .with_client_auth_cert(vec![session.certificate], session.private)?;
-        client.alpn_protocols = vec![SESSION_ALPN.to_vec()];
+        client.alpn_protocols = SESSION_ALPN.map(<[u8]>::to_vec).to_vec();
         if !resumption {
             client.resumption = rustls::client::Resumption::disabled();
         }

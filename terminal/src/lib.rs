@@ -17,12 +17,41 @@
 //! }
 //! # Ok(()) }
 //! ```
+//!
+//! How it is reached, for a page of settings or a support desk:
+//!
+//! ```no_run
+//! use reveille_terminal::{Class, Terminal, Unreachable};
+//! fn show(terminal: &Terminal) {
+//!     let known = terminal.reachability();
+//!     match (known.class, known.why) {
+//!         (Class::Untried, _) => println!("not found out yet"),
+//!         (Class::Direct, _) => println!("any node reaches {:?}", known.seen),
+//!         (Class::Pinned, _) => println!(
+//!             "through {:?}, which sees this device at {:?}; a keepalive each {:?}, {}",
+//!             known.anchor,
+//!             known.mapped,
+//!             known.period,
+//!             if known.measured { "measured here" } else { "as the cluster asks" },
+//!         ),
+//!         (Class::None, Some(Unreachable::AnswersOnly)) => println!("a firewall drops QUIC"),
+//!         (Class::None, _) => println!("no UDP passes: ask for UDP to the nodes' session port"),
+//!     }
+//!     match known.notified {
+//!         Some(at) => println!("last notified {:?} ago", at.elapsed().unwrap_or_default()),
+//!         None => println!("not notified yet"),
+//!     }
+//! }
+//! ```
 
+mod aligned;
 pub mod connect;
 pub mod disconnect;
 mod event;
 pub mod identity;
 pub mod listen;
+mod network;
+mod reach;
 pub mod receive;
 pub mod resolve;
 mod run;
@@ -35,13 +64,21 @@ use std::time::Duration;
 
 use reveille_protocol::id::TerminalId;
 pub use reveille_protocol::service_list::row::{Linger, Urgency};
+use reveille_protocol::session::linger::Learned;
 use tokio::sync::{mpsc, watch};
+
+pub use reveille_protocol::wire::session::Class;
 
 pub use self::event::{Event, Received};
 pub use self::listen::ListenStats;
+pub use self::reach::{Reachability, Unreachable};
 
 /// Events that may wait for the application. When it does not take them, its pushes stay with the cluster.
 const EVENTS: usize = 128;
+
+/// How long a change of the network goes unnoticed at most while the device is awake. As often as a router that forgets
+/// bindings early makes a terminal send anyway.
+const WATCH: Duration = Duration::from_secs(30);
 
 /// The terminal cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +106,14 @@ pub struct Builder {
     ca: PathBuf,
     state: PathBuf,
     linger: Linger,
+    learned: Option<Learned>,
     min_urgency: Urgency,
     enrolment: Option<Vec<u8>>,
     listen: SocketAddr,
     check_in: Option<Duration>,
     resumption: bool,
+    stay_if_unreachable: bool,
+    watching: network::Watching,
 }
 
 impl Builder {
@@ -89,17 +129,28 @@ impl Builder {
             ca: ca.into(),
             state: state.into(),
             linger: Linger::AtOnce,
+            learned: None,
             min_urgency: Urgency::VeryLow,
             enrolment: None,
             listen: SocketAddr::from(([0, 0, 0, 0], 0)),
             check_in: None,
             resumption: true,
+            stay_if_unreachable: false,
+            watching: network::Watching { tick: Some(WATCH), clock: network::Clock::default() },
         }
     }
 
     /// How long a session stays open after its last push. Default: it ends at once.
     pub fn linger(mut self, linger: Linger) -> Builder {
         self.linger = linger;
+        self.learned = None;
+        self
+    }
+
+    /// Learns from the gaps between pushes how long to stay: where the next one is expected within ten seconds for three
+    /// such gaps, else not at all. Never longer than `most`, nor than the cluster grants. Begins anew with each process.
+    pub fn linger_learned(mut self, most: Duration) -> Builder {
+        self.learned = Some(Learned::new(most));
         self
     }
 
@@ -134,28 +185,58 @@ impl Builder {
         self
     }
 
+    /// Where no notification reaches the terminal ([`Class::None`]), stay connected. Default: no, it checks in.
+    pub fn stay_if_unreachable(mut self, stay: bool) -> Builder {
+        self.stay_if_unreachable = stay;
+        self
+    }
+
+    /// How long the terminal may not notice, while the device is awake, that this slept or came into another network:
+    /// a second at the least, 30 s by default. It looks when it wakes anyway, at the latest after this, at its clocks
+    /// and at the address that it has on the way to its last node; nothing is sent for it. `None`: it never looks, and
+    /// the application says so by [`Terminal::network_changed`].
+    pub fn watch_network(mut self, tick: Option<Duration>) -> Builder {
+        self.watching.tick = tick.map(|tick| tick.max(Duration::from_secs(1)));
+        self
+    }
+
+    /// A clock that goes on while the device sleeps, from whatever beginning, as `CLOCK_BOOTTIME` of Linux: from what it
+    /// is ahead of the monotonic one the terminal tells that the device slept. Default: the time of day. On systems
+    /// whose monotonic clock goes on as well a sleep is told by the address alone, or not at all.
+    pub fn sleepless_clock(mut self, clock: impl Fn() -> Duration + Send + Sync + 'static) -> Builder {
+        self.watching.clock = network::Clock(Arc::new(clock));
+        self
+    }
+
     /// Opens the state, starts to listen, and connects once.
     pub async fn start(self) -> Result<Terminal, StartError> {
         let store = store::Store::open(&self.state)?;
         let identity = identity::Identity::open(&self.state, &self.ca, self.resumption)?;
-        let listener = listen::Listener::start(self.listen, &identity)
-            .map_err(|error| StartError::Listen { address: self.listen, error })?;
+        let (move_on, moved) = watch::channel(());
+        let watching = self.watching.clone();
+        let listener =
+            listen::Listener::start(self.listen, &identity, &self.state, watching, move_on.clone())
+                .map_err(|error| StartError::Listen { address: self.listen, error })?;
         let (events, received) = mpsc::channel(EVENTS);
         let (leave, leaving) = watch::channel(false);
+        let (reach, reachability) = watch::channel(Reachability::default());
         let id = identity.terminal();
         let stats = listener.gate();
-        let run = run::Run::new(self.into_config(), identity, store, listener, events, leaving);
+        let application = run::Application { events, leaving, moved, reachability: reach };
+        let run = run::Run::new(self.into_config(), identity, store, listener, application);
         let task = tokio::spawn(run.run());
-        Ok(Terminal { id, events: received, leave, task, gate: stats })
+        Ok(Terminal { id, events: received, leave, move_on, reachability, task, gate: stats })
     }
 
     fn into_config(self) -> run::Config {
         run::Config {
             servers: self.servers,
             linger: self.linger,
+            learned: self.learned,
             min_urgency: self.min_urgency,
             enrolment: self.enrolment.map(Into::into),
             check_in: self.check_in,
+            stay_if_unreachable: self.stay_if_unreachable,
         }
     }
 }
@@ -166,6 +247,8 @@ pub struct Terminal {
     id: TerminalId,
     events: mpsc::Receiver<Event>,
     leave: watch::Sender<bool>,
+    move_on: watch::Sender<()>,
+    reachability: watch::Receiver<Reachability>,
     task: tokio::task::JoinHandle<()>,
     gate: Arc<listen::Gate>,
 }
@@ -179,6 +262,18 @@ impl Terminal {
     /// What happened next; `None` once the terminal has ended.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
+    }
+
+    /// How notifications reach it, as far as that is known.
+    pub fn reachability(&self) -> Reachability {
+        Reachability { notified: self.gate.notified(), ..*self.reachability.borrow() }
+    }
+
+    /// The device has another network, or woke from sleep: the terminal connects and finds out how it is reached now; a
+    /// session that is open must prove that it is alive. The terminal notices most of this by itself within half a minute
+    /// ([`Builder::watch_network`]); an application that is told by its system says it sooner.
+    pub fn network_changed(&self) {
+        self.move_on.send_replace(());
     }
 
     /// What came in on the notification socket, and what was ignored.

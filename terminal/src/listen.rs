@@ -1,23 +1,34 @@
 //! Notification listening: a QUIC endpoint in the server's role on one UDP socket. Idle, it costs a socket and
 //! nothing else. Authenticates and answers notifications; what follows from one is not decided here.
 
+mod binding;
 mod gate;
+mod networks;
+pub mod sieve;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, Runtime, ServerConfig, TokioRuntime, TransportConfig};
 use reveille_protocol::wire::notification::{Notification, NotificationAck};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
+pub(crate) use self::binding::{Binding, Told};
 pub use self::gate::{Gate, ListenStats};
 use crate::identity::Identity;
+use crate::network::Watching;
 
 /// Connections with notifications at once: more than one node tries only after a failover.
 const CONNECTIONS: usize = 8;
+/// From so many on an address must prove itself before the terminal does anything for it: its cluster's nodes do not all call
+/// at once, but what was overheard can be sent again under any address.
+const UNPROVEN: usize = CONNECTIONS / 2;
+/// Bytes that are kept of connections that are not taken up yet, each and together: some packets of a first flight.
+const BUFFERED: (u64, u64) = (8 * 1024, 32 * 1024);
 /// Notifications that wait to be acted on; one is enough to connect.
 const QUEUE: usize = 8;
 /// A connection that carries a notification must be done within this.
@@ -27,6 +38,7 @@ const DEADLINE: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) notifications: mpsc::Receiver<Notification>,
+    pub(crate) binding: Binding,
     gate: Arc<Gate>,
     address: SocketAddr,
     endpoint: Endpoint,
@@ -34,21 +46,34 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Binds the socket and starts to listen. Until a first session has brought the notify secret, nothing passes.
-    pub(crate) fn start(address: SocketAddr, identity: &Identity) -> io::Result<Listener> {
+    /// `moved`: what is told when the device slept or came into another network.
+    pub(crate) fn start(
+        address: SocketAddr,
+        identity: &Identity,
+        state: &Path,
+        watching: Watching,
+        moved: watch::Sender<()>,
+    ) -> io::Result<Listener> {
         let socket = UdpSocket::bind(address)?;
         let address = socket.local_addr()?;
         let gate = Arc::new(Gate::default());
         let runtime = Arc::new(TokioRuntime);
-        let socket = gate::Gated::new(runtime.wrap_udp_socket(socket)?, gate.clone());
+        let socket = runtime.wrap_udp_socket(socket)?;
+        let binding = Binding::start(socket.clone(), gate.clone(), state, watching, moved);
+        let socket = sieve::Sieved::new(socket, gate.clone());
         let crypto = QuicServerConfig::try_from(identity.server.clone()).map_err(io::Error::other)?;
         let mut server = ServerConfig::with_crypto(Arc::new(crypto));
-        server.transport_config(Arc::new(one_datagram_each_way(DEADLINE))).max_incoming(CONNECTIONS);
+        server
+            .transport_config(Arc::new(one_datagram_each_way(DEADLINE)))
+            .max_incoming(CONNECTIONS)
+            .incoming_buffer_size(BUFFERED.0)
+            .incoming_buffer_size_total(BUFFERED.1);
         let mut config = EndpointConfig::default();
         config.grease_quic_bit(false);
         let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), Arc::new(socket), runtime)?;
         let (queue, notifications) = mpsc::channel(QUEUE);
-        tokio::spawn(accept(endpoint.clone(), queue));
-        Ok(Listener { notifications, gate, address, endpoint })
+        tokio::spawn(accept(endpoint.clone(), queue, gate.clone()));
+        Ok(Listener { notifications, binding, gate, address, endpoint })
     }
 
     /// Where it listens.
@@ -82,16 +107,22 @@ pub fn one_datagram_each_way(idle: Duration) -> TransportConfig {
     transport
 }
 
-async fn accept(endpoint: Endpoint, queue: mpsc::Sender<Notification>) {
+async fn accept(endpoint: Endpoint, queue: mpsc::Sender<Notification>, gate: Arc<Gate>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     while let Some(incoming) = endpoint.accept().await {
         let Ok(permit) = permits.clone().try_acquire_owned() else {
             incoming.ignore();
             continue;
         };
-        let queue = queue.clone();
+        let crowded = permits.available_permits() < CONNECTIONS - UNPROVEN;
+        if crowded && !incoming.remote_address_validated() && incoming.may_retry() {
+            // One packet, shorter than what caused it (RFC 9000 section 8.1.2). It cannot be refused: that was asked.
+            let _ = incoming.retry();
+            continue;
+        }
+        let (queue, gate) = (queue.clone(), gate.clone());
         tokio::spawn(async move {
-            if tokio::time::timeout(DEADLINE, answer(incoming, queue)).await.is_err() {
+            if tokio::time::timeout(DEADLINE, answer(incoming, queue, &gate)).await.is_err() {
                 tracing::debug!("a notification's connection took too long");
             }
             drop(permit);
@@ -101,7 +132,7 @@ async fn accept(endpoint: Endpoint, queue: mpsc::Sender<Notification>) {
 
 /// Takes the notifications of one connection; each copy is acknowledged, because the acknowledgement of the one
 /// before may be lost.
-async fn answer(incoming: quinn::Incoming, queue: mpsc::Sender<Notification>) {
+async fn answer(incoming: quinn::Incoming, queue: mpsc::Sender<Notification>, gate: &Gate) {
     let Ok(connecting) = incoming.accept() else { return };
     // With 0-RTT the notification is in the first flight, before the handshake is done.
     let connection = match connecting.into_0rtt() {
@@ -117,6 +148,7 @@ async fn answer(incoming: quinn::Incoming, queue: mpsc::Sender<Notification>) {
         let ack = NotificationAck { id: notification.id };
         // The node repeats until it hears this; a full buffer is a lost datagram.
         let _ = connection.send_datagram(ack.encode().into());
+        gate.has_answered();
         if taken != Some(notification.id) {
             taken = Some(notification.id);
             // Full: enough wait already to make the terminal connect.
@@ -124,3 +156,6 @@ async fn answer(incoming: quinn::Incoming, queue: mpsc::Sender<Notification>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

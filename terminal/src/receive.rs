@@ -8,6 +8,7 @@ use std::time::{Duration, Instant as Clock};
 use bytes::BytesMut;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
+use reveille_protocol::session::linger::Learned;
 use reveille_protocol::session::terminal::{self as rules, Closed, Command};
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::notification::Notification;
@@ -18,7 +19,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_rustls::client::TlsStream;
 
 use crate::event::{Confirmed, Event, Received};
-use crate::listen::Gate;
+use crate::listen::{Binding, Gate, Told};
+use crate::reach::Reach;
 use crate::store::Store;
 
 /// Bytes taken from the connection at once.
@@ -36,10 +38,16 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) gate: &'a Gate,
     pub(crate) events: &'a mpsc::Sender<Event>,
     pub(crate) notifications: &'a mut mpsc::Receiver<Notification>,
+    pub(crate) binding: &'a mut Binding,
+    pub(crate) reach: &'a mut Reach,
+    /// Learns from the pushes that come, if it is to be learned how long to stay.
+    pub(crate) learned: Option<&'a mut Learned>,
     /// For each push: how the application confirms it.
     pub(crate) confirmed: &'a watch::Sender<Confirmed>,
     pub(crate) confirmations: &'a mut watch::Receiver<Confirmed>,
     pub(crate) leaving: &'a watch::Receiver<bool>,
+    /// Said when the network may be another.
+    pub(crate) moved: &'a watch::Receiver<()>,
 }
 
 /// How a session ended.
@@ -48,6 +56,10 @@ pub(crate) struct Outcome {
     pub(crate) welcome: Option<Welcome>,
     /// Highest seq given to the application.
     pub(crate) given: Seq,
+    /// A push came.
+    pub(crate) pushed: bool,
+    /// A notification came in the session.
+    pub(crate) notified: bool,
     /// Nodes that the last notification in this session named.
     pub(crate) hints: Vec<String>,
 }
@@ -63,6 +75,8 @@ struct Session<'a, 's> {
     /// The Goodbye is on its way; its answer is still waited for.
     leaving: bool,
     closed: Option<Closed>,
+    pushed: bool,
+    notified: bool,
     hints: Vec<String>,
 }
 
@@ -76,6 +90,8 @@ pub(crate) async fn receive(
     let (mut reader, mut writer) = tokio::io::split(stream);
     let now = now(around.origin);
     let mut leaving = around.leaving.clone();
+    // A copy: that it moved is still to be said in a Hello.
+    let mut moved = around.moved.clone();
     let mut leave_said = false;
     let mut session = Session {
         machine: rules::Terminal::new(config, now),
@@ -86,6 +102,8 @@ pub(crate) async fn receive(
         welcome: None,
         leaving: false,
         closed: None,
+        pushed: false,
+        notified: false,
         hints: Vec::new(),
     };
     let mut incoming = BytesMut::with_capacity(READ);
@@ -132,10 +150,17 @@ pub(crate) async fn receive(
                 }
             }
             Ok(()) = session.around.confirmations.changed() => session.confirmed()?,
+            Some(told) = session.around.binding.told.recv() => {
+                session.around.reach.told(told);
+                if let Told::Mapped(_) = told {
+                    session.handle(rules::Event::Bound)?;
+                }
+            }
             // One that comes after the goodbye is of a push that this session will not bring: it stays for the next.
             Some(notification) = session.around.notifications.recv(), if session.lasts() => {
                 session.notified(notification)?;
             }
+            Ok(()) = moved.changed() => session.handle(rules::Event::Moved)?,
             // An error: the handle is gone, and the task with it soon.
             Ok(()) = leaving.changed(), if !leave_said => {
                 leave_said = true;
@@ -150,7 +175,8 @@ pub(crate) async fn receive(
     crate::disconnect::close(writer).await;
     let given = session.machine.given();
     let closed = session.closed.take().unwrap_or(Closed::Done);
-    Ok(Outcome { closed, welcome: session.welcome.take(), given, hints: session.hints })
+    let Session { welcome, pushed, notified, hints, .. } = session;
+    Ok(Outcome { closed, welcome, given, pushed, notified, hints })
 }
 
 pub(crate) fn now(origin: Clock) -> Instant {
@@ -228,8 +254,10 @@ impl Session<'_, '_> {
 
     fn notified(&mut self, notification: Notification) -> Result<(), crate::store::StoreError> {
         let Notification { id, epoch, pending, hints, .. } = notification;
-        if epoch >= self.machine.memory().epoch {
+        // With nothing behind it it only tries the way.
+        if pending > 0 && epoch >= self.machine.memory().epoch {
             self.hints = hints;
+            self.notified = true;
             if self.has_room() {
                 self.waiting.push_back(Event::Notified { id, pending });
             }
@@ -239,6 +267,12 @@ impl Session<'_, '_> {
     }
 
     fn handle(&mut self, event: rules::Event) -> Result<(), crate::store::StoreError> {
+        if let rules::Event::Frame(NodeFrame::Push(_)) = event {
+            self.pushed = true;
+            if let Some(learned) = &mut self.around.learned {
+                learned.pushed(now(self.around.origin));
+            }
+        }
         let before = self.machine.memory();
         for command in self.machine.handle(now(self.around.origin), event) {
             match command {
@@ -278,6 +312,19 @@ impl Session<'_, '_> {
                         node: self.welcome.as_ref().map(|welcome| welcome.node).unwrap_or_default(),
                         confirmed: self.around.confirmed.clone(),
                     }));
+                }
+                Command::Bind(anchor) => {
+                    let at = SocketAddr::new(self.address.ip(), anchor.port);
+                    self.around.reach.bind(at, anchor.seen);
+                    self.around.binding.bind(anchor, at);
+                }
+                Command::Unbind => {
+                    self.around.reach.unbind();
+                    self.around.binding.unbind();
+                }
+                Command::Reached(class, seen) => {
+                    self.around.reach.found(class, seen);
+                    self.waiting.push_back(Event::Reachable { class });
                 }
                 Command::Close(closed) => self.closed = Some(closed),
             }

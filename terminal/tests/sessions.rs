@@ -106,7 +106,7 @@ impl Node {
                 PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
             )
             .unwrap();
-        config.alpn_protocols = vec![reveille_terminal::identity::SESSION_ALPN.to_vec()];
+        config.alpn_protocols = vec![reveille_terminal::identity::SESSION_ALPN[1].to_vec()];
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Node { listener, tls: TlsAcceptor::from(Arc::new(config)), issuer, folder }
     }
@@ -141,7 +141,10 @@ impl Node {
         tls.alpn_protocols = vec![notification::ALPN.to_vec()];
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        let cid = notification::first_cid(&SECRET, 1);
+        // A nonce is good for one source.
+        static NONCE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        let nonce = NONCE.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let cid = notification::first_cid(&SECRET, nonce);
         config.initial_dst_cid_provider(Arc::new(move || quinn::ConnectionId::new(&cid)));
         let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
         let connecting =
@@ -497,4 +500,112 @@ async fn a_notification_that_comes_while_a_session_ends_makes_it_connect_again()
     node.notify(hello.listening.unwrap().port).await;
     session.say(NodeFrame::Bye(Bye { reason: ByeReason::Done, retry_after: 0 })).await;
     node.session().await;
+}
+
+/// A session of which the node knows nothing to push, to its end; where the terminal listens.
+async fn pointless(node: &Node, terminal: &mut Terminal) -> u16 {
+    let (mut session, hello) = node.session().await;
+    session.welcome(LIVES[0], 0, 0, Linger::AtOnce).await;
+    session.hears(goodbye(0)).await;
+    session.say(NodeFrame::Bye(Bye { reason: ByeReason::Done, retry_after: 0 })).await;
+    disconnected(terminal).await;
+    hello.listening.unwrap().port
+}
+
+#[tokio::test]
+async fn notifications_that_bring_nothing_are_followed_ever_later_until_a_push_comes() {
+    let node = Node::start().await;
+    let mut terminal = node.builder().start().await.unwrap();
+    let port = pointless(&node, &mut terminal).await;
+    for _ in 0..3 {
+        node.notify(port).await;
+        pointless(&node, &mut terminal).await;
+    }
+    // Two that wait are one.
+    node.notify(port).await;
+    node.notify(port).await;
+    let hasty = tokio::time::timeout(Duration::from_secs(2), node.session()).await;
+    assert!(hasty.is_err(), "it follows the fourth at once");
+    let stats = terminal.listen_stats();
+    assert_eq!((stats.pointless, stats.held), (3, 1));
+    let (mut session, _) = node.session().await;
+    session.welcome(LIVES[0], 0, 1, Linger::AtOnce).await;
+    session.push(1, 0).await;
+    received(&mut terminal).await.confirm();
+    session.hears(goodbye(1)).await;
+    session.say(NodeFrame::Bye(Bye { reason: ByeReason::Done, retry_after: 0 })).await;
+    disconnected(&mut terminal).await;
+    node.notify(port).await;
+    tokio::time::timeout(Duration::from_secs(3), node.session()).await.expect("the row is over");
+    assert_eq!(terminal.listen_stats().held, 1);
+}
+
+/// A device's clock that goes on while it sleeps: it sleeps when the test says so.
+#[derive(Clone, Default)]
+struct Sleep(Arc<std::sync::atomic::AtomicU64>);
+
+impl Sleep {
+    fn sleeps(&self, seconds: u64) {
+        self.0.fetch_add(seconds, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn clock(&self) -> impl Fn() -> Duration + Send + Sync + 'static {
+        let (slept, began) = (self.0.clone(), Instant::now());
+        move || began.elapsed() + Duration::from_secs(slept.load(std::sync::atomic::Ordering::Relaxed))
+    }
+}
+
+fn watched(node: &Node, sleep: &Sleep) -> Builder {
+    node.builder().watch_network(Some(Duration::from_secs(1))).sleepless_clock(sleep.clock())
+}
+
+#[tokio::test]
+async fn a_terminal_whose_device_slept_connects_by_itself() {
+    let (node, sleep) = (Node::start().await, Sleep::default());
+    let mut terminal = watched(&node, &sleep).start().await.unwrap();
+    for slept in [7200, 60] {
+        let (mut session, _) = node.session().await;
+        session.welcome(LIVES[0], 0, 0, Linger::AtOnce).await;
+        session.hears(goodbye(0)).await;
+        session.say(NodeFrame::Bye(Bye { reason: ByeReason::Done, retry_after: 0 })).await;
+        disconnected(&mut terminal).await;
+        // A doze is no reason.
+        sleep.sleeps(20);
+        let dozed = tokio::time::timeout(Duration::from_secs(3), node.session()).await;
+        assert!(dozed.is_err(), "it connects after a doze");
+        sleep.sleeps(slept);
+    }
+    node.session().await;
+}
+
+#[tokio::test]
+async fn a_session_must_prove_itself_after_a_sleep() {
+    let (node, sleep) = (Node::start().await, Sleep::default());
+    let _terminal = watched(&node, &sleep).linger(Linger::Forever).start().await.unwrap();
+    let (mut session, _) = node.session().await;
+    session.welcome(LIVES[0], 0, 0, Linger::Forever).await;
+    session.pongs(1).await;
+    sleep.sleeps(600);
+    let Some(TerminalFrame::Ping(_)) = session.hear().await else { panic!("it asks") };
+    // Nobody answers: the connection was cut off while the device slept.
+    let (mut session, _) = node.session().await;
+    session.welcome(LIVES[0], 0, 0, Linger::Forever).await;
+    session.pongs(2).await;
+}
+
+#[tokio::test]
+async fn another_network_ends_the_wait_before_the_next_try() {
+    let node = Node::start().await;
+    let terminal = node.builder().start().await.unwrap();
+    for _ in 0..8 {
+        drop(node.knock().await);
+    }
+    // After eight failures it waits for 3.2 s at the least.
+    let waits = tokio::time::timeout(Duration::from_millis(500), node.knock()).await;
+    assert!(waits.is_err(), "it does not wait");
+    terminal.network_changed();
+    tokio::time::timeout(Duration::from_secs(2), node.knock()).await.expect("it tries at once");
+    // Once: what does not answer now is not asked in a loop.
+    let waits = tokio::time::timeout(Duration::from_secs(2), node.knock()).await;
+    assert!(waits.is_err(), "it does not wait any more");
 }

@@ -3,21 +3,22 @@
 //!
 //! A first packet passes if its destination connection id was made with the terminal's notify secret
 //! (`wire::notification::first_cid`) and its nonce was not seen from another address. That admits its source for as
-//! long as the exchange takes; whatever else that source sends goes to QUIC.
+//! long as the exchange takes; whatever else that source sends goes to QUIC. What the anchor answers to keepalives goes
+//! to the binding, which checks its seal.
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
-use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, UdpPoller};
+use bytes::Bytes;
 use reveille_protocol::wire::notification::check_first_cid;
+use reveille_protocol::wire::stun;
+use tokio::sync::mpsc;
+
+use super::sieve::Sieve;
 
 /// How long an admitted source may speak: a handshake, a notification, its acknowledgement, the close.
 const ADMITTED: Duration = Duration::from_secs(10);
@@ -35,6 +36,12 @@ pub struct ListenStats {
     pub strangers: u64,
     /// Datagrams dropped without an answer: a first packet seen before, from elsewhere.
     pub replays: u64,
+    /// Datagrams of the anchor's, given to the binding.
+    pub bindings: u64,
+    /// Notifications after which the node knew of no push.
+    pub pointless: u64,
+    /// Notifications that waited because several before were pointless.
+    pub held: u64,
 }
 
 /// Decides which datagrams pass.
@@ -44,6 +51,9 @@ pub struct Gate {
     passed: AtomicU64,
     strangers: AtomicU64,
     replays: AtomicU64,
+    bindings: AtomicU64,
+    pointless: AtomicU64,
+    held: AtomicU64,
 }
 
 #[derive(Default)]
@@ -52,6 +62,9 @@ struct State {
     secrets: [Option<[u8; 32]>; 2],
     nonces: VecDeque<(u64, SocketAddr)>,
     sources: VecDeque<(SocketAddr, Instant)>,
+    anchor: Option<(SocketAddr, mpsc::Sender<Bytes>)>,
+    /// When the last notification was answered.
+    notified: Option<SystemTime>,
 }
 
 impl fmt::Debug for State {
@@ -75,10 +88,53 @@ impl Gate {
             passed: self.passed.load(Ordering::Relaxed),
             strangers: self.strangers.load(Ordering::Relaxed),
             replays: self.replays.load(Ordering::Relaxed),
+            bindings: self.bindings.load(Ordering::Relaxed),
+            pointless: self.pointless.load(Ordering::Relaxed),
+            held: self.held.load(Ordering::Relaxed),
         }
     }
 
-    fn passes(&self, datagram: &[u8], from: SocketAddr) -> bool {
+    /// A notification brought nothing.
+    pub(crate) fn count_pointless(&self) {
+        self.pointless.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A notification waits.
+    pub(crate) fn count_held(&self) {
+        self.held.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A notification was answered, or the anchor said that one waits.
+    pub(super) fn has_answered(&self) {
+        let now = SystemTime::now();
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).notified = Some(now);
+    }
+
+    /// When that was the last time.
+    pub(crate) fn notified(&self) -> Option<SystemTime> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).notified
+    }
+
+    /// Where the anchor's answers come from, and who takes them.
+    pub(super) fn set_anchor(&self, anchor: Option<(SocketAddr, mpsc::Sender<Bytes>)>) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).anchor = anchor;
+    }
+
+    /// For the binding, if it is from its anchor.
+    fn binding(&self, datagram: &[u8], from: SocketAddr) {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let counter = match &state.anchor {
+            Some((anchor, answers)) if *anchor == from => {
+                // Full: more than an anchor has to say; a keepalive is repeated.
+                let _ = answers.try_send(Bytes::copy_from_slice(datagram));
+                &self.bindings
+            }
+            _ => &self.strangers,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn admits(&self, datagram: &[u8], from: SocketAddr) -> bool {
         let now = Instant::now();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let nonce = first_cid_of(datagram)
@@ -109,6 +165,16 @@ impl Gate {
     }
 }
 
+impl Sieve for Gate {
+    fn passes(&self, datagram: &[u8], from: SocketAddr) -> bool {
+        if stun::is_stun(datagram) {
+            self.binding(datagram, from);
+            return false;
+        }
+        self.admits(datagram, from)
+    }
+}
+
 /// The destination connection id of a QUIC v1 Initial or 0-RTT packet (RFC 9000 section 17.2).
 fn first_cid_of(datagram: &[u8]) -> Option<&[u8]> {
     let (head, rest) = datagram.split_first_chunk::<6>()?;
@@ -119,75 +185,6 @@ fn first_cid_of(datagram: &[u8]) -> Option<&[u8]> {
         return None;
     }
     rest.get(..usize::from(length))
-}
-
-/// A socket behind the gate.
-#[derive(Debug)]
-pub(super) struct Gated {
-    socket: Arc<dyn AsyncUdpSocket>,
-    gate: Arc<Gate>,
-}
-
-impl Gated {
-    pub(super) fn new(socket: Arc<dyn AsyncUdpSocket>, gate: Arc<Gate>) -> Gated {
-        Gated { socket, gate }
-    }
-
-    /// Moves the datagrams of a buffer that pass to its front; the kernel may have joined several of one source
-    /// (GRO), each `stride` bytes long but the last.
-    fn filter(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
-        let stride = meta.stride.max(1);
-        let (mut read, mut kept) = (0, 0);
-        while read < meta.len {
-            let end = (read + stride).min(meta.len);
-            if self.gate.passes(&buffer[read..end], meta.addr) {
-                buffer.copy_within(read..end, kept);
-                kept += end - read;
-            }
-            read = end;
-        }
-        // quinn skips a buffer of length zero; returning no buffers at all would confuse its work limit.
-        meta.len = kept;
-    }
-}
-
-impl AsyncUdpSocket for Gated {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.socket.clone().create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)
-    }
-
-    fn poll_recv(
-        &self,
-        context: &mut Context<'_>,
-        buffers: &mut [IoSliceMut<'_>],
-        metas: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let count = ready!(self.socket.poll_recv(context, buffers, metas))?;
-        for (buffer, meta) in buffers.iter_mut().zip(metas.iter_mut()).take(count) {
-            self.filter(buffer, meta);
-        }
-        Poll::Ready(Ok(count))
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
-    }
 }
 
 #[cfg(test)]
@@ -209,22 +206,22 @@ mod tests {
             (([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 2).into());
         let secret = [5; 32];
         let good = initial(&first_cid(&secret, 1));
-        assert!(!gate.passes(&good, node), "before the first Welcome nothing passes");
+        assert!(!gate.admits(&good, node), "before the first Welcome nothing passes");
         gate.set_secret(secret);
-        assert!(!gate.passes(&[0x40; 50], node), "a short header of a stranger");
-        assert!(!gate.passes(&initial(&[7; 20]), node), "a made-up connection id");
+        assert!(!gate.admits(&[0x40; 50], node), "a short header of a stranger");
+        assert!(!gate.admits(&initial(&[7; 20]), node), "a made-up connection id");
         let mut version = good.clone();
         version[4] = 2;
-        assert!(!gate.passes(&version, node), "an unknown version would be answered by QUIC");
-        assert!(!gate.passes(&[], node));
-        assert!(gate.passes(&good, node));
-        assert!(gate.passes(&good, node), "repeated by QUIC itself");
-        assert!(gate.passes(&[0x40; 50], node), "the rest of the exchange");
-        assert!(!gate.passes(&good, other), "replayed from elsewhere");
-        assert!(!gate.passes(&[0x40; 50], other));
+        assert!(!gate.admits(&version, node), "an unknown version would be answered by QUIC");
+        assert!(!gate.admits(&[], node));
+        assert!(gate.admits(&good, node));
+        assert!(gate.admits(&good, node), "repeated by QUIC itself");
+        assert!(gate.admits(&[0x40; 50], node), "the rest of the exchange");
+        assert!(!gate.admits(&good, other), "replayed from elsewhere");
+        assert!(!gate.admits(&[0x40; 50], other));
         gate.set_secret([6; 32]);
         gate.set_secret([7; 32]);
-        assert!(!gate.passes(&initial(&first_cid(&secret, 2)), other), "of an epoch long over");
+        assert!(!gate.admits(&initial(&first_cid(&secret, 2)), other), "of an epoch long over");
         let stats = gate.stats();
         assert_eq!((stats.passed, stats.replays), (3, 1));
     }
