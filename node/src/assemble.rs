@@ -2,33 +2,37 @@
 //! it in order. No rules.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actix_web::{App, HttpServer, web};
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow};
 use reveille_cluster::member::{Beginning, MemberConfig};
 use reveille_cluster::{ClusterConfig, ClusterHandle};
 use reveille_protocol::directory::{self, Directory, Rights, Tenant, Token};
 use reveille_protocol::id::*;
-use tokio::net::TcpListener;
+use reveille_protocol::session::server::AnchorAt;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::certificates::{self, Certificates, Shown};
 use crate::config::Config;
+use crate::ending::{self, Final};
 use crate::host::NodeHost;
 use crate::http::{self, Api, limits};
-use crate::join::JoinToken;
-use crate::notify::Notifier;
 use crate::notify::dial::Dialler;
-use crate::notify::pace::Pace;
+use crate::notify::own::Own;
+use crate::notify::pace::{Pace, Rates};
+use crate::notify::{Notifier, Surroundings};
 use crate::random::random;
 use crate::session::actor::Context as SessionContext;
-use crate::session::listener;
+use crate::session::admission::Admission;
+use crate::session::listener::Door;
 use crate::session::registry::Registry;
 use crate::session::tls::{Tickets, server_config};
 use crate::telemetry;
@@ -38,17 +42,29 @@ const FIRST_TENANT: TenantId = TenantId(1);
 /// Leaving takes at most this long: terminals and publishers have gone elsewhere by then.
 const LEAVE: Duration = Duration::from_secs(5);
 
+/// What sessions have said at the end of a node gets this long to leave.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Within this many milliseconds the terminals of a node that leaves come back elsewhere, spread: a second of waiting is
 /// no harm to them, and all at once would be to the others.
 const LEAVE_SPREAD: u64 = 1000;
 
-async fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{what}.listen: cannot listen on {address}"))
+/// Connections that the system takes before the node does: it takes them as they come, so this is for a moment in which its
+/// thread has other work. The system may have a lower bound (net.core.somaxconn).
+const BACKLOG: u32 = 4096;
+
+fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().with_context(|| format!("{what}.listen: cannot listen on {address}"))
 }
 
 /// Runs a node until `stop` resolves or it must end. `create` makes its data folder.
 ///
-/// Runs raft, links and sessions' bytes on the calling runtime, actors and HTTP on threads of their own. `hangups` are
+/// Runs raft and links on the calling runtime; sessions, notifications and HTTP on threads of their own. `hangups` are
 /// made by the caller before anything else: without them SIGHUP would end a node that is still starting.
 pub async fn run(
     config: Config,
@@ -57,43 +73,78 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let cluster_id = config.cluster_id()?;
-    let certificates = Certificates::read(&config)?;
+    let certificates = Certificates::read(&config).map_err(Final::of)?;
     let node = NodeId(config.node);
-    let identity = certificates.links(&config)?;
+    let identity = certificates.links(&config).map_err(|error| match certificates::may_pass(&error) {
+        true => error,
+        false => Final::of(error),
+    })?;
     let shown = Shown::new(&certificates)?;
     let metrics = telemetry::init_metrics()?;
-    let peer_listener = bind("peer", config.peer.listen).await?;
-    let session_listener = bind("session", config.session.listen).await?;
+    let peer_listener = bind("peer", config.peer.listen)?;
+    let session_listener = bind("session", config.session.listen)?.into_std()?;
+    let admission = Admission::new(config.admission_limits());
     let addresses = addresses(&config);
 
     let registry = Registry::default();
     let tickets = Arc::new(Tickets::default());
     let latest = Arc::new(RwLock::new(Arc::new(Directory::default())));
-    let notifier = Arc::new(OnceLock::new());
     let running = Arc::new(OnceLock::new());
     let (failed, mut failures) = mpsc::channel(1);
-    let own = own_addresses(&config).await;
-    let pace =
-        Pace::new(config.notify.per_second, config.notify.per_prefix_per_second, own, config.only_loopback());
-    let dialler = Dialler::new(config.notify.bind, certificates.notifications())
-        .map(Arc::new)
-        .with_context(|| format!("notify.bind: cannot use {}", config.notify.bind))?;
-    let hints = vec![addresses.session.clone()];
-    notifier.get_or_init(|| Notifier::start(dialler.clone(), pace, running.clone(), latest.clone(), hints));
-    let host = NodeHost { registry: registry.clone(), notifier, tickets: tickets.clone(), latest, failed };
+    let mut own = Own::new(config.cluster.nodes.values());
+    let rates =
+        Rates { per_second: config.notify.per_second, per_prefix: config.notify.per_prefix_per_second };
+    let pace = Pace::new(rates, config.notify.forbid.clone(), config.only_loopback());
+    pace.set_own(own.look(&Directory::default()).await);
+    let calling = Calling::start()?;
+    let anchor = config.notify.anchor.unwrap_or(config.session.listen);
+    let notifier = {
+        // What the notifier's parts spawn runs where they are made.
+        let _there = calling.enter();
+        let dialler = Dialler::new(config.notify.bind, certificates.notifications())
+            .map(Arc::new)
+            .with_context(|| format!("notify.bind: cannot use {}", config.notify.bind))?;
+        let around = Surroundings {
+            direct: dialler,
+            anchor,
+            identity: certificates.notifications(),
+            pace,
+            own,
+            admission: admission.clone(),
+            cluster: running.clone(),
+            directory: latest.clone(),
+            hint: vec![addresses.session.clone()],
+        };
+        Notifier::start(around)
+            .with_context(|| format!("notify.anchor: cannot take keepalives at UDP {anchor}"))?
+    };
+    let host = NodeHost {
+        registry: registry.clone(),
+        notifier: Some(notifier.clone()),
+        per_second: config.notify.per_second,
+        tickets: tickets.clone(),
+        latest,
+        failed,
+    };
 
     let cluster = ClusterConfig {
-        member: member(&config, cluster_id, addresses)?,
+        member: member(&config, cluster_id, addresses).map_err(Final::of)?,
         data: config.data.clone(),
         create,
-        join: join(&config, &certificates)?,
+        join: certificates.joins_by(&config).map_err(Final::of)?,
         segment_bytes: config.storage.segment_bytes,
         cache_bytes: config.storage.cache_bytes,
         overlay_bytes: config.storage.overlay_bytes,
         listener: peer_listener,
         identity,
     };
-    let cluster = ClusterHandle::start(cluster, Arc::new(host)).await?;
+    let cluster = tokio::select! {
+        started = ClusterHandle::start(cluster, Arc::new(host)) => {
+            started.map_err(|error| ending::of_start(error, &config))?
+        }
+        // Others may say that it is no member while it still asks to begin.
+        why = failures.recv() => return Err(why.unwrap_or_else(|| anyhow!("the cluster's part ended"))),
+    };
     running.get_or_init(|| cluster.clone());
 
     let context = Arc::new(SessionContext {
@@ -101,6 +152,8 @@ pub async fn run(
         registry: registry.clone(),
         node,
         check_in: Duration::from_secs(u64::from(config.notify.check_in)),
+        anchor: AnchorAt { port: notifier.anchor_port(), period: config.notify.keepalive },
+        notifier: Some(notifier.clone()),
         origin: Instant::now(),
     });
     let acceptor = server_config(shown.clone(), tickets).context("session port: TLS cannot be set up")?;
@@ -112,17 +165,17 @@ pub async fn run(
         leaving: leaving.clone(),
     });
     let actors = Actors::start(&config, shown.clone(), api)?;
-    let accepting = tokio::spawn(listener::run(
-        session_listener,
-        TlsAcceptor::from(Arc::new(acceptor)),
-        context,
-        actors.arbiters.clone(),
-    ));
+    let closing = CancellationToken::new();
+    let door = Door::new(TlsAcceptor::from(Arc::new(acceptor)), context, admission, closing.clone());
+    for arbiter in &actors.arbiters {
+        arbiter.spawn(door.clone().accept(session_listener.try_clone()?));
+    }
+    drop(session_listener);
     let keeping = tokio::spawn(certificates::keep(
         config.clone(),
         certificates,
         shown,
-        dialler,
+        notifier,
         cluster.clone(),
         hangups,
     ));
@@ -137,10 +190,11 @@ pub async fn run(
 
     let outcome = tokio::select! {
         () = stop => Ok(()),
-        why = failures.recv() => Err(anyhow!(why.unwrap_or_default())),
+        why = failures.recv() => Err(why.unwrap_or_else(|| anyhow!("the cluster's part ended"))),
     };
     leaving.store(true, Ordering::Relaxed);
-    accepting.abort();
+    telemetry::leaving();
+    closing.cancel();
     keeping.abort();
     let leave = async {
         registry.close(LEAVE_SPREAD);
@@ -148,8 +202,14 @@ pub async fn run(
         while registry.len() > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        actors.stop().await;
+        actors.close().await;
         cluster.shutdown().await;
+        // Terminals that do not close by themselves are not waited for.
+        let said = Instant::now() + LAST_WORDS;
+        while door.connections() > 0 && Instant::now() < said {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        actors.stop().await;
     };
     if tokio::time::timeout(LEAVE, leave).await.is_err() {
         tracing::warn!("not everything ended in time; what was acknowledged is on disk");
@@ -171,45 +231,19 @@ fn addresses(config: &Config) -> directory::Node {
     }
 }
 
-/// The cluster's own addresses, which are never notified.
-async fn own_addresses(config: &Config) -> Vec<IpAddr> {
-    let mut own = Vec::new();
-    for name in config.cluster.nodes.values() {
-        if let Ok(found) = tokio::net::lookup_host(name).await {
-            own.extend(found.map(|address| address.ip()));
-        }
-    }
-    own
-}
-
-/// What a join token stands for, if this node has one; refuses one that was made under another CA.
-fn join(config: &Config, certificates: &Certificates) -> anyhow::Result<Option<KeyFingerprint>> {
-    let Some(text) = &config.cluster.join else { return Ok(None) };
-    let token: JoinToken = text.parse().context("cluster.join")?;
-    let known = certificates.ca_fingerprints().any(|known| known == token.ca);
-    ensure!(known, "cluster.join was made under another CA than that of {}", config.tls.ca.display());
-    Ok(Some(token.hash()))
-}
-
 fn member(config: &Config, cluster: u64, addresses: directory::Node) -> anyhow::Result<MemberConfig> {
     let nodes: BTreeMap<NodeId, String> =
         config.nodes()?.into_iter().map(|(id, address)| (NodeId(id), address)).collect();
     let first = &config.cluster.tenant;
-    let hex = |text: &str, what: &str| -> anyhow::Result<Option<KeyFingerprint>> {
-        if text.is_empty() {
-            return Ok(None);
-        }
-        text.parse().map(Some).map_err(|_| anyhow!("cluster.tenant.{what} must be 64 hex digits"))
-    };
     let mut tokens = BTreeMap::new();
-    if let Some(hash) = hex(&first.admin_token_sha256, "admin_token_sha256")? {
+    if let Some(hash) = first.admin_token()? {
         let rights = Rights { publish: true, read: true, admin: true };
         let token = Token { name: "first".to_owned(), tenant: FIRST_TENANT, rights, expires: None };
         tokens.insert(hash, token);
     }
     let tenant = Tenant {
         name: if first.name.is_empty() { "default".to_owned() } else { first.name.clone() },
-        enrolment_key: hex(&first.enrolment_key, "enrolment_key")?.map(|key| key.0),
+        enrolment_key: first.enrolment()?.map(|key| key.0),
         open: first.open,
     };
     let first = nodes.keys().map(|id| (*id, directory::Node::default())).collect();
@@ -228,9 +262,49 @@ fn member(config: &Config, cluster: u64, addresses: directory::Node) -> anyhow::
         addresses,
         store: u64::from_le_bytes(random()).max(1),
         boot: u64::from_le_bytes(random()),
+        // These two the folder knows.
+        start: 0,
+        before: 0,
         beginning: Some(beginning),
         wall: Arc::new(wall),
     })
+}
+
+/// The threads that notify: handshakes with terminals, which must not stand in front of the cluster's own work.
+struct Calling(Option<tokio::runtime::Runtime>);
+
+impl Calling {
+    fn start() -> anyhow::Result<Calling> {
+        const MOST: usize = 4;
+        let threads = (std::thread::available_parallelism().map_or(1, usize::from) / 4).clamp(1, MOST);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .thread_name("notifier")
+            .worker_threads(threads)
+            .enable_all()
+            .build()
+            .context("the notifier's threads")?;
+        Ok(Calling(Some(runtime)))
+    }
+
+    fn enter(&self) -> Option<tokio::runtime::EnterGuard<'_>> {
+        self.0.as_ref().map(tokio::runtime::Runtime::enter)
+    }
+}
+
+impl Drop for Calling {
+    fn drop(&mut self) {
+        // Not by its own end, which would wait for what runs there.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Threads of sessions, their TLS included: half of the processors, up to so many. The other half has raft, publishers and
+/// the disks.
+fn threads_of_sessions() -> usize {
+    const MOST: usize = 8;
+    (std::thread::available_parallelism().map_or(1, usize::from) / 2).clamp(1, MOST)
 }
 
 /// The threads of actors and HTTP.
@@ -295,7 +369,9 @@ impl Actors {
                 // They end when their handles stop them.
                 actix::spawn(publishers);
                 actix::spawn(operators);
-                anyhow::Ok((handles, actix::System::current(), vec![actix::Arbiter::new().handle()]))
+                let arbiters: Vec<_> =
+                    (0..threads_of_sessions()).map(|_| actix::Arbiter::new().handle()).collect();
+                anyhow::Ok((handles, actix::System::current(), arbiters))
             });
             let run = servers.is_ok();
             // The receiver waits for exactly this.
@@ -307,10 +383,18 @@ impl Actors {
         Ok(Actors { arbiters, system, servers, thread })
     }
 
-    async fn stop(self) {
+    /// Takes no more requests, and answers those that are there.
+    async fn close(&self) {
         for server in &self.servers {
+            // Its workers end before it ceases to accept; without a pause it may look for one in vain, which is an error in
+            // the log.
+            server.pause().await;
             server.stop(true).await;
         }
+    }
+
+    /// Ends the threads.
+    async fn stop(self) {
         self.system.stop();
         let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
         if !matches!(joined, Ok(Ok(Ok(())))) {

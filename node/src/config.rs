@@ -1,20 +1,27 @@
 //! A node's configuration: a TOML file, over it the environment (`REVEILLE_HTTP__LISTEN=…`), over that the flags.
 //! Unknown keys are refused.
 
+mod check;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
+use reveille_protocol::destination::Network;
+use reveille_protocol::id::KeyFingerprint;
 use serde::{Deserialize, Serialize};
 
-use crate::join::JoinToken;
+use crate::session::admission::Limits;
 
 /// Everything a node is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// The file that it was read from.
+    #[serde(skip)]
+    pub file: PathBuf,
     /// This node's id; never used by another one, not even after it is gone.
     pub node: u64,
     /// Folder of its log and tables.
@@ -31,6 +38,9 @@ pub struct Config {
     pub http: Http,
     /// The port for operators.
     pub admin: Admin,
+    /// How many terminals may come at once.
+    #[serde(default)]
+    pub admission: Admission,
     /// Notifications.
     #[serde(default)]
     pub notify: Notify,
@@ -127,16 +137,37 @@ pub struct Admin {
     pub listen: SocketAddr,
 }
 
+/// How many terminals may come at once.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admission {
+    /// Connections at once that are no session yet, from the beginning of TLS to the Welcome. Default: 128 for each
+    /// processor.
+    pub connecting: Option<NonZeroU32>,
+    /// TLS handshakes begun in a second. Default: 500 for each processor.
+    pub per_second: Option<NonZeroU32>,
+    /// Connections of one IPv4 address or IPv6 /64 that are no session yet, those that wait for their turn included.
+    /// Default: a quarter of all; no bound where every port is on loopback.
+    pub per_source: Option<NonZeroU32>,
+}
+
 /// Notifications.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Notify {
-    /// Local address of the UDP socket.
+    /// Local address of the UDP socket that dials terminals at their own addresses.
     pub bind: SocketAddr,
+    /// UDP address where terminals behind NAT keep their bindings, and from which they are dialled; default: that of
+    /// `session.listen`. Terminals use it with the address that they reach the session port by.
+    pub anchor: Option<SocketAddr>,
+    /// Seconds between two keepalives of a terminal that has not measured its network.
+    pub keepalive: u16,
     /// Notifications a second from this node.
     pub per_second: NonZeroU32,
     /// Notifications a second to one IPv4 /24 or IPv6 /64.
     pub per_prefix_per_second: NonZeroU32,
+    /// Networks that nothing is sent to, besides those where no terminal can be.
+    pub forbid: Vec<Network>,
     /// Seconds after which a terminal connects without being notified.
     pub check_in: u32,
 }
@@ -167,8 +198,11 @@ impl Default for Notify {
     fn default() -> Self {
         Notify {
             bind: SocketAddr::from(([0, 0, 0, 0], 0)),
+            anchor: None,
+            keepalive: 25,
             per_second: const { NonZeroU32::new(5000).unwrap() },
             per_prefix_per_second: const { NonZeroU32::new(50).unwrap() },
+            forbid: Vec::new(),
             check_in: 6 * 3600,
         }
     }
@@ -198,12 +232,11 @@ fn default_groups() -> u16 {
     16
 }
 
-/// Smallest segment: a largest log entry must fit twice.
-const MIN_SEGMENT: usize = 10 << 20;
-/// Shortest time between two check-ins, in seconds.
-const MIN_CHECK_IN: u32 = 60;
-/// Groups on a node: each costs timers and messages even when idle.
-const MAX_GROUPS: u16 = 64;
+/// Connections for each processor that are no session yet: at a round trip of a quarter of a second as many as it can have
+/// begun in one.
+const CONNECTING: NonZeroU32 = const { NonZeroU32::new(128).unwrap() };
+/// Handshakes in a second for each processor: each is some half a millisecond of it, and its session's entries as much again.
+const HANDSHAKES: NonZeroU32 = const { NonZeroU32::new(500).unwrap() };
 
 /// The command line's own variables: they begin with the same word as settings, and are none.
 pub const COMMAND_LINE: [&str; 5] =
@@ -231,6 +264,7 @@ impl Config {
             .with_context(|| format!("configuration {}", path.display()))?;
         let mut config: Config =
             settings.try_deserialize().with_context(|| format!("configuration {}", path.display()))?;
+        config.file = path.to_owned();
         // A service manager starts a node anywhere.
         let folder = path.parent().unwrap_or(Path::new(""));
         let Config { data, tls, .. } = &mut config;
@@ -257,64 +291,49 @@ impl Config {
         nodes.collect()
     }
 
+    /// What the session port takes on, on this machine.
+    pub fn admission_limits(&self) -> Limits {
+        let processors = std::thread::available_parallelism().ok();
+        let processors =
+            processors.and_then(|count| NonZeroU32::new(count.get() as u32)).unwrap_or(NonZeroU32::MIN);
+        let each = |set: Option<NonZeroU32>, one: NonZeroU32| set.unwrap_or(one.saturating_mul(processors));
+        let (at_once, per_second) =
+            (each(self.admission.connecting, CONNECTING), each(self.admission.per_second, HANDSHAKES));
+        let quarter = (at_once.get().saturating_add(per_second.get()) / 4).max(1);
+        let default = (!self.only_loopback()).then_some(quarter);
+        let per_source = self.admission.per_source.map(NonZeroU32::get).or(default);
+        Limits {
+            at_once: at_once.get() as usize,
+            per_second,
+            per_source: per_source.map(|most| most as usize),
+        }
+    }
+
     /// Is every port on loopback?
     pub fn only_loopback(&self) -> bool {
         [self.peer.listen, self.session.listen, self.http.listen, self.admin.listen]
             .iter()
             .all(|address| address.ip().is_loopback())
     }
+}
 
-    fn check(&self) -> anyhow::Result<()> {
-        ensure!(self.cluster_id()? != 0, "cluster.id must not be zero");
-        let nodes = self.nodes()?;
-        ensure!(self.node != 0, "node must be a number above zero");
-        match &self.cluster.join {
-            Some(token) => {
-                let token: JoinToken = token.parse().context("cluster.join")?;
-                ensure!(
-                    token.node == self.node,
-                    "cluster.join is the token of node {}, and this is node {}",
-                    token.node,
-                    self.node
-                );
-            }
-            None => {
-                ensure!(nodes.contains_key(&self.node), "node {} is not among cluster.nodes", self.node);
-                ensure!(
-                    nodes.len() % 2 == 1,
-                    "cluster.nodes must be an odd number of nodes, so that a majority is one"
-                );
-            }
-        }
-        ensure!((1..=MAX_GROUPS).contains(&self.cluster.groups), "cluster.groups must be 1 to {MAX_GROUPS}");
-        ensure!(
-            self.storage.segment_bytes >= MIN_SEGMENT,
-            "storage.segment_bytes must be at least {MIN_SEGMENT}"
-        );
-        ensure!(
-            self.notify.check_in >= MIN_CHECK_IN,
-            "notify.check_in must be at least {MIN_CHECK_IN} s: it is what terminals do when nothing else happens"
-        );
-        let ports = [
-            ("peer", &self.peer.listen, self.peer.advertise.is_some()),
-            ("session", &self.session.listen, self.session.advertise.is_some()),
-            ("http", &self.http.listen, self.http.advertise.is_some()),
-        ];
-        for (port, listen, advertised) in ports {
-            ensure!(
-                advertised || !listen.ip().is_unspecified(),
-                "{port}.advertise is needed where {port}.listen is {listen}: others cannot connect to that"
-            );
-        }
-        ensure!(self.http.workers >= 1, "http.workers must be at least 1");
-        if !self.http.tls && !self.http.listen.ip().is_loopback() {
-            bail!("http.tls = false is allowed only where http.listen is on loopback");
-        }
-        if self.cluster.tenant.open && !self.only_loopback() {
-            bail!("cluster.tenant.open is allowed only where every port is on loopback");
-        }
-        Ok(())
+impl FirstTenant {
+    /// The hash of its first token; none where it is left out.
+    pub fn admin_token(&self) -> anyhow::Result<Option<KeyFingerprint>> {
+        hex(&self.admin_token_sha256, "admin_token_sha256")
     }
+
+    /// The public key of its enrolment tokens; none where it is left out.
+    pub fn enrolment(&self) -> anyhow::Result<Option<KeyFingerprint>> {
+        hex(&self.enrolment_key, "enrolment_key")
+    }
+}
+
+fn hex(text: &str, what: &str) -> anyhow::Result<Option<KeyFingerprint>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| anyhow::anyhow!("cluster.tenant.{what} must be 64 hex digits"))
 }
 
 #[cfg(test)]
@@ -352,5 +371,41 @@ mod tests {
         let known = all_keys(&serde_json::to_value(config).unwrap());
         let documented: toml::Table = toml::from_str(documented).unwrap();
         assert_eq!(all_keys(&serde_json::to_value(documented).unwrap()), known);
+    }
+
+    /// Where the documented configuration says so, with this in its place.
+    fn loaded_with(forbid: &str) -> anyhow::Result<Config> {
+        let text = include_str!("../../docs/configuration.md");
+        let (_, rest) = text.split_once("```toml\n").unwrap();
+        let (documented, _) = rest.split_once("```").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.toml");
+        assert!(documented.contains("\nforbid = []"));
+        let hex = "ab".repeat(32);
+        let documented = documented.replace("sha256 = \"…\"", &format!("sha256 = \"{hex}\""));
+        let documented = documented.replace("enrolment_key = \"…\"", &format!("enrolment_key = \"{hex}\""));
+        std::fs::write(&path, documented.replace("\nforbid = []", &format!("\nforbid = {forbid}"))).unwrap();
+        Config::load(&path)
+    }
+
+    #[test]
+    fn forbidden_networks_are_read_or_refused_with_what_helps() {
+        let config = loaded_with(r#"["10.0.0.0/8", "fd00::/8"]"#).unwrap();
+        assert_eq!(
+            config.notify.forbid.iter().map(Network::to_string).collect::<Vec<_>>(),
+            ["10.0.0.0/8", "fd00::/8"]
+        );
+        let many =
+            format!("{:?}", (0..257).map(|number| format!("10.{}.0.0/32", number % 256)).collect::<Vec<_>>());
+        for (forbid, said) in [
+            (r#"["10.0.0.0"]"#, "write it like 10.0.0.0/8"),
+            (r#"["10.0.0.0/33"]"#, "at most 32 bits"),
+            (r#"["10.1.0.0/8"]"#, "the network is 10.0.0.0/8"),
+            (r#"["::ffff:10.0.0.0/104"]"#, "write the IPv4 network itself"),
+            (many.as_str(), "notify.forbid may have 256 networks, and has 257"),
+        ] {
+            let error = format!("{:#}", loaded_with(forbid).unwrap_err());
+            assert!(error.contains(said) && error.contains("notify.forbid"), "{error}");
+        }
     }
 }

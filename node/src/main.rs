@@ -5,6 +5,7 @@ mod bare_key;
 mod certificates;
 mod cli;
 mod config;
+mod ending;
 mod enrolment;
 mod host;
 mod http;
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
             {
                 eprintln!("reveille: {error:#}");
             }
-            ExitCode::FAILURE
+            ExitCode::from(ending::exit_code(&error))
         }
     }
 }

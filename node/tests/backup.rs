@@ -16,7 +16,13 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use reveille_protocol::directory::{Directory, Secret};
+use reveille_protocol::id::*;
+use reveille_protocol::service_list::Imported;
+use reveille_protocol::service_list::row::{Reachability, Row, Urgency};
+use reveille_protocol::time::GroupTime;
+use reveille_protocol::wire::codec;
+use serde_json::{Value, json};
 use support::load::{Load, body};
 use support::name::ServiceName;
 use support::{Dev, Lines, REVEILLE, Running, http};
@@ -136,7 +142,7 @@ fn broken_off(admin: &str, backup: &str, meanwhile: impl FnOnce()) {
         .spawn()
         .unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let first = lines.map_while(Result::ok).find(|line| line.starts_with("shard 1"));
+    let first = lines.map_while(Result::ok).find(|line| line.starts_with("the backup's shard 1"));
     assert!(first.is_some(), "it did not come to the first shard");
     child.kill().unwrap();
     assert!(!child.wait().unwrap().success(), "it was through before it could be killed");
@@ -266,4 +272,76 @@ fn a_backup_under_load_is_restored_into_a_cluster_of_another_size() {
     publish(&listener, "l2");
     assert_eq!(received(&heard), ("l2".to_owned(), 1, false));
     assert!(asked.elapsed() < Duration::from_secs(10), "it was not woken: {:?}", asked.elapsed());
+}
+
+/// A terminal as a backup has it.
+fn of_a_backup(key: u8) -> Imported {
+    let row = Row {
+        tenant: TenantId(1),
+        stream: Stream(7),
+        session_key: KeyFingerprint([key; 32]),
+        epoch: Epoch(1),
+        attempt: Attempt(1),
+        current: None,
+        reachability: Reachability::None,
+        secret: 1,
+        next_seq: Seq(1),
+        acked: Seq(0),
+        pending: 0,
+        pending_bytes: 0,
+        linger: Default::default(),
+        min_urgency: Urgency::VeryLow,
+        registered: GroupTime(1),
+        last_seen: GroupTime(1),
+    };
+    Imported { row, from: Seq(1), pushes: Vec::new() }
+}
+
+#[test]
+fn a_restore_whose_backup_is_gone_is_seen_and_given_up_unless_it_brought_terminals() {
+    let dev = Dev::start_like(tempfile::tempdir().unwrap(), &["--nodes", "1", "--groups", "2"]);
+    let admin = admin(&dev, 1);
+    let restore = "0123456789abcdef0123456789abcdef";
+    let post = |step: &str, body: &[u8]| {
+        let answer = http(&admin, "POST", &format!("/cluster/restore/{restore}{step}"), &[], body);
+        assert!(answer.status < 300, "{step}: {}", String::from_utf8_lossy(&answer.body));
+    };
+    let register = |number: usize| {
+        let line = format!("{{\"key\": \"{}\"}}", absent(number));
+        let answer = dev.request(1, "POST", "/v1/terminals", &[], line.as_bytes());
+        String::from_utf8_lossy(&answer.body).into_owned()
+    };
+    let status = || String::from_utf8(cluster(&admin, &["status"]).stdout).unwrap();
+    let settled = || done(&admin, &["status", "--json"])["settled"] == true;
+    let until_settled = || {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !settled() {
+            assert!(Instant::now() < until, "{}", status());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let secrets = vec![Secret { generation: 1, key: [9; 32] }];
+    let directory = Directory { secrets, ..Directory::default() }.encode();
+    until_settled();
+
+    post("", &directory);
+    assert!(!settled());
+    let told = status();
+    assert!(told.contains("NOT settled: a restore is open in 2 groups"), "{told}");
+    assert!(told.contains(&format!("RESTORING {restore}")), "{told}");
+    assert!(register(1).contains("being restored"), "{}", register(1));
+    let given_up = done(&admin, &["restore", "--give-up", "--json"]);
+    assert_eq!(given_up, json!({ "given_up": [restore], "finished": [] }));
+    assert!(settled(), "{}", status());
+    let nothing = done(&admin, &["restore", "--give-up", "--json"]);
+    assert_eq!(nothing, json!({ "given_up": [], "finished": [] }), "repeated, it finds nothing");
+
+    // The same backup again, and this time it brings something.
+    post("", &directory);
+    post("/terminals", &codec::encode(&vec![of_a_backup(1)]));
+    refused(&admin, &["restore", "--give-up"], "terminals have come by this restore");
+    assert!(!settled(), "{}", status());
+    post("/finish", b"");
+    assert!(settled(), "{}", status());
+    assert!(register(1).contains("existed"), "{}", register(1));
 }

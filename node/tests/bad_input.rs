@@ -11,8 +11,9 @@ mod support;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use rcgen::{CertificateParams, Issuer, KeyPair};
 use reveille_protocol::directory::group_of_slot;
 use reveille_protocol::id::TerminalId;
 use support::{Dev, REVEILLE, http, http_try};
@@ -28,11 +29,15 @@ fn terminal_of(dev: &Dev, name: &str) -> String {
     id
 }
 
+/// The exit code of an end that starting again may mend, and of one that it does not.
+const FAILED: i32 = 1;
+const NO_RESTART_HELPS: i32 = 78;
+
 /// Runs a command that must refuse; what it said.
-fn refused(arguments: &[&str]) -> String {
+fn refused(code: i32, arguments: &[&str]) -> String {
     let output = Command::new(REVEILLE).args(arguments).stdin(Stdio::null()).output().unwrap();
-    assert!(!output.status.success(), "{arguments:?} was accepted");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
     // What its links still log meanwhile does not matter.
     let last = said.lines().rfind(|line| !line.starts_with("20")).unwrap_or_default().to_owned();
     assert!(last.starts_with("reveille: "), "one clear line, not {said:?}");
@@ -294,7 +299,7 @@ fn a_node_refuses_what_is_not_its_own() {
     let mut dev = Dev::start();
     let config = |id: usize| dev.node(id)["config"].as_str().unwrap().to_owned();
     // Its ports and its folder are in use by the first one.
-    let said = refused(&["node", "--config", &config(1)]);
+    let said = refused(FAILED, &["node", "--config", &config(1)]);
     assert!(said.contains("cannot listen on") || said.contains("in use"), "{said}");
     let text = std::fs::read_to_string(config(1)).unwrap();
     let path = dev.folder.path().join("other.toml");
@@ -311,12 +316,16 @@ fn a_node_refuses_what_is_not_its_own() {
     let with = |from: &str, to: &str| {
         assert!(text.contains(from), "{from} in {text}");
         std::fs::write(&path, text.replace(from, to)).unwrap();
-        refused(&["node", "--config", path.to_str().unwrap()])
+        refused(NO_RESTART_HELPS, &["node", "--config", path.to_str().unwrap()])
     };
     let said = with("node = 1\n", "node = 1\nsurprise = true\n");
     assert!(said.contains("surprise"), "an unknown key is named: {said}");
     let said = with("node = 1\n", "node = 2\n");
-    assert!(said.contains("does not name") && said.contains("node-2"), "another node's certificate: {said}");
+    assert!(said.contains("cluster.nodes has node 2 at"), "another node's ports: {said}");
+    let (own, other) = (dev.folder.path().join("node-1."), dev.folder.path().join("node-2."));
+    let (own, other) = (own.to_str().unwrap(), other.to_str().unwrap());
+    let said = with(own, other);
+    assert!(said.contains("does not name") && said.contains("node-1"), "another node's certificate: {said}");
     let said = with("node = 1\n", "node = 9\n");
     assert!(said.contains("not among cluster.nodes"), "{said}");
     let said = with("groups = 3", "groups = 0");
@@ -333,7 +342,7 @@ fn a_node_refuses_what_is_not_its_own() {
         moved = moved.replace(port, &free);
     }
     std::fs::write(&path, &moved).unwrap();
-    let said = refused(&["node", "--config", path.to_str().unwrap()]);
+    let said = refused(FAILED, &["node", "--config", path.to_str().unwrap()]);
     assert!(said.contains("in use by another process"), "{said}");
 
     dev.kill_node(1);
@@ -342,10 +351,10 @@ fn a_node_refuses_what_is_not_its_own() {
     let data = |folder: &str| moved.replace(&format!("data = {one:?}"), &format!("data = {folder:?}"));
     dev.kill_node(2);
     std::fs::write(&path, data(&two)).unwrap();
-    let said = refused(&["node", "--config", path.to_str().unwrap()]);
+    let said = refused(NO_RESTART_HELPS, &["node", "--config", path.to_str().unwrap()]);
     assert!(said.contains("belongs to node 2"), "another node's folder: {said}");
     std::fs::write(&path, data(&format!("{one}-gone"))).unwrap();
-    let said = refused(&["node", "--config", path.to_str().unwrap()]);
+    let said = refused(NO_RESTART_HELPS, &["node", "--config", path.to_str().unwrap()]);
     assert!(said.contains("no data in"), "an empty folder is not a new node: {said}");
 
     // Damage in the middle of the log: refused with the file, and what to do.
@@ -359,10 +368,38 @@ fn a_node_refuses_what_is_not_its_own() {
     bytes[200] ^= 0x10;
     std::fs::write(&segment, bytes).unwrap();
     std::fs::write(&path, &moved).unwrap();
-    let said = refused(&["node", "--config", path.to_str().unwrap()]);
+    let said = refused(NO_RESTART_HELPS, &["node", "--config", path.to_str().unwrap()]);
     assert!(said.contains("is damaged at byte") && said.contains("reveille cluster replace 1"), "{said}");
     dev.start_node(2);
     dev.wait_ready(2);
+}
+
+/// Ends the cluster, and keeps its folder.
+fn folder_of(dev: Dev) -> tempfile::TempDir {
+    dev.folder
+}
+
+/// A second cluster on a folder is none; and a node that cannot start is not waited for.
+#[test]
+fn dev_says_what_keeps_it_from_running() {
+    let dev = Dev::start();
+    let folder = dev.folder.path().to_str().unwrap().to_owned();
+    let again = ["dev", "--no-demo", "--data", &folder];
+    assert!(refused(FAILED, &again).contains("a cluster runs on"));
+    // Its ports are free when its processes are gone.
+    for node in 1..=3 {
+        dev.kill_node(node);
+        dev.wait_ended(node);
+    }
+    let kept = folder_of(dev);
+    let path = kept.path().join("node-2.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("groups = 3", "groups = 3\nsurprise = 1")).unwrap();
+    assert!(refused(FAILED, &again).contains("surprise"));
+    std::fs::write(&path, text).unwrap();
+    std::fs::write(kept.path().join("node-3.pem"), "noise").unwrap();
+    let said = refused(FAILED, &again);
+    assert!(said.contains("node 3 has ended (exit status: 78)") && said.contains("node-3.pem"), "{said}");
 }
 
 /// Whatever is wrong with a file, its name is in what is said.
@@ -422,6 +459,193 @@ fn a_bad_file_is_named() {
     ] {
         let config = file("changed.toml", &text.replace(&format!("{from:?}"), &format!("{to:?}")));
         named(&to, &["node", "--config", &config]);
+    }
+}
+
+/// Puts a certificate that has ended in the place of one.
+fn end(ca: &str, own: &str, name: &str) {
+    let read = |path: String| std::fs::read_to_string(path).unwrap();
+    let key = KeyPair::from_pem(&read(format!("{ca}/ca.key"))).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&read(format!("{ca}/ca.pem")), key).unwrap();
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.not_before = (SystemTime::now() - Duration::from_secs(7200)).into();
+    params.not_after = (SystemTime::now() - Duration::from_secs(3600)).into();
+    let key = KeyPair::from_pem(&read(format!("{own}.key"))).unwrap();
+    std::fs::write(format!("{own}.pem"), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+}
+
+/// What is made for nobody, or would do harm, is not made; and what is there is not written over.
+#[test]
+fn certs_refuses_what_is_of_no_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let run = |arguments: &[&str]| Command::new(REVEILLE).arg("certs").args(arguments).output().unwrap();
+    let ca = at("ca");
+    assert!(run(&["ca", "--out", &ca]).status.success());
+    assert!(run(&["enrolment-key", "--out", &ca]).status.success());
+    let no = |why: &str, arguments: &[&str]| {
+        let mut all = vec!["certs"];
+        all.extend(arguments);
+        let said = refused(FAILED, &all);
+        assert!(said.contains(why), "{why} is not in {said}");
+    };
+    let (key, enrolment) = (at("ca/ca.key"), at("ca/enrolment.key"));
+    no("ca.key is there already", &["ca", "--out", &ca]);
+    no("is the key of the CA beside it", &["enrolment-token", "--key", &key]);
+    no("a second at least", &["enrolment-token", "--key", &enrolment, "--valid", "0s"]);
+    assert!(run(&["enrolment-token", "--key", &enrolment]).status.success());
+    let out = at("n1");
+    let node = |more: &[&str]| {
+        let mut all = vec!["node", "--ca", &ca, "--cluster", "00c0ffee00c0ffee", "--out", &out];
+        all.extend(more);
+        all.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for (more, why) in [
+        (&["--id", "0"][..], "above zero"),
+        (&["--id", "1", "--days", "0"], "a day at least"),
+        (&["--id", "1", "--names", "a b"], "\"a b\" is neither"),
+        (&["--id", "1", "--names", "good.example.org,*.example.org"], "\"*.example.org\" is neither"),
+    ] {
+        no(why, &node(more).iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    let good = node(&["--id", "1", "--names", "good.example.org,127.0.0.1,::1"]);
+    let good: Vec<&str> = good.iter().map(String::as_str).collect();
+    assert!(run(&good).status.success());
+    no("node-1.key is there already", &good);
+}
+
+/// A client that is pointed at the wrong thing says what is likely wrong.
+#[test]
+fn the_likely_mistake_is_named() {
+    let dev = Dev::start();
+    let folder = tempfile::tempdir().unwrap();
+    let made = Command::new(REVEILLE).args(["certs", "ca", "--out"]).arg(folder.path()).output().unwrap();
+    assert!(made.status.success());
+    let wrong = folder.path().join("ca.pem").to_str().unwrap().to_owned();
+    let right = dev.ca().to_str().unwrap().to_owned();
+    let (session, http) = (dev.node(1)["session"].as_str().unwrap(), dev.url(1));
+    let publish = |url: &str, ca: &str| {
+        let id = "00".repeat(16);
+        refused(FAILED, &["publish", "--url", url, "--ca", ca, "--token", "t", "--to", &id, "hi"])
+    };
+    let said = publish(&format!("https://{session}"), &wrong);
+    assert!(said.contains("was not made by the CA in") && said.contains(&wrong), "{said}");
+    let said = publish(&format!("http://{session}"), &right);
+    assert!(said.contains("begins with https://"), "{said}");
+    let said = publish(&format!("https://{session}"), &right);
+    assert!(said.contains("is it the terminals' or the peers' port?"), "{said}");
+    let said = publish(&http.replace("http://", "https://"), &right);
+    assert!(said.contains("does not speak TLS"), "{said}");
+    let said = publish(http, "/nonexistent");
+    assert!(said.contains("/nonexistent"), "{said}");
+    let state = folder.path().join("state").to_str().unwrap().to_owned();
+    let arguments = ["terminal", "--server", "127.0.0.1", "--ca", &right, "--state", &state];
+    let output = Command::new(REVEILLE).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && said.contains("must be HOST:PORT"), "{said}");
+    let answer = dev.request(1, "DELETE", "/v1/tokens/zzz", &[], b"");
+    let said = answer.json()["message"].as_str().unwrap().to_owned();
+    assert!(answer.status == 400 && said.contains("token id"), "{said}");
+    let metrics = http_try(dev.admin(1), "GET", "/metrics", &[], b"").unwrap().body;
+    let metrics = String::from_utf8(metrics).unwrap();
+    for never in
+        ["reveille_publishes_total{kind=\"unavailable\"} 0", "reveille_keepalives_total{kind=\"forged\"} 0"]
+    {
+        assert!(metrics.contains(never), "{never} is not in {metrics}");
+    }
+}
+
+/// A configuration is checked with its certificates, and all that is wrong with them is said at once.
+#[test]
+fn certificates_are_checked_with_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let run = |arguments: &[&str]| {
+        let output = Command::new(REVEILLE).args(arguments).stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code(), said)
+    };
+    let make = |ca: &str, id: &str, cluster: &str, out: &str, days: &str| {
+        let (ca, out) = (at(ca), at(out));
+        let made = run(&[
+            "certs",
+            "node",
+            "--ca",
+            &ca,
+            "--id",
+            id,
+            "--cluster",
+            cluster,
+            "--days",
+            days,
+            "--out",
+            &out,
+        ]);
+        assert_eq!(made.0, Some(0), "{}", made.1);
+    };
+    let (ours, theirs) = ("00c0ffee00c0ffee", "00c0ffee00c0fff0");
+    for ca in ["ca", "other-ca"] {
+        assert_eq!(run(&["certs", "ca", "--out", &at(ca)]).0, Some(0));
+    }
+    make("ca", "1", ours, "good", "30");
+    make("ca", "1", ours, "again", "30");
+    make("ca", "2", theirs, "another", "30");
+    make("other-ca", "1", ours, "stranger", "30");
+    make("ca", "1", ours, "ended", "1");
+    end(&at("ca"), &at("ended/node-1"), &format!("node-1.{ours}.reveille.internal"));
+    let check = |ca: &str, certificate: &str, key: &str| {
+        let text = format!(
+            "node = 1\ndata = \"data\"\n[cluster]\nid = {ours:?}\nnodes = {{ 1 = \"127.0.0.1:1\" }}\n\
+             [cluster.tenant]\nadmin_token_sha256 = \"{}\"\n\
+             [tls]\nca = {ca:?}\ncertificate = {certificate:?}\nkey = {key:?}\n\
+             [peer]\nlisten = \"127.0.0.1:1\"\n[session]\nlisten = \"127.0.0.1:2\"\n\
+             [http]\nlisten = \"127.0.0.1:3\"\n[admin]\nlisten = \"127.0.0.1:4\"\n",
+            "ab".repeat(32)
+        );
+        std::fs::write(at("node.toml"), text).unwrap();
+        run(&["config", "check", "--config", &at("node.toml")])
+    };
+    let (code, said) = check("ca/ca.pem", "good/node-1.pem", "good/node-1.key");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("good/node-1.pem ends 20") && said.contains("in 29 days"), "{said}");
+    assert!(said.contains("# no terminal can enrol"), "{said}");
+    for (ca, certificate, key, problems) in [
+        (
+            "ca/ca.pem",
+            "good/node-1.pem",
+            "again/node-1.key",
+            &["again/node-1.key is not that of certificate"][..],
+        ),
+        (
+            "ca/ca.pem",
+            "another/node-2.pem",
+            "another/node-2.key",
+            &[
+                "another/node-2.pem is of node 2 of cluster 00c0ffee00c0fff0, and the configuration of node 1 of cluster 00c0ffee00c0ffee",
+            ],
+        ),
+        (
+            "ca/ca.pem",
+            "stranger/node-1.pem",
+            "stranger/node-1.key",
+            &["stranger/node-1.pem was not made by the CA in"],
+        ),
+        ("ca/ca.pem", "ended/node-1.pem", "ended/node-1.key", &["ended/node-1.pem is not valid now"]),
+        (
+            "ca/none.pem",
+            "another/node-2.pem",
+            "good/node-1.key",
+            &["ca/none.pem", "is of node 2", "good/node-1.key is not that of certificate"],
+        ),
+        ("ca/ca.pem", "node.toml", "none.key", &["node.toml holds no certificate", "none.key"]),
+    ] {
+        let (code, said) = check(ca, certificate, key);
+        assert_eq!(code, Some(FAILED), "{said}");
+        let lines: Vec<&str> = said.lines().skip(1).collect();
+        assert_eq!(lines.len(), problems.len(), "a line for each: {said}");
+        for (line, problem) in lines.iter().zip(problems) {
+            assert!(line.contains(problem), "{problem:?} is not in {line:?}");
+        }
     }
 }
 

@@ -16,8 +16,10 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reveille_chaos::check::{Verdict, delivery};
-use reveille_chaos::history::{Event, What};
+use reveille_chaos::check::{DELIVERY, Verdict, judge_events};
+use reveille_chaos::history::{
+    Begin, Call, End, Event, Fault, FaultStep, Invoke, Observation, Result as Got, VERSION, What,
+};
 use serde_json::Value;
 use support::compose::{COMMAND, Compose, docker};
 use support::{Lines, Running};
@@ -60,7 +62,12 @@ struct Run {
 
 impl Run {
     fn tell(&mut self, what: What) {
-        self.history.push(Event { at: self.began.elapsed().as_micros() as u64, what });
+        let n = self.history.len() as u64;
+        self.history.push(Event { n, at: self.began.elapsed().as_micros() as u64, what });
+    }
+
+    fn see(&mut self, seen: Observation) {
+        self.tell(What::Observe(seen));
     }
 
     /// Publishes to the terminals in turn and waits for the acknowledgement; as a careful publisher, through the next
@@ -73,7 +80,10 @@ impl Run {
         for tries in 1.. {
             let node = nodes[((self.pushes + tries) % nodes.len() as u64) as usize];
             if tries == 1 {
-                self.tell(What::Publish { terminal: terminal.clone(), payload: payload.clone(), node });
+                let call =
+                    Call::Publish { terminal: terminal.clone(), payload: payload.clone(), ttl_ms: None };
+                let (op, by) = (self.pushes, "publisher".to_owned());
+                self.tell(What::Invoke(Invoke { op, by, node: Some(node), deadline_ms: None, call }));
             }
             let url = format!("https://node-{node}:8080");
             let publish =
@@ -82,11 +92,10 @@ impl Run {
             match docker(&[&publish[..], &push[..]].concat()) {
                 Ok(status) => {
                     let status: Value = serde_json::from_str(&status).unwrap();
-                    self.tell(What::Published {
-                        payload,
-                        message: status["message"].as_str().unwrap().to_owned(),
-                        seq: status["seq"].as_u64().unwrap(),
-                    });
+                    let message = status["message"].as_str().unwrap().to_owned();
+                    let seq = status["seq"].as_u64().unwrap();
+                    let got = Got::Published { message, seq, position: None };
+                    self.tell(What::Ok { op: self.pushes, got });
                     return tries;
                 }
                 Err(why) => assert!(Instant::now() < deadline, "{payload} is not acknowledged: {why:?}"),
@@ -110,19 +119,23 @@ impl Run {
         }
         let terminal = self.terminals[at].id.clone();
         let seq = event["seq"].as_u64().unwrap();
-        self.tell(What::Delivered {
+        self.see(Observation::Delivered {
             terminal: terminal.clone(),
+            copy: 0,
             payload: String::from_utf8(STANDARD.decode(event["body"].as_str().unwrap()).unwrap()).unwrap(),
             seq,
+            prev: None,
+            epoch: None,
             maybe_seen: event["maybe_seen"].as_bool().unwrap(),
             node: event["node"].as_u64().unwrap(),
         });
-        self.tell(What::Confirmed { terminal, seq });
+        self.see(Observation::Confirmed { terminal, copy: 0, seq });
     }
 
     fn fault(&mut self, what: &str, survivors: &[u64]) {
         let began = Instant::now();
-        self.tell(What::Fault { what: what.to_owned() });
+        let (id, target, detail) = (self.history.len() as u64, "the cluster".to_owned(), String::new());
+        self.tell(What::Fault(Fault { id, step: FaultStep::Ended, kind: what.to_owned(), target, detail }));
         let (mut pushes, mut tries, mut slowest) = (0, 0, Duration::ZERO);
         while began.elapsed() < FAULT {
             let push = Instant::now();
@@ -159,9 +172,10 @@ fn containers_that_are_killed_paused_and_cut_off_lose_and_repeat_nothing() {
 
     let terminals = ["terminal-1", "terminal-2"].map(|service| Terminal::follow(&compose, service)).into();
     let mut run = Run { publisher: publisher.clone(), terminals, began, history: Vec::new(), pushes: 0 };
+    run.tell(What::Begin(Begin { version: VERSION, backend: "containers".to_owned(), ..Begin::default() }));
     for at in 0..2 {
         let terminal = run.terminals[at].id.clone();
-        run.tell(What::TerminalStarted { terminal });
+        run.see(Observation::Started { terminal, copy: 0 });
     }
     // Asleep, a terminal is woken by a datagram; through each node, at the first try.
     for node in [1, 2, 3, 1, 2, 3] {
@@ -195,10 +209,9 @@ fn containers_that_are_killed_paused_and_cut_off_lose_and_repeat_nothing() {
 
     run.fault("all healthy again", &[1, 2, 3]);
     run.take(Duration::from_secs(2));
-    match delivery(&run.history) {
-        Verdict::Pass => {}
-        verdict => panic!("{verdict:#?}\nhistory: {:#?}", run.history),
-    }
+    run.tell(What::End(End {}));
+    let judgement = judge_events(&run.history, DELIVERY);
+    assert_eq!(judgement.verdict, Verdict::Pass, "{:#?}\nhistory: {:#?}", judgement.judged, run.history);
     stands("every push was given once and in order");
 
     // The service as it is: a line for each push.

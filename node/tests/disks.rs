@@ -92,6 +92,16 @@ impl Victim<'_> {
         }
     }
 
+    /// Waits until the cluster has come to rest: a new one takes its format then.
+    fn settles(&self) {
+        let admin = self.dev.node(1)["admin"].as_str().unwrap();
+        let output = Command::new(REVEILLE)
+            .args(["cluster", "--url", admin, "status", "--wait", "60s"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Starts it where it must not start; what it says.
     fn refuses(&self) -> String {
         let config = self.dev.node(VICTIM)["config"].as_str().unwrap();
@@ -264,5 +274,34 @@ fn a_log_or_a_page_that_was_changed_is_refused_with_what_helps() {
     assert!(said.contains("its log is gone") && said.contains("reveille cluster replace"), "{said}");
     copy(&whole.join("log"), &log);
     victim.bring_back("made good");
+    load.end(50);
+}
+
+#[test]
+fn an_older_copy_of_a_folder_is_refused_and_harms_nobody() {
+    let dev = Dev::start();
+    let mut victim = Victim { dev: &dev, running: None };
+    let load = Load::start(&dev, &["t1"]);
+    load.take(Duration::from_millis(300));
+    victim.settles();
+    victim.kill();
+    let (earlier, later) = (dev.folder.path().join("earlier"), dev.folder.path().join("later"));
+    copy(&victim.data(), &earlier);
+    victim.bring_back("nothing is wrong");
+    load.take(Duration::from_millis(500));
+    victim.kill();
+
+    fs::rename(victim.data(), &later).unwrap();
+    copy(&earlier, &victim.data());
+    load.fault("an older copy");
+    let said = victim.refuses();
+    assert!(said.contains("this one is older") && said.contains("reveille cluster replace 2"), "{said}");
+    for node in [1, 3] {
+        dev.wait_ready(node);
+    }
+    fs::remove_dir_all(victim.data()).unwrap();
+    fs::rename(&later, victim.data()).unwrap();
+    victim.bring_back("the later one");
+    load.take(Duration::from_millis(500));
     load.end(50);
 }

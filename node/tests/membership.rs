@@ -13,10 +13,13 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::load::Load;
 use support::name::ServiceName;
 use support::{Dev, REVEILLE, Running, free_addresses, http_try};
+
+/// The exit code of an end that starting again does not mend.
+const NO_RESTART_HELPS: i32 = 78;
 
 /// A node beside those that `dev` started.
 struct Node {
@@ -136,7 +139,17 @@ fn nodes_come_and_go_under_load_and_nothing_is_lost() {
     let config = dev.node(2)["config"].as_str().unwrap();
     let emptied = Command::new(REVEILLE).args(["node", "--create", "--config", config]).output().unwrap();
     let said = String::from_utf8_lossy(&emptied.stderr).into_owned();
-    assert!(!emptied.status.success() && said.contains("reveille cluster replace 2"), "{said}");
+    assert_eq!(emptied.status.code(), Some(NO_RESTART_HELPS), "{said}");
+    let at = |port: &str| dev.node(2)[port].as_str().unwrap().trim_start_matches("http://").to_owned();
+    let whole = format!(
+        "reveille cluster replace 2 --ca ca --peer {} --session {} --http {} --admin {} --listen 127.0.0.1 \
+         --names 127.0.0.1,localhost --like CONFIG-OF-ANY-NODE --out node-2-replaced",
+        at("peer"),
+        at("session"),
+        at("http"),
+        at("admin"),
+    );
+    assert!(said.contains(&whole), "{whole} is not in {said}");
     assert!(!data.join("log").exists(), "it did not begin");
     let five = join(&dev, &four.admin, &["replace", "2"]);
     ready(&five.admin);
@@ -174,12 +187,27 @@ fn nodes_come_and_go_under_load_and_nothing_is_lost() {
     load.end(200);
 }
 
+/// A node that is asked for its own removal ends by it, and that is how the command knows.
+#[test]
+fn a_node_that_is_asked_removes_itself() {
+    let dev = Dev::start();
+    let admin = dev.admin(1).to_owned();
+    settled(&admin, "a new cluster");
+    let told = done(&admin, &["remove", "1", "--force-fewer-replicas"]);
+    assert!(told.contains("done: remove node 1"), "{told}");
+    dev.wait_ended(1);
+    let nodes = overview(dev.admin(2))["nodes"].clone();
+    assert_eq!(nodes.as_array().unwrap().len(), 2, "{nodes}");
+}
+
 /// Who reads "settled" restarts the next node: so it must not be said while one is down.
 #[test]
 fn what_is_down_is_said() {
     let dev = Dev::start();
     let admin = dev.admin(1).to_owned();
-    settled(&admin, "a new cluster");
+    let told = done(&admin, &["status", "--wait", "60s"]);
+    assert!(told.contains("· settled") && !told.contains("NOT"), "{told}");
+    done(&admin, &["status", "--check"]);
     let says = |what: &[&str]| {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
@@ -193,12 +221,21 @@ fn what_is_down_is_said() {
     };
     dev.kill_node(3);
     says(&["NOT settled", "node 3 is down", "SILENT 3"]);
+    refused(&admin, &["status", "--check"], "the cluster is not settled: node 3 is down");
+    let began = Instant::now();
+    refused(&admin, &["status", "--wait", "2s"], "the cluster is not settled within 2s: node 3 is down");
+    assert!(began.elapsed() >= Duration::from_secs(2), "after {:?}", began.elapsed());
+    let as_ever = cluster(&admin, &["status", "--check"]).stdout;
+    assert!(String::from_utf8_lossy(&as_ever).contains("NOT settled"), "it is shown all the same");
     dev.kill_node(2);
     says(&["4 groups without a leader", "node 2 is down, node 3 is down", "SILENT 2 3"]);
-    let metrics = http_try(&admin, "GET", "/metrics", &[], b"").unwrap().body;
-    let metrics = String::from_utf8(metrics).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
     for gone in ["reveille_groups_led 0", "reveille_links_up 0"] {
-        assert!(metrics.contains(gone), "{gone} is not in {metrics}");
+        let metrics = || http_try(&admin, "GET", "/metrics", &[], b"").unwrap().body;
+        while !String::from_utf8(metrics()).unwrap().contains(gone) {
+            assert!(Instant::now() < deadline, "{gone} is not there");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 
@@ -239,6 +276,41 @@ fn limits_are_set_for_all_shards_and_kept() {
     assert_eq!(accepted(&dev, 5000), [201; 12]);
 }
 
+/// Two operators at once, through different nodes: neither takes back what the other set, and all shards have the same.
+#[test]
+fn limits_that_two_operators_set_at_once_are_the_same_in_all_shards() {
+    let dev = Dev::start();
+    let key = |key: usize| format!("{{\"key\":\"{}\"}}\n", format!("{key:02x}").repeat(32));
+    let keys: String = (0..32).map(|number| key(number * 8)).collect();
+    let answer = dev.request(1, "POST", "/v1/terminals", &[], keys.as_bytes());
+    let lines = String::from_utf8(answer.body).unwrap();
+    let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let terminals: Vec<String> = lines.map(|line| line["terminal"].as_str().unwrap().to_owned()).collect();
+    let json_type = [("Content-Type", "application/json")];
+    let set = |node: usize, limits: Value| {
+        let answer =
+            http_try(dev.admin(node), "POST", "/cluster/limits", &json_type, limits.to_string().as_bytes())
+                .unwrap();
+        assert_eq!(answer.status, 200, "{limits}: {}", answer.json());
+    };
+    for round in 1..=10u64 {
+        std::thread::scope(|scope| {
+            scope.spawn(|| set(1, json!({ "max_payload": 1000 + 10 * round, "max_pending": 200 + round })));
+            scope.spawn(|| {
+                set(2, json!({ "max_payload": 1005 + 10 * round, "max_pending_bytes": 50_000 + round }));
+            });
+        });
+        let limits = http_try(dev.admin(3), "GET", "/cluster/limits", &[], b"").unwrap().json();
+        assert_eq!(limits["max_pending"], 200 + round, "{limits}");
+        assert_eq!(limits["max_pending_bytes"], 50_000 + round, "{limits}");
+        // One of the two limits on the payload holds, and everywhere the same.
+        let between = vec![0; 1003 + 10 * round as usize];
+        let heard = terminals.iter().map(|id| dev.publish(3, id, &[], &between).status);
+        let heard: std::collections::BTreeSet<u16> = heard.collect();
+        assert_eq!(heard.len(), 1, "round {round}: {heard:?}");
+    }
+}
+
 #[test]
 fn what_cannot_be_done_says_why_and_what_can() {
     let dev = Dev::start();
@@ -251,7 +323,11 @@ fn what_cannot_be_done_says_why_and_what_can() {
     refused(&admin, &["remove", "1"], "2 nodes would be left for 3 replicas");
     refused(&admin, &["drain", "1"], "add a node first");
     refused(&admin, &["replicas", "5"], "5 replicas cannot be");
-    refused(&admin, &["replicas", "2"], "2 replicas cannot be");
+    refused(&admin, &["replicas", "2", "--force-fewer-replicas"], "2 replicas cannot be");
+    let means = "outlives the loss of 1 nodes; with 1 it would outlive that of 0: ask for it with --force-fewer-replicas";
+    refused(&admin, &["replicas", "1"], means);
+    assert_eq!(overview(&admin)["replicas"], 3);
+    done(&admin, &["replicas", "3"]);
     refused(&admin, &["limits", "--max-payload", "70000"], "max_payload is 70000; it may be 1 to 65536");
     refused(
         &admin,
@@ -274,6 +350,22 @@ fn what_cannot_be_done_says_why_and_what_can() {
         let args = add(peer, out);
         refused(&admin, &args.iter().map(String::as_str).collect::<Vec<_>>(), why);
     }
+    // Another cluster's CA: what it makes could never join.
+    let (wrong, copy) = (dev.folder.path().join("wrong-ca"), dev.folder.path().join("copy.toml"));
+    let made = Command::new(REVEILLE).args(["certs", "ca", "--out"]).arg(&wrong).output().unwrap();
+    assert!(made.status.success());
+    let wrong = wrong.to_str().unwrap();
+    let mut args = add("h:3", &out);
+    args[8] = wrong.to_owned();
+    refused(&admin, &args.iter().map(String::as_str).collect::<Vec<_>>(), "is not the cluster's CA");
+    std::fs::copy(dev.node(2)["config"].as_str().unwrap(), &copy).unwrap();
+    args.extend(["--listen", "127.0.0.1", "--like", copy.to_str().unwrap()].map(str::to_owned));
+    refused(
+        &admin,
+        &args.iter().map(String::as_str).collect::<Vec<_>>(),
+        "that the configuration of --like names",
+    );
+    assert_eq!(overview(&admin)["nodes"].as_array().unwrap().len(), 3, "no id was given for them");
     let replace: Vec<String> = add("h:3", &out);
     let mut replace: Vec<&str> = replace.iter().map(String::as_str).collect();
     replace.splice(0..1, ["replace", "7"]);
@@ -291,7 +383,11 @@ fn what_cannot_be_done_says_why_and_what_can() {
     }
     done(&admin, &["move-leaders", "--from", "1"]);
     let args = add("127.0.0.1:9", &out);
-    done(&admin, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    assert!(!done(&admin, &args).contains("void"), "there was no token before");
+    std::fs::remove_dir_all(&out).unwrap();
+    let again = done(&admin, &args);
+    assert!(again.contains("the token given out for it before is void"), "{again}");
     // A node that is asked may hear of what it was asked for a moment after it was done.
     let seen = |what: &str, is: &dyn Fn(&Value) -> bool| {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -321,7 +417,9 @@ fn what_cannot_be_done_says_why_and_what_can() {
             .current_dir(&folder)
             .output()
             .unwrap();
-        String::from_utf8_lossy(&output.stderr).into_owned()
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(NO_RESTART_HELPS), "{said}");
+        said
     };
     assert!(start(&good.replace("join-5-", "join-4-")).contains("the token of node 4, and this is node 5"));
     assert!(start(&good.replace("join-5-", "join-5")).contains("a join token looks like"));
@@ -329,7 +427,24 @@ fn what_cannot_be_done_says_why_and_what_can() {
     let other_ca = format!("{}0123456789abcdef{}", &good[..at], &good[at + 16..]);
     assert!(start(&other_ca).contains("another CA"));
     // The token was used, and the folder that used it is gone.
-    std::fs::remove_dir_all(folder.join("data")).unwrap();
+    let (data, kept) = (folder.join("data"), folder.join("kept"));
+    std::fs::rename(&data, &kept).unwrap();
     let said = start(&good);
     assert!(said.contains("reveille cluster replace 5"), "{said}");
+
+    // It was removed while it was away, and its own folder does not know.
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&kept, &data).unwrap();
+    done(&admin, &["remove", "5"]);
+    // A node that only just went may hear of it as it would of any change.
+    let knows = |overview: &Value| {
+        let groups = overview["groups"].as_array().unwrap();
+        groups.iter().any(|group| group["learners"].as_array().unwrap().contains(&5.into()))
+    };
+    seen("out of every group", &|overview| !knows(overview));
+    std::thread::sleep(Duration::from_secs(2));
+    let began = Instant::now();
+    let said = start(&good);
+    assert!(said.contains("node 5 is not a member of this cluster") && said.contains("says node"), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(20), "after {:?}: {said}", began.elapsed());
 }

@@ -15,112 +15,18 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::BytesMut;
-use rcgen::{CertificateParams, Issuer, KeyPair, PKCS_ED25519, PublicKeyData};
-use reveille_protocol::id::{Attempt, KeyFingerprint, Seq, Stream, TerminalId};
-use reveille_protocol::service_list::row::{Linger, Urgency};
+use rcgen::{CertificateParams, Issuer, KeyPair};
+use reveille_protocol::id::{Seq, TerminalId};
 use reveille_protocol::wire::session::{
     Bye, ByeReason, Frame, HEADER, Hello, NodeFrame, TerminalFrame, VERSION,
 };
 use reveille_terminal::{Builder, Event, Terminal};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
-use support::{Dev, REVEILLE, Running, free_addresses, http, http_try};
+use support::by_hand::{ByHand, command};
+use support::raw::{Raw, counted, counter};
+use support::{Dev, REVEILLE, http, http_try};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A terminal whose every byte is the test's.
-struct Raw {
-    id: TerminalId,
-    tls: TlsConnector,
-}
-
-impl Raw {
-    fn new(ca: &Path) -> Raw {
-        let pair = KeyPair::generate_for(&PKCS_ED25519).unwrap();
-        let certificate = CertificateParams::new(Vec::new()).unwrap().self_signed(&pair).unwrap();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
-        let mut config = rustls::ClientConfig::builder_with_provider(reveille_terminal::identity::provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_client_auth_cert(
-                vec![certificate.der().clone()],
-                PrivatePkcs8KeyDer::from(pair.serialize_der()).into(),
-            )
-            .unwrap();
-        config.alpn_protocols = vec![reveille_terminal::identity::SESSION_ALPN.to_vec()];
-        let id = KeyFingerprint::of_spki(&pair.subject_public_key_info()).terminal();
-        Raw { id, tls: TlsConnector::from(Arc::new(config)) }
-    }
-
-    async fn connect(&self, address: &str) -> Connection {
-        let stream = TcpStream::connect(address).await.unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
-        Connection { stream: self.tls.connect(name, stream).await.unwrap(), buffer: BytesMut::new() }
-    }
-
-    fn hello(&self, attempt: u64) -> Hello {
-        Hello {
-            terminal: self.id,
-            attempt: Attempt(attempt),
-            stream: Stream(0),
-            last: Seq(0),
-            listening: None,
-            linger: Linger::Forever,
-            min_urgency: Urgency::VeryLow,
-            enrolment: None,
-        }
-    }
-}
-
-struct Connection {
-    stream: TlsStream<TcpStream>,
-    buffer: BytesMut,
-}
-
-impl Connection {
-    async fn say(&mut self, frame: TerminalFrame) {
-        let mut bytes = Vec::new();
-        frame.encode(&mut bytes);
-        self.send(&bytes).await;
-    }
-
-    async fn send(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).await.unwrap();
-        self.stream.flush().await.unwrap();
-    }
-
-    /// The node's next frame; `None` once it has closed the connection.
-    async fn hear(&mut self, patience: Duration) -> Option<NodeFrame> {
-        loop {
-            if let Some(frame) = NodeFrame::take(&mut self.buffer).unwrap() {
-                return Some(frame);
-            }
-            let read = tokio::time::timeout(patience, self.stream.read_buf(&mut self.buffer));
-            if matches!(read.await.expect("a word in time"), Ok(0) | Err(_)) {
-                return None;
-            }
-        }
-    }
-}
-
-/// The value of a counter on a node; zero if it has not counted yet.
-fn counter(admin: &str, name: &str) -> u64 {
-    let metrics = http(admin, "GET", "/metrics", &[], b"");
-    let text = String::from_utf8_lossy(&metrics.body).into_owned();
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    line.map_or(0, |value| value.trim().parse().unwrap())
-}
-
-fn counted(dev: &Dev, name: &str) -> u64 {
-    (1..=3).map(|node| counter(dev.node(node)["admin"].as_str().unwrap(), name)).sum()
-}
 
 #[tokio::test]
 async fn a_session_must_say_what_its_key_says_and_only_frames() {
@@ -447,95 +353,10 @@ async fn scanners_hear_nothing_and_notifications_get_through() {
     while handshakes("full") + handshakes("early") < 2 && Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!((handshakes("full"), handshakes("early")), (1, 1), "the second had a ticket");
+    // The dial by which the terminal found out that it is reached may have brought the first one its ticket.
+    let (full, early) = (handshakes("full"), handshakes("early"));
+    assert!(full <= 2 && early >= 1, "the second had a ticket: {full} full, {early} early");
     terminal.shutdown().await;
-}
-
-/// A cluster of one node as its operator makes it: nobody gets in without a token.
-struct ByHand {
-    folder: tempfile::TempDir,
-    admin: String,
-    session: String,
-    http: String,
-    enrolment_token: String,
-}
-
-fn command(arguments: &[&str]) -> String {
-    let output = Command::new(REVEILLE).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
-impl ByHand {
-    fn new() -> ByHand {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-        let cluster = "00c0ffee00c0ffee";
-        command(&["certs", "ca", "--out", &at("ca")]);
-        let names = "localhost,127.0.0.1";
-        command(&[
-            "certs",
-            "node",
-            "--ca",
-            &at("ca"),
-            "--id",
-            "1",
-            "--cluster",
-            cluster,
-            "--names",
-            names,
-            "--out",
-            &at(""),
-        ]);
-        let enrolment_key = command(&["certs", "enrolment-key", "--out", &at("")]);
-        let enrolment_token = command(&["certs", "enrolment-token", "--key", &at("enrolment.key")]);
-        let ports = free_addresses(4);
-        let [peer, session, http, admin] = &ports[..] else { panic!("four ports") };
-        let text = format!(
-            "node = 1\ndata = {:?}\n\
-             [cluster]\nid = {cluster:?}\ngroups = 2\nnodes = {{ 1 = {peer:?} }}\n\
-             [cluster.tenant]\nname = \"acme\"\n{enrolment_key}\n\
-             [tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
-             [peer]\nlisten = {peer:?}\n[session]\nlisten = {session:?}\n\
-             [http]\nlisten = {http:?}\ntls = false\n[admin]\nlisten = {admin:?}\n\
-             [notify]\nbind = \"127.0.0.1:0\"\n[storage]\nsegment_bytes = 16777216\n",
-            at("data"),
-            at("ca/ca.pem"),
-            at("node-1.pem"),
-            at("node-1.key"),
-        );
-        std::fs::write(at("node.toml"), text).unwrap();
-        ByHand {
-            admin: format!("http://{admin}"),
-            session: session.clone(),
-            http: format!("http://{http}"),
-            enrolment_token,
-            folder,
-        }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    fn spawn(&self) -> Running {
-        let child = Command::new(REVEILLE)
-            .args(["node", "--create", "--log-level", "warn", "--config", &self.path("node.toml")])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Running(child)
-    }
-
-    fn start(&self) -> Running {
-        let child = self.spawn();
-        let until = Instant::now() + PATIENCE;
-        while http_try(&self.admin, "GET", "/readyz", &[], b"").is_none_or(|answer| answer.status != 200) {
-            assert!(Instant::now() < until, "the node is not ready");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        child
-    }
 }
 
 #[tokio::test]
@@ -589,23 +410,29 @@ async fn certificates_are_read_again_on_sighup() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(shown().await, first);
     std::fs::write(cluster.path("node-1.pem"), good).unwrap();
-    std::fs::remove_file(cluster.path("node-1.key")).unwrap();
     let (ca, out) = (cluster.path("ca"), cluster.path(""));
-    let names = "localhost,127.0.0.1";
-    command(&[
-        "certs",
-        "node",
-        "--ca",
-        &ca,
-        "--id",
-        "1",
-        "--cluster",
-        "00c0ffee00c0ffee",
-        "--names",
-        names,
-        "--out",
-        &out,
-    ]);
+    let renew = |names: &[&str]| {
+        std::fs::remove_file(cluster.path("node-1.key")).unwrap();
+        let node =
+            ["certs", "node", "--ca", &ca, "--id", "1", "--cluster", "00c0ffee00c0ffee", "--out", &out];
+        command(&[&node, names].concat());
+    };
+    // One that was made without all names would have terminals take the node for another.
+    for (names, missing) in
+        [(&[][..], "lacks 127.0.0.1, localhost"), (&["--names", "127.0.0.1"], "lacks localhost")]
+    {
+        renew(names);
+        hang_up();
+        let until = Instant::now() + PATIENCE;
+        let log = || std::fs::read_to_string(cluster.path("log.txt")).unwrap();
+        while !log().contains(missing) {
+            assert!(Instant::now() < until, "{missing:?} is not in {}", log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(log().contains("--names 127.0.0.1,localhost"), "{}", log());
+        assert_eq!(shown().await, first);
+    }
+    renew(&["--names", "localhost,127.0.0.1,more.example.org"]);
     hang_up();
     let until = Instant::now() + PATIENCE;
     while shown().await == first {
@@ -619,7 +446,7 @@ async fn certificates_are_read_again_on_sighup() {
 #[test]
 fn sighup_does_not_end_a_node_that_is_starting() {
     let cluster = ByHand::new();
-    let (path, others) = (cluster.path("node.toml"), ", 2 = \"127.0.0.1:9\", 3 = \"127.0.0.1:9\" }");
+    let (path, others) = (cluster.path("node.toml"), ", 2 = \"127.0.0.1:9\", 3 = \"127.0.0.1:11\" }");
     let text = std::fs::read_to_string(&path).unwrap();
     let nodes = text.lines().find(|line| line.starts_with("nodes = ")).unwrap();
     std::fs::write(&path, text.replace(nodes, &nodes.replace(" }", others))).unwrap();
@@ -665,13 +492,10 @@ fn an_operator_from_elsewhere_needs_tls_and_a_token() {
     let path = cluster.path("node.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     let port = cluster.admin.rsplit_once(':').unwrap().1;
-    let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"; // of "secret"
-    let text = text
-        .replace(
-            &format!("[admin]\nlisten = \"127.0.0.1:{port}\""),
-            &format!("[admin]\nlisten = \"0.0.0.0:{port}\""),
-        )
-        .replace("[cluster.tenant]\n", &format!("[cluster.tenant]\nadmin_token_sha256 = \"{hash}\"\n"));
+    let text = text.replace(
+        &format!("[admin]\nlisten = \"127.0.0.1:{port}\""),
+        &format!("[admin]\nlisten = \"0.0.0.0:{port}\""),
+    );
     std::fs::write(&path, text).unwrap();
     let _node = cluster.spawn();
     let (url, ca) = (format!("https://127.0.0.1:{port}"), cluster.path("ca/ca.pem"));

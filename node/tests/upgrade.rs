@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use reveille_protocol::directory::FORMAT;
 use serde_json::Value;
 use support::load::Load;
 use support::{Dev, REVEILLE, Running, http_try};
@@ -84,7 +85,7 @@ fn a_mixed_cluster_serves_and_takes_the_new_format_when_all_can() {
     change(1, &current);
     change(2, &current);
     let mixed = overview(&dev, 1).unwrap();
-    assert_eq!((&mixed["format"], &mixed["settled"]), (&1.into(), &false.into()), "{mixed}");
+    assert_eq!((&mixed["format"], &mixed["settled"]), (&(FORMAT - 1).into(), &false.into()), "{mixed}");
     // Back again: nothing that only the new version reads was written.
     change(2, &previous);
     change(1, &previous);
@@ -96,7 +97,7 @@ fn a_mixed_cluster_serves_and_takes_the_new_format_when_all_can() {
         assert!(Instant::now() < deadline, "the new format is not taken: {:?}", overview(&dev, 1));
         std::thread::sleep(Duration::from_millis(100));
     }
-    assert_eq!(overview(&dev, 3).unwrap()["format"], 2);
+    assert_eq!(overview(&dev, 3).unwrap()["format"], FORMAT);
     load.take(Duration::from_millis(500));
 
     // One that is too old now cannot take part, and harms nobody.

@@ -3,8 +3,12 @@
 
 mod deliver;
 mod failover;
+mod herd;
 mod idle;
+mod keepalive;
+mod light;
 mod load;
+mod notify;
 mod publish;
 mod recovery;
 mod steady;
@@ -57,10 +61,16 @@ enum What {
     Deliver(deliver::Deliver),
     /// Registered terminals that do nothing: memory and descriptors.
     Idle(idle::Idle),
+    /// Idle terminals behind NAT: memory and processor time of their anchor, for their keepalives.
+    Keepalive(keepalive::Keepalive),
+    /// Notifications alone: what one costs the processor of the node that sends it.
+    Notify(notify::Notify),
     /// Leaders fail under load: how long nobody could publish to their shards.
     Failover(failover::Failover),
     /// A node with much data is restarted, and replaced by another: how long it takes, and what publishers see.
     Recovery(recovery::Recovery),
+    /// Very many terminals get a push each at once: how they are notified and come, and what publishers see of it.
+    Herd(herd::Herd),
     /// Nothing fails while the processors are busy: how often leadership moves all the same.
     Steady(steady::Steady),
 }
@@ -71,6 +81,13 @@ const NODES: u64 = 3;
 impl Bench {
     pub(super) fn run(self) -> anyhow::Result<()> {
         telemetry::init_logs("warn", false)?;
+        let report = Report { json: self.json };
+        if let What::Keepalive(keepalive) = &self.what {
+            return keepalive.run(&report);
+        }
+        if let What::Notify(notify) = &self.what {
+            return notify.run(&report);
+        }
         let network = match &self.what {
             // Begins this program anew; so before anything is made.
             What::Failover(failover) if failover.how.cut().is_some() => Network::apart(NODES)?,
@@ -78,7 +95,6 @@ impl Bench {
         };
         let temporary = Temporary::new()?;
         let folder = self.data.clone().unwrap_or_else(|| temporary.0.clone());
-        let report = Report { json: self.json };
         runtime(2)?.block_on(async {
             let mut cluster = DevCluster::start(&folder, NODES, self.groups, &self.log_level, network)?;
             let outcome = async {
@@ -88,8 +104,11 @@ impl Bench {
                     What::Wake(wake) => wake.run(&cluster, &report).await,
                     What::Deliver(deliver) => deliver.run(&cluster, &report).await,
                     What::Idle(idle) => idle.run(&cluster, &report).await,
+                    // Done: they need no cluster.
+                    What::Keepalive(_) | What::Notify(_) => Ok(()),
                     What::Failover(failover) => failover.run(&mut cluster, &report).await,
                     What::Recovery(recovery) => recovery.run(&mut cluster, &report).await,
+                    What::Herd(herd) => herd.run(&mut cluster, &report).await,
                     What::Steady(steady) => steady.run(&cluster, &report).await,
                 }
             };

@@ -1,12 +1,12 @@
 //! `reveille certs`: the cluster's CA, its nodes' certificates, enrolment tokens. Files only; nothing is sent.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -15,8 +15,9 @@ use rcgen::{
 use reveille_cluster::link::node_name;
 use reveille_protocol::id::{NodeId, TenantId};
 use ring::signature::Ed25519KeyPair;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::output;
 use crate::enrolment;
@@ -118,6 +119,13 @@ impl Ca {
         mut names: Vec<String>,
         days: u32,
     ) -> anyhow::Result<(String, String)> {
+        ensure!(id != 0, "a node's id is a number above zero");
+        ensure!(days != 0, "a certificate must be valid for a day at least: --days 1");
+        for name in &names {
+            // A wildcard would be read, and no client looks for one.
+            let usable = !name.contains('*') && ServerName::try_from(name.as_str()).is_ok();
+            ensure!(usable, "--names: {name:?} is neither a host's name nor an address");
+        }
         names.push(node_name(NodeId(id), cluster));
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let mut params = CertificateParams::new(names)?;
@@ -139,6 +147,13 @@ fn read_key(path: &Path) -> anyhow::Result<KeyPair> {
     KeyPair::from_pem(&pem).with_context(|| format!("{} holds no usable key", path.display()))
 }
 
+/// Is it that of the CA in the same folder?
+fn is_a_cas(path: &Path, key: &KeyPair) -> bool {
+    let Ok(ca) = CertificateDer::from_pem_file(path.with_file_name("ca.pem")) else { return false };
+    let parsed = X509Certificate::from_der(&ca);
+    parsed.is_ok_and(|(_, ca)| ca.public_key().subject_public_key.data.as_ref() == key.public_key_raw())
+}
+
 fn make_folder(path: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(path).with_context(|| format!("{}", path.display()))
 }
@@ -146,6 +161,9 @@ fn make_folder(path: &Path) -> anyhow::Result<()> {
 /// Writes a file that only its owner reads; refuses to replace one.
 pub(super) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    if file.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+        bail!("{} is there already, and is not written over; give --out another folder", path.display());
+    }
     file.and_then(|mut file| file.write_all(text.as_bytes())).with_context(|| format!("{}", path.display()))
 }
 
@@ -186,7 +204,15 @@ impl Certs {
                 output::line(format!("enrolment_key = \"{public}\""));
             }
             CertsCommand::EnrolmentToken { key, tenant, valid } => {
-                let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&read_key(&key)?.serialize_der())
+                ensure!(valid >= Duration::from_secs(1), "--valid must be a second at least");
+                let own = read_key(&key)?;
+                ensure!(
+                    !is_a_cas(&key, &own),
+                    "{} is the key of the CA beside it, and signs certificates; enrolment tokens have a key of their own: \
+                     reveille certs enrolment-key",
+                    key.display()
+                );
+                let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&own.serialize_der())
                     .map_err(|error| anyhow::anyhow!("{}: {error}", key.display()))?;
                 let expires = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + valid.as_secs();
                 output::line(enrolment::sign(&pair, TenantId(tenant), expires)?);

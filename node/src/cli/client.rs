@@ -1,7 +1,8 @@
 //! A small HTTP client for commands and the bench: HTTP/1.1 over TCP or TLS, one request at a time on a connection
 //! that is kept.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub(crate) struct Target {
     host: String,
     port: u16,
     tls: Option<Arc<ClientConfig>>,
+    /// The file that it was verified against.
+    ca: PathBuf,
 }
 
 impl Target {
@@ -42,14 +45,22 @@ impl Target {
             Some((host, port)) => (host, port.parse().context("the URL's port is no number")?),
             None => (authority, if scheme == "https" { 443 } else { 80 }),
         };
+        // Looked at also where it is not needed: whoever gives one means it to be there.
+        let known = ca.map(tls).transpose()?;
         let tls = match scheme {
             "http" => None,
-            "https" => Some(tls(
-                ca.context("the CA is needed for https: --ca FILE, of `reveille cluster` --tls-ca FILE")?
-            )?),
+            "https" => Some(
+                known
+                    .context("the CA is needed for https: --ca FILE, of `reveille cluster` --tls-ca FILE")?,
+            ),
             other => bail!("{other}:// is not spoken here, only http and https"),
         };
-        Ok(Target { host: host.trim_matches(['[', ']']).to_owned(), port, tls })
+        Ok(Target {
+            ca: ca.map(Path::to_owned).unwrap_or_default(),
+            host: host.trim_matches(['[', ']']).to_owned(),
+            port,
+            tls,
+        })
     }
 
     /// Connects.
@@ -67,11 +78,42 @@ impl Target {
             None => start(TokioIo::new(stream)).await?,
             Some(tls) => {
                 let name = ServerName::try_from(self.host.clone())?;
-                let stream = TlsConnector::from(tls.clone()).connect(name, stream).await?;
-                start(TokioIo::new(stream)).await?
+                let stream = TlsConnector::from(tls.clone()).connect(name, stream).await;
+                start(TokioIo::new(stream.map_err(|error| self.explained(error))?)).await?
             }
         };
-        Ok(Client { sender, host: format!("{}:{}", self.host, self.port) })
+        let suspect = match &self.tls {
+            None => "no HTTP comes from there: if the port speaks TLS, the URL begins with https://",
+            Some(_) => {
+                "no HTTP comes from there: is it the terminals' or the peers' port? Publishers and operators have their own"
+            }
+        };
+        Ok(Client {
+            sender,
+            host: format!("{}:{}", self.host, self.port),
+            suspect,
+            verified: self.tls.is_some(),
+            answered: false,
+        })
+    }
+
+    /// What TLS found, with the likely mistake.
+    fn explained(&self, error: io::Error) -> anyhow::Error {
+        use rustls::{CertificateError as Bad, Error};
+        let found = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
+        match found {
+            // The latter where both CAs have one name, as all that `reveille certs ca` makes.
+            Some(Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) => {
+                anyhow::anyhow!(
+                    "the certificate that it shows was not made by the CA in {}",
+                    self.ca.display()
+                )
+            }
+            Some(Error::InvalidMessage(_)) => {
+                anyhow::anyhow!("it does not speak TLS: if the port is meant, the URL begins with http://")
+            }
+            _ => error.into(),
+        }
     }
 }
 
@@ -104,6 +146,12 @@ where
 pub(crate) struct Client {
     sender: SendRequest<Full<Bytes>>,
     host: String,
+    /// What is likely wrong where no answer is HTTP.
+    suspect: &'static str,
+    /// By TLS.
+    verified: bool,
+    /// Something was asked before.
+    answered: bool,
 }
 
 /// An answer.
@@ -167,12 +215,40 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        self.sender.ready().await?;
-        Ok(self.sender.send_request(request.body(Full::new(body))?).await?)
+        let request = request.body(Full::new(body))?;
+        let sent = match self.sender.ready().await {
+            Ok(()) => self.sender.send_request(request).await,
+            Err(error) => Err(error),
+        };
+        // A node that refuses a client without a certificate just closes.
+        let strange = |error: &hyper::Error| is_no_http(error) || (self.verified && error.is_closed());
+        let answered = std::mem::replace(&mut self.answered, true);
+        sent.map_err(|error| match !answered && strange(&error) {
+            true => anyhow::Error::new(error).context(self.suspect),
+            false => error.into(),
+        })
     }
 }
 
+/// Did something else than HTTP come, or TLS refuse after its handshake?
+fn is_no_http(error: &hyper::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    let mut refused = error.is_parse();
+    while let Some(found) = cause {
+        let inner = found.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        refused |= inner.is_some_and(|inner| inner.is::<rustls::Error>());
+        cause = found.source();
+    }
+    refused
+}
+
 impl Answer {
+    /// What an error says, if it is one.
+    pub(crate) fn message(&self) -> Option<String> {
+        let value: serde_json::Value = serde_json::from_slice(&self.body).ok()?;
+        Some(value.get("message")?.as_str()?.to_owned())
+    }
+
     /// The body, if the request succeeded; else what the server said.
     pub(crate) fn json(&self) -> anyhow::Result<serde_json::Value> {
         let value: serde_json::Value = serde_json::from_slice(&self.body)

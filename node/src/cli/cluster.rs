@@ -2,11 +2,13 @@
 //! waits until the cluster has done what was asked, which goes on whether or not anyone waits.
 
 mod add;
+mod authority;
 mod backup;
 mod folder;
 mod limits;
 mod restore;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use bytes::Bytes;
 use clap::{Args, Subcommand};
 use reveille_cluster::overview::{GroupOverview, Overview};
 use reveille_protocol::directory::FORMAT;
+use reveille_protocol::id::NodeId;
 use serde_json::json;
 
 use self::add::Add;
@@ -46,7 +49,7 @@ pub(super) struct ClusterArgs {
 #[derive(Debug, Subcommand)]
 enum ClusterCommand {
     /// Who belongs, who leads what, and what is on its way.
-    Status,
+    Status(Status),
     /// Let a new node join: makes its certificate, configuration and join token.
     Add(Add),
     /// Let a new node take the place of another, which may be dead.
@@ -75,6 +78,9 @@ enum ClusterCommand {
     Replicas {
         /// How many.
         replicas: u8,
+        /// Also if that is fewer than now: then the loss of fewer nodes stops or loses groups.
+        #[arg(long)]
+        force_fewer_replicas: bool,
     },
     /// Show the limits that hold for pushes and registrations, or set some of them for what comes from now on.
     Limits(Limits),
@@ -84,6 +90,17 @@ enum ClusterCommand {
     Backup(Backup),
     /// Bring a backup into a new cluster, of any number of nodes and shards. Repeated, it goes on where it was.
     Restore(Restore),
+}
+
+/// How the cluster stands.
+#[derive(Debug, Args)]
+struct Status {
+    /// Fail if the cluster is not settled: for scripts.
+    #[arg(long)]
+    check: bool,
+    /// Wait until the cluster is settled, at most so long, as 60s, and fail if it is not then.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    wait: Option<Duration>,
 }
 
 /// A node goes.
@@ -117,7 +134,7 @@ impl ClusterArgs {
         let operator = Operator { target, token: self.token, json: self.json };
         runtime(1)?.block_on(async {
             match self.command {
-                ClusterCommand::Status => operator.show(&operator.overview().await?),
+                ClusterCommand::Status(status) => operator.status(&status).await,
                 ClusterCommand::Add(add) => add.run(&operator, None).await,
                 ClusterCommand::Replace { node, add } => add.run(&operator, Some(node)).await,
                 ClusterCommand::Drain(leave) => operator.leave("drain", &leave).await,
@@ -131,9 +148,10 @@ impl ClusterArgs {
                     let line = format!("{} groups are led by others now", answer["moved"]);
                     operator.said(answer, line)
                 }
-                ClusterCommand::Replicas { replicas } => {
+                ClusterCommand::Replicas { replicas, force_fewer_replicas } => {
                     let wanted = json!({ "replicas": replicas });
-                    operator.post("/cluster/replicas", Some(wanted.clone())).await?;
+                    let path = format!("/cluster/replicas?fewer={force_fewer_replicas}");
+                    operator.post(&path, Some(wanted.clone())).await?;
                     operator.said(wanted, format!("each group will have {replicas} replicas"))
                 }
                 ClusterCommand::Limits(limits) => limits.run(&operator).await,
@@ -186,6 +204,8 @@ impl Operator {
     async fn leave(&self, how: &str, leave: &Leave) -> anyhow::Result<()> {
         let node = leave.node;
         let fewer = leave.force_fewer_replicas;
+        // Whoever is asked for its own removal ends by it, and can no longer say that it is done.
+        let own = how == "remove" && self.get("/status").await?["cluster"]["node"] == node;
         self.post(&format!("/cluster/nodes/{node}/{how}?fewer={fewer}"), None).await?;
         let done = |overview: &Overview| {
             let found = overview.nodes.iter().find(|known| known.node.0 == node);
@@ -198,14 +218,16 @@ impl Operator {
                 }
             }
         };
-        self.wait(leave.wait, &format!("{how} node {node}"), done).await
+        self.wait(leave.wait, &format!("{how} node {node}"), own, done).await
     }
 
-    /// Waits until the cluster is as wanted, and tells when what is left to do changes.
+    /// Waits until the cluster is as wanted, and tells when what is left to do changes. `ends`: the node that is asked ends
+    /// when it is done.
     async fn wait(
         &self,
         patience: Duration,
         what: &str,
+        ends: bool,
         done: impl Fn(&Overview) -> bool,
     ) -> anyhow::Result<()> {
         if patience.is_zero() {
@@ -221,6 +243,13 @@ impl Operator {
                     return self.said(json!({ "done": what }), format!("done: {what}"));
                 }
                 Ok(overview) => left(&overview),
+                Err(error) if ends && refuses_connections(&error) => {
+                    let line = format!(
+                        "done: {what}: it was asked itself, and has ended, as a node does that was removed; any other node's \
+                         `reveille cluster status` shows it"
+                    );
+                    return self.said(json!({ "done": what, "by_its_end": true }), line);
+                }
                 Err(error) => format!("{error:#}"),
             };
             if left != told && !self.json {
@@ -235,6 +264,26 @@ impl Operator {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Shows how the cluster stands, once it is settled if that is waited for.
+    async fn status(&self, status: &Status) -> anyhow::Result<()> {
+        let until = tokio::time::Instant::now() + status.wait.unwrap_or_default();
+        let overview = loop {
+            let over = tokio::time::Instant::now() >= until;
+            match self.overview().await {
+                Ok(overview) if overview.settled || over => break overview,
+                // The node that is asked may be starting.
+                Err(error) if over => return Err(error),
+                Ok(_) | Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        };
+        self.show(&overview)?;
+        if (status.check || status.wait.is_some()) && !overview.settled {
+            let within = status.wait.map(|wait| format!(" within {}", humantime::format_duration(wait)));
+            bail!("the cluster is not settled{}: {}", within.unwrap_or_default(), left(&overview));
+        }
+        Ok(())
     }
 
     fn show(&self, overview: &Overview) -> anyhow::Result<()> {
@@ -260,7 +309,7 @@ impl Operator {
         }
         output::line("group  leader  behind  voters");
         for group in &overview.groups {
-            let list = |nodes: &std::collections::BTreeSet<reveille_protocol::id::NodeId>| {
+            let list = |nodes: &BTreeSet<NodeId>| {
                 nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
             };
             let mut line = format!(
@@ -268,20 +317,31 @@ impl Operator {
                 group.group.0,
                 group.leader.map_or("none".to_owned(), |leader| leader.to_string()),
                 group.behind,
-                list(&group.voters)
+                if group.leader.is_some() { list(&group.voters) } else { "not known".to_owned() }
             );
-            for (nodes, what) in [(&group.learners, "learning"), (&group.silent, "SILENT")] {
+            let known = |node: &NodeId| overview.nodes.iter().any(|known| known.node == *node);
+            let (learning, gone) = group.learners.iter().copied().partition(known);
+            for (nodes, what) in [(&learning, "learning"), (&gone, "removed"), (&group.silent, "SILENT")] {
                 if !nodes.is_empty() {
                     line += &format!(" · {what} {}", list(nodes));
                 }
             }
-            if group.voters != group.wanted {
+            if let Some(restore) = &group.restoring {
+                line += &format!(" · RESTORING {restore}");
+            }
+            if group.leader.is_some() && group.voters != group.wanted {
                 line += &format!(" · should be {}", list(&group.wanted));
             }
             output::line(line);
         }
         Ok(())
     }
+}
+
+/// Does nobody listen there any more?
+fn refuses_connections(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| Some(cause.downcast_ref::<std::io::Error>()?.kind()));
+    kinds.into_iter().any(|kind| kind == std::io::ErrorKind::ConnectionRefused)
 }
 
 /// What the cluster has yet to do, in a few words.
@@ -299,6 +359,15 @@ fn left(overview: &Overview) -> String {
     for node in overview.nodes.iter().filter(|node| !node.up && node.standing != "invited") {
         left.push(format!("node {} is down", node.node));
     }
+    for node in overview.nodes.iter().filter(|node| node.up) {
+        let silent = overview.groups.iter().filter(|group| group.silent.contains(&node.node)).count();
+        if silent > 0 {
+            left.push(format!("node {} is SILENT in {silent} groups", node.node));
+        }
+    }
+    for (one, other) in &overview.torn {
+        left.push(format!("nodes {one} and {other} do not hear each other, though others hear both"));
+    }
     if fewest < wanted {
         left.push(format!("{fewest} of {wanted} replicas have a node"));
     }
@@ -313,6 +382,12 @@ fn left(overview: &Overview) -> String {
     }
     if behind > 10_000 {
         left.push(format!("a copy is {} thousand entries behind", behind / 1000));
+    }
+    let restoring = overview.groups.iter().filter(|group| group.restoring.is_some()).count();
+    if restoring > 0 {
+        left.push(format!(
+            "a restore is open in {restoring} groups: run it again with its backup, or `reveille cluster restore --give-up`"
+        ));
     }
     if left.is_empty() { "nothing to move".to_owned() } else { left.join(", ") }
 }

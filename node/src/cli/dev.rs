@@ -58,7 +58,7 @@ impl Dev {
             let mut cluster =
                 DevCluster::start(&folder, self.nodes, self.groups, &self.log_level, Network::Loopback)?;
             let outcome = tokio::select! {
-                outcome = self.show(&cluster) => outcome,
+                outcome = self.show(&mut cluster) => outcome,
                 signalled = shutdown::signalled() => signalled,
             };
             cluster.stop().await;
@@ -68,7 +68,7 @@ impl Dev {
         outcome
     }
 
-    async fn show(&self, cluster: &DevCluster) -> anyhow::Result<()> {
+    async fn show(&self, cluster: &mut DevCluster) -> anyhow::Result<()> {
         cluster.ready().await?;
         self.announce(cluster)?;
         if self.no_demo {

@@ -6,6 +6,7 @@ mod check;
 mod client;
 mod cluster;
 mod dev;
+mod doctor;
 mod node;
 mod output;
 mod publish;

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::runtime;
 use crate::config::Config;
+use crate::ending::Final;
 use crate::{assemble, shutdown, telemetry};
 
 /// Run one node of a cluster until SIGTERM or SIGINT. It leaves gently: terminals are told to go elsewhere.
@@ -26,8 +27,8 @@ pub(super) struct NodeArgs {
     log_level: Option<String>,
 }
 
-/// Threads of the node's runtime, which carries raft, links and sessions' bytes: half of the processors, up to so many.
-/// Actors, HTTP, the log and the tables have threads of their own, and a message that stays on a thread is cheaper than
+/// Threads of the node's runtime, which carries raft and links: half of the processors, up to so many. Sessions,
+/// notifications, HTTP, the log and the tables have threads of their own, and a message that stays on a thread is cheaper than
 /// one that wakes another.
 const MAX_THREADS: usize = 8;
 
@@ -38,7 +39,8 @@ impl NodeArgs {
         let outcome = runtime.block_on(async {
             // Before anything that takes time: until then SIGHUP ends the process.
             let hangups = shutdown::hangups()?;
-            let config = Config::load(&self.config)?;
+            let config = Config::load(&self.config).map_err(Final::of)?;
+            config.may_begin().map_err(Final::of)?;
             let level = self.log_level.as_ref().unwrap_or(&config.log.level);
             telemetry::init_logs(level, config.log.json)?;
             let stop = async {

@@ -18,7 +18,7 @@ pub(super) struct Publish {
     #[arg(long, env = "REVEILLE_URL")]
     url: String,
     /// The cluster's CA, for https.
-    #[arg(long, alias = "tls-ca")]
+    #[arg(long, visible_alias = "tls-ca")]
     ca: Option<PathBuf>,
     /// A token with the publish right.
     #[arg(long, env = "REVEILLE_TOKEN", hide_env_values = true)]

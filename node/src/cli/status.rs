@@ -15,7 +15,7 @@ pub(super) struct StatusArgs {
     #[arg(long, env = "REVEILLE_ADMIN_URL")]
     url: String,
     /// The cluster's CA, for https.
-    #[arg(long, alias = "tls-ca")]
+    #[arg(long, visible_alias = "tls-ca")]
     ca: Option<PathBuf>,
     /// A token with the admin right, where the listener is not on loopback.
     #[arg(long, env = "REVEILLE_TOKEN", default_value = "", hide_env_values = true)]
@@ -34,8 +34,10 @@ impl StatusArgs {
             let mut client = Target::parse(&self.url, self.ca.as_deref())?.connect().await?;
             if self.check {
                 let ready = client.send("GET", "/readyz", "", &[], Bytes::new()).await?;
-                let text = String::from_utf8_lossy(&ready.body);
-                anyhow::ensure!(ready.status.is_success(), "not ready: {}", text.trim());
+                if !ready.status.is_success() {
+                    let text = String::from_utf8_lossy(&ready.body);
+                    anyhow::bail!("not ready: {}", ready.message().unwrap_or_else(|| text.trim().to_owned()));
+                }
                 output::line("ready");
                 return Ok(());
             }

@@ -5,35 +5,45 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use reveille_protocol::service_list::row::Linger;
-use reveille_terminal::{Builder, Event};
+use reveille_terminal::{Builder, Class, Event};
 use serde_json::json;
 
-use super::{output, runtime};
+use super::{doctor, output, runtime};
 use crate::{shutdown, telemetry};
 
 /// Be a terminal: register, sleep without a connection, wake up for pushes and print them.
 #[derive(Debug, Args)]
 pub(super) struct TerminalArgs {
+    /// `doctor`: find out how notifications reach this machine, say what that means, and end.
+    #[arg(value_enum)]
+    what: Option<What>,
+    /// Of the doctor: also measure how long the network keeps a silent binding; takes up to 25 minutes.
+    #[arg(long)]
+    measure: bool,
     /// Session ports of the cluster, as push.example.org:8443; a name stands for all of its addresses.
-    #[arg(long, value_delimiter = ',', required = true)]
+    #[arg(long, value_delimiter = ',', required = true, value_parser = parse_server)]
     server: Vec<String>,
     /// The cluster's CA.
-    #[arg(long)]
+    #[arg(long, visible_alias = "tls-ca")]
     ca: PathBuf,
     /// Folder of the terminal's keys and memory; made if it is not there.
     #[arg(long)]
     state: PathBuf,
-    /// How long to stay connected after the last push: 0, 30s, forever.
+    /// How long to stay connected after the last push: 0, 30s, forever; learned: as long as the next push is worth it, by
+    /// the gaps between those before, at most 2 minutes.
     #[arg(long, default_value = "0", value_parser = parse_linger)]
-    linger: Linger,
+    linger: Stay,
     /// The tenant's enrolment token, for a terminal that the cluster does not know.
     #[arg(long, env = "REVEILLE_ENROLMENT", hide_env_values = true)]
     enrolment: Option<String>,
     /// Connect this often without being notified, as 6h, from a minute to 30 days; default: as the cluster asks.
     #[arg(long, value_parser = humantime::parse_duration)]
     check_in: Option<Duration>,
+    /// Stay connected where no notification reaches the terminal; default: check in.
+    #[arg(long)]
+    stay_if_unreachable: bool,
     /// End after so many pushes.
     #[arg(long)]
     count: Option<u64>,
@@ -45,17 +55,42 @@ pub(super) struct TerminalArgs {
     log_level: String,
 }
 
-fn parse_linger(text: &str) -> Result<Linger, String> {
-    match text {
-        "0" => Ok(Linger::AtOnce),
-        "forever" => Ok(Linger::Forever),
+/// Instead of being a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    Doctor,
+}
+
+fn parse_server(text: &str) -> Result<String, String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+    match port.is_some_and(|port| port.parse::<u16>().is_ok()) {
+        true => Ok(text.to_owned()),
+        false => Err("it must be HOST:PORT, with the port for terminals".to_owned()),
+    }
+}
+
+/// The longest linger that is learned.
+const LEARNED: Duration = Duration::from_secs(120);
+
+/// How long to stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stay {
+    So(Linger),
+    Learned,
+}
+
+fn parse_linger(text: &str) -> Result<Stay, String> {
+    Ok(Stay::So(match text {
+        "learned" => return Ok(Stay::Learned),
+        "0" => Linger::AtOnce,
+        "forever" => Linger::Forever,
         text => {
             let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
             let seconds =
                 u32::try_from(duration.as_secs()).map_err(|_| "too long; use forever".to_owned())?;
-            Ok(if seconds == 0 { Linger::AtOnce } else { Linger::Seconds(seconds) })
+            if seconds == 0 { Linger::AtOnce } else { Linger::Seconds(seconds) }
         }
-    }
+    }))
 }
 
 impl TerminalArgs {
@@ -65,7 +100,12 @@ impl TerminalArgs {
     }
 
     async fn live(self) -> anyhow::Result<()> {
-        let mut builder = Builder::new(self.server, self.ca, self.state).linger(self.linger);
+        let mut builder =
+            Builder::new(self.server, self.ca, self.state).stay_if_unreachable(self.stay_if_unreachable);
+        builder = match self.linger {
+            Stay::So(linger) => builder.linger(linger),
+            Stay::Learned => builder.linger_learned(LEARNED),
+        };
         if let Some(token) = self.enrolment {
             builder = builder.enrolment(token);
         }
@@ -73,6 +113,11 @@ impl TerminalArgs {
             builder = builder.check_in(period);
         }
         let mut terminal = builder.start().await?;
+        if self.what == Some(What::Doctor) {
+            let examined = doctor::examine(&mut terminal, self.measure, self.json).await;
+            terminal.shutdown().await;
+            return examined;
+        }
         let id = terminal.id().to_string();
         let mut left = self.count;
         let signalled = shutdown::signalled();
@@ -137,6 +182,15 @@ fn show(id: &str, event: &Event, as_json: bool) -> anyhow::Result<()> {
             ),
         ),
         Event::Reset { next } => ("reset", json!({ "next": next.0 }), format!("begins anew at push {next}")),
+        Event::Reachable { class } => {
+            let (name, how) = match class {
+                Class::Untried => ("untried", "not known yet"),
+                Class::Direct => ("direct", "by any node"),
+                Class::Pinned => ("pinned", "by its anchor, through its NAT"),
+                Class::None => ("none", "not at all: it stays connected or checks in"),
+            };
+            ("reachable", json!({ "class": name }), format!("notifications reach it {how}"))
+        }
         Event::Disconnected { reason } => {
             ("disconnected", json!({ "reason": reason }), format!("disconnected: {reason}"))
         }

@@ -4,6 +4,7 @@
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures::future::join_all;
+use reveille_cluster::FIRST;
 use reveille_cluster::query::{Answer, Query};
 use reveille_protocol::directory::{Change, Outcome, Refused};
 use reveille_protocol::id::{GroupId, KeyFingerprint, NodeId};
@@ -20,8 +21,10 @@ use super::{Api, body};
 
 /// A join token is valid for at most so long: it is used at once, or made anew.
 const MAX_VALID: u64 = 24 * 3600;
-/// Every cluster has it.
-const FIRST: GroupId = GroupId(1);
+/// Times that limits are set if others are set meanwhile: more than a few operators do not meet.
+const ATTEMPTS: u32 = 8;
+/// Between two of them, and the longer the later: whoever has fewer to go comes through first.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// A node that may join.
 #[derive(Debug, Deserialize)]
@@ -87,7 +90,10 @@ pub(super) async fn invite(
 ) -> Result<HttpResponse, ApiError> {
     may(&request, &api, &admin)?;
     let new: NewNode = body::json(&request, body, MAX_TOKEN_REQUEST).await?;
-    let token: KeyFingerprint = new.token_sha256.parse()?;
+    let malformed = |_| {
+        ApiError::bad("malformed_id", "token_sha256 must be 64 hex digits, the SHA-256 of the token's secret")
+    };
+    let token: KeyFingerprint = new.token_sha256.parse().map_err(malformed)?;
     if new.valid == 0 || new.valid > MAX_VALID {
         return Err(ApiError::bad("bad_valid", format!("valid must be 1 to {MAX_VALID} seconds")));
     }
@@ -152,21 +158,34 @@ pub(super) async fn remove(
     asked(&request, &api, &admin, Change::Remove { node: NodeId(*node), fewer: fewer.fewer }).await
 }
 
-/// `POST /cluster/replicas`
+/// `POST /cluster/replicas`: fewer than there are only if that is said to be meant.
 pub(super) async fn replicas(
     request: HttpRequest,
+    fewer: web::Query<Fewer>,
     body: web::Payload,
     api: web::Data<Api>,
     admin: web::Data<Admin>,
 ) -> Result<HttpResponse, ApiError> {
     may(&request, &api, &admin)?;
     let wanted: Replicas = body::json(&request, body, MAX_TOKEN_REQUEST).await?;
+    let now = api.cluster.directory().roster.replicas;
+    if wanted.replicas < now && !fewer.fewer {
+        let outlives = |replicas: u8| replicas.saturating_sub(1) / 2;
+        let message = format!(
+            "each group has {now} replicas and outlives the loss of {} nodes; with {} it would outlive that of {}: ask for it \
+             with --force-fewer-replicas, or ?fewer=true",
+            outlives(now),
+            wanted.replicas,
+            outlives(wanted.replicas)
+        );
+        return Err(ApiError::new(StatusCode::CONFLICT, "fewer_replicas", message));
+    }
     changed(&api, Change::SetReplicas { replicas: wanted.replicas }).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
 /// Limits that shall be others; the rest stays. Times in milliseconds.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
     max_payload: Option<u32>,
@@ -201,7 +220,7 @@ async fn limits_of(api: &Api, shard: GroupId) -> Result<Settings, ApiError> {
     }
 }
 
-/// `GET /cluster/limits`: those of the first shard. Others differ only if a change was broken off.
+/// `GET /cluster/limits`: those of the first shard. Others differ only for some seconds, after a change was broken off.
 pub(super) async fn limits(
     request: HttpRequest,
     api: web::Data<Api>,
@@ -211,7 +230,12 @@ pub(super) async fn limits(
     Ok(HttpResponse::Ok().json(limits_of(&api, FIRST).await?))
 }
 
-/// `POST /cluster/limits`: for every shard, those named and what the first shard has of the others.
+async fn limit(api: &Api, shard: GroupId, limits: &Settings) -> Result<(), ApiError> {
+    settle(api.cluster.propose(shard, Command::Settings(limits.clone()), DEADLINE).await, done)
+}
+
+/// `POST /cluster/limits`: for every shard, those named and what the first shard has of the others. It is looked whether
+/// they hold: somebody else may have set some at the same time, and would have taken these back without knowing.
 pub(super) async fn set_limits(
     request: HttpRequest,
     body: web::Payload,
@@ -219,15 +243,25 @@ pub(super) async fn set_limits(
     admin: web::Data<Admin>,
 ) -> Result<HttpResponse, ApiError> {
     may(&request, &api, &admin)?;
-    let wanted: Limits = body::json(&request, body, MAX_TOKEN_REQUEST).await?;
-    let wanted = wanted.over(limits_of(&api, FIRST).await?);
-    wanted.check().map_err(|why| ApiError::bad("bad_limits", why))?;
-    let all = api.cluster.shards().map(|shard| {
-        let outcome = api.cluster.propose(shard, Command::Settings(wanted.clone()), DEADLINE);
-        async { settle(outcome.await, done) }
-    });
-    join_all(all).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(HttpResponse::Ok().json(wanted))
+    let named: Limits = body::json(&request, body, MAX_TOKEN_REQUEST).await?;
+    for attempt in 1..=ATTEMPTS {
+        let wanted = named.clone().over(limits_of(&api, FIRST).await?);
+        wanted.check().map_err(|why| ApiError::bad("bad_limits", why))?;
+        // The first one's are the cluster's: what has others meanwhile is given these.
+        limit(&api, FIRST, &wanted).await?;
+        let others = api.cluster.shards().filter(|shard| *shard != FIRST);
+        let others = others.map(|shard| limit(&api, shard, &wanted));
+        join_all(others).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let all = join_all(api.cluster.shards().map(|shard| limits_of(&api, shard))).await;
+        let all = all.into_iter().collect::<Result<Vec<_>, _>>()?;
+        if all.iter().all(|limits| *limits == wanted) {
+            return Ok(HttpResponse::Ok().json(wanted));
+        }
+        tokio::time::sleep(PAUSE * attempt).await;
+    }
+    let message =
+        "others set limits at the same time; look what holds (reveille cluster limits), and set yours again";
+    Err(ApiError::new(StatusCode::CONFLICT, "limits_contended", message))
 }
 
 /// `POST /cluster/nodes/{id}/move-leaders`: others lead what this node leads.

@@ -177,7 +177,10 @@ mod tests {
         };
         assert!(settle(Ok(Reply::Done), done).is_ok());
         assert_eq!(error(Ok(Reply::Refused(Refusal::UnknownTerminal))), (404, "unknown_terminal"));
-        assert_eq!(error(Err(Unavailable::Busy)), (503, "unavailable"));
+        for unavailable in [Unavailable::Busy, Unavailable::Stopping, Unavailable::Unreadable(String::new())]
+        {
+            assert_eq!(error(Err(unavailable)), (503, "unavailable"));
+        }
         assert_eq!(error(Ok(Reply::Ended(reveille_protocol::stage::End::Acked))), (500, "internal"));
     }
 }

@@ -99,5 +99,6 @@ pub fn operator(config: &mut web::ServiceConfig) {
         .service(web::resource("/cluster/restore/{id}").route(web::post().to(restore::begin)))
         .service(web::resource("/cluster/restore/{id}/terminals").route(web::post().to(restore::terminals)))
         .service(web::resource("/cluster/restore/{id}/finish").route(web::post().to(restore::finish)))
+        .service(web::resource("/cluster/restore/{id}/give-up").route(web::post().to(restore::give_up)))
         .default_service(web::to(error::no_such_page));
 }

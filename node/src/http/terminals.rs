@@ -1,19 +1,26 @@
 //! The service list for publishers and their back ends: one entry, a page of them, bulk registration.
 
+use std::time::Duration;
+
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use reveille_cluster::query::{Answer, MAX_PAGE, Query};
+use reveille_protocol::directory::NOTIFY_ANCHORS;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::{Linger, Reachability, Row};
 use reveille_protocol::service_list::{self as list, Command, Reply};
+use reveille_protocol::wire::peer::Why;
 use serde::{Deserialize, Serialize};
 
 use super::auth::tenant;
 use super::error::{ApiError, done, settle, unexpected};
 use super::limits::{BULK_AT_ONCE, DEADLINE, MAX_BULK, PAGE};
 use super::{Api, body};
+
+/// Within this the leader says how it notifies; the entry is complete without.
+const NOTIFYING: Duration = Duration::from_millis(500);
 
 /// An entry of the service list.
 #[derive(Debug, Serialize)]
@@ -33,6 +40,18 @@ struct Entry {
     /// Unix times in milliseconds.
     registered: u64,
     last_seen: u64,
+    /// While something waits and it has no session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notifying: Option<Notified>,
+}
+
+/// What has come of the notifications for what waits.
+#[derive(Debug, Serialize)]
+struct Notified {
+    tries: u32,
+    unreachable: bool,
+    /// Why the last one did not reach it.
+    failed: Option<&'static str>,
 }
 
 fn entry(terminal: TerminalId, row: &Row, fenced: impl Fn(NodeId, Incarnation) -> bool) -> Entry {
@@ -59,7 +78,17 @@ fn entry(terminal: TerminalId, row: &Row, fenced: impl Fn(NodeId, Incarnation) -
         },
         registered: row.registered.0,
         last_seen: row.last_seen.0,
+        notifying: None,
     }
+}
+
+/// Asks the shard's leader, if something waits; what it does not tell in time is left out.
+async fn notifying(api: &Api, tenant: TenantId, terminal: TerminalId) -> Option<Notified> {
+    let query = Query::Notifying { tenant, terminal };
+    let asked = api.cluster.query(api.cluster.group_of(&terminal), query, NOTIFYING).await;
+    let Ok(Answer::Notifying(Some(known))) = asked else { return None };
+    let failed = known.failed.map(Why::name);
+    Some(Notified { tries: known.tries, unreachable: known.unreachable, failed })
 }
 
 /// `GET /v1/terminals/{id}`
@@ -74,7 +103,11 @@ pub(super) async fn get(
     let group = api.cluster.group_of(&terminal);
     match api.cluster.query(group, Query::Terminal { tenant, terminal }, DEADLINE).await? {
         Answer::Terminal(Some(row)) => {
-            Ok(HttpResponse::Ok().json(entry(terminal, &row, |node, inc| directory.fenced(node, inc))))
+            let mut entry = entry(terminal, &row, |node, inc| directory.fenced(node, inc));
+            if row.pending > 0 && entry.node.is_none() && directory.roster.format >= NOTIFY_ANCHORS {
+                entry.notifying = notifying(&api, tenant, terminal).await;
+            }
+            Ok(HttpResponse::Ok().json(entry))
         }
         Answer::Terminal(None) => Err(list::Refusal::UnknownTerminal.into()),
         other => Err(unexpected(&other)),

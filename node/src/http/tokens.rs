@@ -100,7 +100,9 @@ pub(super) async fn revoke(
 ) -> Result<HttpResponse, ApiError> {
     let directory = api.cluster.directory();
     let tenant = tenant(&request, &directory, |rights| rights.admin)?;
-    let hash: KeyFingerprint = path.parse()?;
+    let malformed =
+        |_| ApiError::bad("malformed_id", "malformed token id: 64 hex digits, as GET /v1/tokens lists them");
+    let hash: KeyFingerprint = path.parse().map_err(malformed)?;
     let Some(revoked) = directory.tokens.get(&hash).filter(|token| token.tenant == tenant) else {
         return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_token_id", "no token with this id"));
     };

@@ -8,12 +8,12 @@ use std::time::Duration;
 use moka::sync::Cache;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
-    ClientConfig, Connection, ConnectionId, Endpoint, EndpointConfig, TokioRuntime, TransportConfig,
-    ZeroRttAccepted,
+    AsyncUdpSocket, ClientConfig, Connection, ConnectionId, Endpoint, EndpointConfig, Runtime, TokioRuntime,
+    TransportConfig, ZeroRttAccepted,
 };
-use reveille_cluster::host::Notified;
 use reveille_protocol::id::{KeyFingerprint, TerminalId};
 use reveille_protocol::wire::notification::{ALPN, Notification, NotificationAck, SERVER_NAME, first_cid};
+use reveille_protocol::wire::peer::{Notified, Why};
 use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{Error, NamedGroup};
@@ -33,6 +33,9 @@ const REPEAT: Duration = Duration::from_millis(200);
 /// An answered connection stays open this long for the terminal's next ticket, which comes a round trip after the answer
 /// to a 0-RTT notification. Closed at once, every second notification would be a full handshake.
 const TICKET_WAIT: Duration = Duration::from_millis(500);
+/// It only dials: who sends it a packet of a connection that it does not have is a stranger, or a terminal that is too late.
+/// Neither needs the stateless reset that QUIC would answer, so one an hour is let through.
+const RESETS: Duration = Duration::from_secs(3600);
 /// Terminals whose TLS settings and session tickets are kept for 0-RTT; a few kilobytes each.
 const REMEMBERED: u64 = 4096;
 
@@ -49,10 +52,14 @@ pub enum Outcome {
     Socket,
     /// The terminal has no address, or its proof has been rotated out.
     NoWay,
+    /// Nothing was heard of the terminal's binding lately: the order waits for its next keepalive.
+    NoBinding,
     /// The address is never dialled.
     Forbidden,
-    /// The address's budget is used up.
+    /// The address has had what it gets for now.
     Budget,
+    /// Its prefix has, others there had their turn just now; or the terminal is notified too often.
+    Busy,
 }
 
 impl Outcome {
@@ -64,8 +71,10 @@ impl Outcome {
             Outcome::WrongKey => "wrong_key",
             Outcome::Socket => "socket",
             Outcome::NoWay => "no_way",
+            Outcome::NoBinding => "no_binding",
             Outcome::Forbidden => "forbidden",
             Outcome::Budget => "budget",
+            Outcome::Busy => "busy",
         }
     }
 
@@ -73,10 +82,15 @@ impl Outcome {
     pub fn told(self) -> Notified {
         match self {
             Outcome::Answered => Notified::Answered,
-            Outcome::Budget => Notified::NotTried,
-            Outcome::Silence | Outcome::WrongKey | Outcome::Socket | Outcome::NoWay | Outcome::Forbidden => {
-                Notified::Unanswered
-            }
+            Outcome::Busy => Notified::NotTried,
+            // A step of the ladder all the same: who claims another's address is not to be asked about each second.
+            Outcome::Budget => Notified::Unanswered(Why::Budget),
+            Outcome::Silence => Notified::Unanswered(Why::NoAnswer),
+            Outcome::WrongKey => Notified::Unanswered(Why::WrongKey),
+            Outcome::NoBinding => Notified::Unanswered(Why::NoBinding),
+            Outcome::NoWay => Notified::Unanswered(Why::NoProof),
+            Outcome::Forbidden => Notified::Unanswered(Why::Forbidden),
+            Outcome::Socket => Notified::Unanswered(Why::Socket),
         }
     }
 }
@@ -129,12 +143,28 @@ pub struct Identity {
     pub key: PrivateKeyDer<'static>,
 }
 
+impl Clone for Identity {
+    fn clone(&self) -> Identity {
+        Identity { chain: self.chain.clone(), key: self.key.clone_key() }
+    }
+}
+
 impl Dialler {
-    /// A dialler on its own socket.
+    /// A dialler on a socket of its own.
     pub fn new(bind: SocketAddr, identity: Identity) -> std::io::Result<Dialler> {
+        Dialler::on(TokioRuntime.wrap_udp_socket(UdpSocket::bind(bind)?)?, identity)
+    }
+
+    /// A dialler on a socket that also takes something else.
+    pub(super) fn over(socket: impl AsyncUdpSocket, identity: Identity) -> std::io::Result<Dialler> {
+        Dialler::on(Arc::new(socket), identity)
+    }
+
+    fn on(socket: Arc<dyn AsyncUdpSocket>, identity: Identity) -> std::io::Result<Dialler> {
         let mut config = EndpointConfig::default();
-        config.grease_quic_bit(false);
-        let endpoint = Endpoint::new(config, None, UdpSocket::bind(bind)?, Arc::new(TokioRuntime))?;
+        // Else the first byte would not tell QUIC from STUN (RFC 9443).
+        config.grease_quic_bit(false).min_reset_interval(RESETS);
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
         let transport = Arc::new(one_datagram_each_way(DEADLINE));
         let remembered = Cache::new(REMEMBERED);
         Ok(Dialler { endpoint, transport, identity: RwLock::new(identity), remembered })

@@ -1,7 +1,10 @@
 //! Notifications: QUIC datagrams to offline terminals. Carries out what the shard leader orders; when to notify and
 //! how often is `protocol::dispatch`'s.
 
+pub mod anchor;
+pub mod budget;
 pub mod dial;
+pub mod own;
 pub mod pace;
 
 use std::net::SocketAddr;
@@ -9,18 +12,22 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use reveille_cluster::ClusterHandle;
 use reveille_cluster::host::NotifyOrder;
-use reveille_protocol::directory::Directory;
-use reveille_protocol::id::KeyFingerprint;
+use reveille_protocol::destination::Learned;
+use reveille_protocol::directory::{Directory, Secret};
 use reveille_protocol::service_list::row::Reachability;
 use reveille_protocol::wire::notification::{Notification, notify_secret};
-use tokio::sync::mpsc;
+use reveille_protocol::wire::stun::{self, Handle};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
-use self::dial::{Answered, Dialler, Outcome};
-use self::pace::{Pace, Verdict};
+use self::anchor::AnchorPort;
+use self::dial::{Answered, Dialler, Identity, Outcome};
+use self::own::Own;
+use self::pace::{Pace, Place, Verdict};
+use crate::session::admission::Admission;
 use crate::telemetry::Count;
 
-/// Orders that wait; beyond that the shard's ladder comes back with them later.
-const QUEUE: usize = 8192;
+/// Orders that wait. The rest stays in the line of the shard's leader, which those leave who come by themselves.
+const QUEUE: usize = 1024;
 /// Dials at once: a few seconds' worth of terminals that do not answer.
 const DIALS: usize = 512;
 
@@ -28,7 +35,7 @@ const DIALS: usize = 512;
 #[derive(Clone)]
 pub struct Notifier {
     orders: mpsc::Sender<NotifyOrder>,
-    cluster: Arc<OnceLock<ClusterHandle>>,
+    shared: Arc<Shared>,
 }
 
 /// What the notifier's tasks share.
@@ -36,94 +43,210 @@ struct Shared {
     cluster: Arc<OnceLock<ClusterHandle>>,
     directory: Arc<RwLock<Arc<Directory>>>,
     dialler: Arc<Dialler>,
-    pace: Pace,
+    anchor: AnchorPort,
+    pace: Arc<Pace>,
+    admission: Admission,
     hint: Vec<String>,
+    dials: Arc<Semaphore>,
+    changed: Arc<Notify>,
+}
+
+/// What a notifier works with.
+pub struct Surroundings {
+    /// Dials terminals at their own addresses.
+    pub direct: Arc<Dialler>,
+    /// Where terminals behind NAT keep their bindings.
+    pub anchor: SocketAddr,
+    /// What pinned terminals are shown.
+    pub identity: Identity,
+    /// How many may go out, and where.
+    pub pace: Pace,
+    /// The cluster's own addresses, as far as they are known.
+    pub own: Own,
+    /// Where those who are notified will come.
+    pub admission: Admission,
+    /// Set once it runs.
+    pub cluster: Arc<OnceLock<ClusterHandle>>,
+    /// The directory, as it changes.
+    pub directory: Arc<RwLock<Arc<Directory>>>,
+    /// Names the nodes that a terminal tries first.
+    pub hint: Vec<String>,
 }
 
 impl Notifier {
-    /// Starts the notifier's tasks on this runtime. `hint` names the nodes that a terminal tries first.
-    pub fn start(
-        dialler: Arc<Dialler>,
-        pace: Pace,
-        cluster: Arc<OnceLock<ClusterHandle>>,
-        directory: Arc<RwLock<Arc<Directory>>>,
-        hint: Vec<String>,
-    ) -> Notifier {
+    /// Opens the anchor's port and starts the notifier's tasks on this runtime.
+    pub fn start(around: Surroundings) -> std::io::Result<Notifier> {
         let (orders, waiting) = mpsc::channel(QUEUE);
-        let shared = Arc::new(Shared { cluster: cluster.clone(), directory, dialler, pace, hint });
-        tokio::spawn(run(shared, waiting));
-        Notifier { orders, cluster }
+        let pace = Arc::new(around.pace);
+        let directory = around.directory;
+        let anchor =
+            AnchorPort::new(around.anchor, around.identity, pace.clone(), directory.clone(), orders.clone())?;
+        let shared = Arc::new(Shared {
+            cluster: around.cluster,
+            directory,
+            dialler: around.direct,
+            anchor,
+            pace,
+            admission: around.admission,
+            hint: around.hint,
+            dials: Arc::new(Semaphore::new(DIALS)),
+            changed: Arc::default(),
+        });
+        tokio::spawn(run(shared.clone(), waiting));
+        tokio::spawn(around.own.follow(
+            shared.directory.clone(),
+            shared.changed.clone(),
+            Arc::downgrade(&shared.pace),
+        ));
+        Ok(Notifier { orders, shared })
     }
 
     /// Takes an order on; `false` if too many wait, or the node is not assembled and could not tell what came of it.
     pub fn order(&self, order: NotifyOrder) -> bool {
-        self.cluster.get().is_some() && self.orders.try_send(order).is_ok()
+        self.shared.cluster.get().is_some() && self.orders.try_send(order).is_ok()
+    }
+
+    /// The directory is another one.
+    pub fn directory_changed(&self) {
+        self.shared.changed.notify_one();
+    }
+
+    /// Dials a terminal now, with nothing to announce: does it answer?
+    pub async fn reaches(&self, order: NotifyOrder) -> bool {
+        // Closed never: it is ours.
+        let Ok(_permit) = self.shared.dials.acquire().await else { return false };
+        let outcome = match self.shared.admit(&order).await {
+            Ok(target) => match self.shared.notify(&order, &target).await {
+                Ok(answered) => {
+                    // Its next ticket saves the first notification a handshake.
+                    tokio::spawn(answered.close());
+                    Outcome::Answered
+                }
+                Err(outcome) => outcome,
+            },
+            Err(outcome) => outcome,
+        };
+        Count::Probes.one(outcome.label());
+        outcome == Outcome::Answered
+    }
+
+    /// UDP port at which this node takes keepalives.
+    pub fn anchor_port(&self) -> u16 {
+        self.shared.anchor.port()
+    }
+
+    /// Terminals are shown this from now on.
+    pub fn set_identity(&self, identity: Identity) {
+        self.shared.anchor.dialler.set_identity(identity.clone());
+        self.shared.dialler.set_identity(identity);
     }
 }
 
 async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<NotifyOrder>) {
-    let dials = Arc::new(tokio::sync::Semaphore::new(DIALS));
     while let Some(order) = waiting.recv().await {
+        // Terminals come to the node that notified them: while it cannot take more, calling more is of no use to anybody.
+        shared.admission.short().await;
         let target = match shared.admit(&order).await {
             Ok(target) => target,
             Err(outcome) => {
                 shared.tell(&order, outcome);
+                shared.wait_for_keepalive(order, outcome);
                 continue;
             }
         };
         // Closed never: it is ours.
-        let Ok(permit) = dials.clone().acquire_owned().await else { return };
+        let Ok(permit) = shared.dials.clone().acquire_owned().await else { return };
         let shared = shared.clone();
         tokio::spawn(async move {
-            let notified = shared.notify(&order, target).await;
+            let notified = shared.notify(&order, &target).await;
             shared.tell(&order, notified.as_ref().err().copied().unwrap_or(Outcome::Answered));
-            if let Ok(answered) = notified {
-                answered.close().await;
+            match notified {
+                Ok(answered) => answered.close().await,
+                Err(_) => shared.missed(order, &target),
             }
             drop(permit);
         });
     }
 }
 
+fn binding(secret: &Secret, order: &NotifyOrder) -> Handle {
+    stun::handle(secret, &order.terminal, order.stream, order.epoch)
+}
+
+/// Where a notification goes.
+struct Target {
+    place: Place,
+    secret: Secret,
+    /// The binding that it goes through, if it does.
+    through: Option<Handle>,
+}
+
 impl Shared {
     /// Where the notification goes, once it is this node's turn to send one there.
-    async fn admit(&self, order: &NotifyOrder) -> Result<(SocketAddr, KeyFingerprint), Outcome> {
-        let (address, listening_key) = match order.reachability {
-            Reachability::Direct { address, listening_key }
-            | Reachability::Former { address, listening_key, .. } => (address, listening_key),
-            Reachability::None | Reachability::Pinned { .. } => return Err(Outcome::NoWay),
+    async fn admit(&self, order: &NotifyOrder) -> Result<Target, Outcome> {
+        let secret = self.secret(order)?;
+        let (place, through) = match order.reachability {
+            Reachability::Direct { address, listening_key: key }
+            | Reachability::Former { address, listening_key: key, .. } => {
+                (Place { address, learned: Learned::Claimed, key }, None)
+            }
+            Reachability::Pinned { listening_key: key, .. } => {
+                let handle = binding(&secret, order);
+                let address = self.anchor.address(&handle).ok_or(Outcome::NoBinding)?;
+                (Place { address, learned: Learned::Echoed, key }, Some(handle))
+            }
+            Reachability::None => return Err(Outcome::NoWay),
         };
-        match self.pace.turn(address).await {
-            Verdict::Yes => Ok((address, listening_key)),
+        match self.pace.turn(&place).await {
+            Verdict::Yes => Ok(Target { place, secret, through }),
             Verdict::Forbidden => Err(Outcome::Forbidden),
-            Verdict::TooMany => Err(Outcome::Budget),
+            Verdict::Spent => Err(Outcome::Budget),
+            Verdict::Busy => Err(Outcome::Busy),
         }
+    }
+
+    /// The secret that the terminal's proof derives from.
+    fn secret(&self, order: &NotifyOrder) -> Result<Secret, Outcome> {
+        let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner);
+        let secret = directory.secrets.iter().find(|secret| secret.generation == order.secret).cloned();
+        // Rotated out since the terminal's last session: it waits for its check-in.
+        secret.ok_or(Outcome::NoWay)
     }
 
     /// Counts how it ended, and tells the shard's leader.
     fn tell(&self, order: &NotifyOrder, outcome: Outcome) {
         Count::Notifications.one(outcome.label());
         if let Some(cluster) = self.cluster.get() {
-            cluster.notified(order.group, order.terminal, outcome.told());
+            cluster.notified(order, outcome.told());
         }
     }
 
-    async fn notify(
-        &self,
-        order: &NotifyOrder,
-        (address, listening_key): (SocketAddr, KeyFingerprint),
-    ) -> Result<Answered, Outcome> {
-        let secret = {
-            let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner);
-            directory.secrets.iter().find(|secret| secret.generation == order.secret).cloned()
-        };
-        // Rotated out since the terminal's last session: it waits for its check-in.
-        let Some(secret) = secret else { return Err(Outcome::NoWay) };
+    /// What cannot go through a binding now waits for its next keepalive: that proves the address again, and its answer
+    /// may wake the terminal without a dial.
+    fn wait_for_keepalive(&self, order: NotifyOrder, outcome: Outcome) {
+        let pinned = matches!(order.reachability, Reachability::Pinned { .. });
+        if pinned
+            && matches!(outcome, Outcome::NoBinding | Outcome::Budget)
+            && let Ok(secret) = self.secret(&order)
+        {
+            self.anchor.wait(binding(&secret, &order), order);
+        }
+    }
+
+    /// Nobody answered behind a binding: it may have moved, which the next keepalive shows.
+    fn missed(&self, order: NotifyOrder, target: &Target) {
+        if let Some(handle) = target.through {
+            self.anchor.failed(&handle, target.place.address);
+            self.anchor.wait(handle, order);
+        }
+    }
+
+    async fn notify(&self, order: &NotifyOrder, target: &Target) -> Result<Answered, Outcome> {
         let (stream, epoch) = match order.reachability {
             Reachability::Former { stream, epoch, .. } => (stream, epoch),
             _ => (order.stream, order.epoch),
         };
-        let proof = notify_secret(&secret, &order.terminal, stream, epoch);
+        let proof = notify_secret(&target.secret, &order.terminal, stream, epoch);
         let notification = Notification {
             id: u64::from_le_bytes(crate::random::random()),
             epoch: order.epoch,
@@ -131,6 +254,14 @@ impl Shared {
             urgency: order.urgency,
             hints: self.hint.clone(),
         };
-        self.dialler.dial(order.terminal, address, listening_key, &proof, &notification).await
+        // A binding lets in only what comes from where it leads.
+        let dialler = if target.through.is_some() { &self.anchor.dialler } else { &self.dialler };
+        let Place { address, key, .. } = target.place;
+        let notified = dialler.dial(order.terminal, address, key, &proof, &notification).await;
+        self.pace.over(&target.place, notified.as_ref().err().copied().unwrap_or(Outcome::Answered));
+        notified
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,17 +10,20 @@ use actix::{
     SpawnHandle, WrapFuture,
 };
 use reveille_cluster::ClusterHandle;
+use reveille_protocol::directory::NOTIFY_ANCHORS;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::{self as list, Command, Reply};
-use reveille_protocol::session::server::{self as rules, Event, Server};
+use reveille_protocol::session::server::{self as rules, AnchorAt, Event, Server};
 use reveille_protocol::time::Instant;
-use reveille_protocol::wire::peer::SessionMessage;
-use reveille_protocol::wire::session::{Frame, TerminalFrame};
+use reveille_protocol::wire::peer::{NotifyOrder, SessionMessage};
+use reveille_protocol::wire::session::{Class, Frame, TerminalFrame, Tried};
 use tokio::sync::{mpsc, oneshot};
 
+use super::admission::Place;
 use super::registry::Registry;
 use crate::enrolment;
+use crate::notify::Notifier;
 use crate::telemetry::{Count, Gauge};
 
 /// An attach, an ack or a detach is tried for this long: longer than any failover, shorter than a terminal waits for
@@ -42,6 +45,10 @@ pub struct Context {
     pub node: NodeId,
     /// What terminals are told.
     pub check_in: Duration,
+    /// Dials terminals that want to know whether they are reached.
+    pub notifier: Option<Notifier>,
+    /// Where this node takes keepalives.
+    pub anchor: AnchorAt,
     /// Origin of the monotonic clock.
     pub origin: Clock,
 }
@@ -101,6 +108,8 @@ pub struct SessionActor {
     session_key: KeyFingerprint,
     peer_ip: IpAddr,
     outgoing: Option<mpsc::Sender<Vec<u8>>>,
+    /// Among those who connect, until it is online.
+    place: Option<Place>,
     rules: Option<Server>,
     registered: Option<Attempt>,
     timer: Option<(Instant, SpawnHandle)>,
@@ -117,12 +126,14 @@ impl SessionActor {
         session_key: KeyFingerprint,
         peer_ip: IpAddr,
         outgoing: mpsc::Sender<Vec<u8>>,
+        place: Option<Place>,
     ) -> SessionActor {
         SessionActor {
             context,
             session_key,
             peer_ip,
             outgoing: Some(outgoing),
+            place,
             rules: None,
             registered: None,
             timer: None,
@@ -152,6 +163,7 @@ impl SessionActor {
             peer_ip: self.peer_ip.to_canonical(),
             secret,
             check_in: self.context.check_in,
+            anchor: (cluster.directory().roster.format >= NOTIFY_ANCHORS).then_some(self.context.anchor),
         };
         Some(Server::new(config, self.context.now()))
     }
@@ -203,8 +215,20 @@ impl SessionActor {
                     cluster.report(report);
                 }
             }
+            rules::Command::Try(class, order) => self.try_to_reach(class, *order, ctx),
+            rules::Command::Reached(set) => {
+                // The session holds its outcome; the row is looked at when it ends.
+                self.propose(Command::SetReachability(set), ctx, |_, reply| {
+                    Event::ReachedDone(matches!(reply, Some(Reply::Done)))
+                });
+            }
+            rules::Command::PathBroken => {
+                Count::NotificationPathBroken.one("check_in");
+                tracing::debug!(terminal = %self.terminal(), "pushes waited that no notification announced");
+            }
             rules::Command::Online(epoch) => {
                 self.online = true;
+                self.place = None;
                 Gauge::Sessions.add(1.0);
                 tracing::debug!(terminal = %self.terminal(), epoch = epoch.0, "terminal is online");
             }
@@ -216,6 +240,20 @@ impl SessionActor {
                 ctx.stop();
             }
         }
+    }
+
+    /// Dials the terminal; what that comes to is an event of the session.
+    fn try_to_reach(&self, class: Class, order: NotifyOrder, ctx: &mut ActorCtx<Self>) {
+        let notifier = self.context.notifier.clone();
+        let dial = async move {
+            match notifier {
+                Some(notifier) => notifier.reaches(order).await,
+                None => false,
+            }
+        };
+        ctx.spawn(dial.into_actor(self).map(move |reached, session, ctx| {
+            session.handle_event(Event::Tried(Tried { class, reached }), ctx);
+        }));
     }
 
     /// Asks for the session's epoch.
@@ -390,7 +428,7 @@ impl Handler<ToSession> for SessionActor {
         match message {
             SessionMessage::HandOff(hand_off) => self.handle_event(Event::HandOff(hand_off), ctx),
             SessionMessage::Supersede { epoch, .. } => self.handle_event(Event::Supersede(epoch), ctx),
-            SessionMessage::Report(_) => {}
+            SessionMessage::Report(_) | SessionMessage::Notify(_) => {}
         }
     }
 }

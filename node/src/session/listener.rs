@@ -3,27 +3,29 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use actix::{Actor, Addr, ArbiterHandle};
+use actix::{Actor, Addr};
 use bytes::BytesMut;
+use futures::FutureExt;
 use reveille_protocol::limits;
 use reveille_protocol::wire::session::{Frame, TerminalFrame};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf};
+use rustls::HandshakeKind;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::error::Elapsed;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use super::actor::{Closed, Context, Incoming, SessionActor, Stalled};
+use super::admission::{Admission, Place, Refused};
 use crate::bare_key::fingerprint;
 use crate::telemetry::Count;
 
-/// TCP and TLS must be done within this; then Hello has its own deadline.
+/// TLS must be done within this; then Hello has its own deadline.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes at once: bounds what unknown terminals cost, in memory and on the processor.
-const HANDSHAKES: usize = 512;
 /// Sessions at once. Each is a few kilobytes here and a descriptor.
 const SESSIONS: usize = 200_000;
 /// A connection whose session is over stays this long for the terminal to close it: a Bye and its answer over a bad line.
@@ -38,57 +40,111 @@ const WRITE: usize = 16 * 1024;
 /// Chunks that wait to be written: more than a full window's frames.
 pub(super) const WRITES: usize = 128;
 
-/// Accepts until the listener's task is stopped.
-pub async fn run(
-    listener: TcpListener,
+/// What the threads that accept terminals share.
+#[derive(Clone)]
+pub struct Door {
     acceptor: TlsAcceptor,
     context: Arc<Context>,
-    arbiters: Vec<ArbiterHandle>,
-) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    let sessions = Arc::new(Semaphore::new(SESSIONS));
-    for number in 0usize.. {
-        let (stream, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, most likely; sessions that end free some.
-                tracing::error!(%error, "terminals cannot be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let (Ok(handshake), Ok(session)) =
-            (handshakes.clone().try_acquire_owned(), sessions.clone().try_acquire_owned())
-        else {
-            Count::SessionsRefused.one("crowded");
-            continue;
-        };
-        let (acceptor, context) = (acceptor.clone(), context.clone());
-        let arbiter = arbiters[number % arbiters.len()].clone();
-        tokio::spawn(async move {
-            let greeted = tokio::time::timeout(HANDSHAKE, greet(stream, acceptor)).await;
-            drop(handshake);
-            match greeted {
-                Ok(Some(stream)) => serve(stream, from, context, arbiter).await,
-                Ok(None) => Count::SessionsRefused.one("tls"),
-                Err(_) => Count::SessionsRefused.one("slow"),
-            }
-            drop(session);
-        });
+    admission: Admission,
+    sessions: Arc<Semaphore>,
+    leaving: CancellationToken,
+}
+
+impl Door {
+    /// It is open until `leaving`.
+    pub fn new(
+        acceptor: TlsAcceptor,
+        context: Arc<Context>,
+        admission: Admission,
+        leaving: CancellationToken,
+    ) -> Door {
+        Door { acceptor, context, admission, sessions: Arc::new(Semaphore::new(SESSIONS)), leaving }
     }
+
+    /// Connections that are open.
+    pub fn connections(&self) -> usize {
+        SESSIONS - self.sessions.available_permits()
+    }
+
+    /// Accepts on the calling thread, an arbiter's, which does everything for the connections that it takes: a herd of
+    /// handshakes must not stand in front of the cluster's own work, and what a session reads stays on its actor's thread.
+    pub async fn accept(self, listener: std::net::TcpListener) {
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "terminals cannot be accepted"),
+        };
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.leaving.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, from)) => self.admit(stream, from),
+                Err(error) => {
+                    // Out of descriptors, most likely; sessions that end free some.
+                    tracing::error!(%error, "terminals cannot be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&self, stream: TcpStream, from: SocketAddr) {
+        let place = self.admission.enter(Instant::now(), from.ip());
+        let place = place.and_then(|place| {
+            let session = self.sessions.clone().try_acquire_owned().map_err(|_| Refused::Crowded)?;
+            Ok((place, session))
+        });
+        match place {
+            Ok((place, session)) => {
+                let door = self.clone();
+                actix::spawn(async move {
+                    door.one(stream, from, place).await;
+                    drop(session);
+                });
+            }
+            Err(refused) => turn_away(&stream, refused),
+        }
+    }
+
+    async fn one(self, stream: TcpStream, from: SocketAddr, mut place: Place) {
+        if let Err(refused) = place.turn().await {
+            return turn_away(&stream, refused);
+        }
+        if has_gone(&stream) {
+            return Count::SessionsRefused.one("gone");
+        }
+        match tokio::time::timeout(HANDSHAKE, greet(stream, self.acceptor)).await {
+            Ok(Some(stream)) => serve(stream, from, self.context, place).await,
+            Ok(None) => Count::SessionsRefused.one("tls"),
+            Err(_) => Count::SessionsRefused.one("slow"),
+        }
+    }
+}
+
+/// Ends a connection that nothing was done for. With a reset: the terminal hears at once that it must go elsewhere, and the
+/// system keeps nothing of it.
+fn turn_away(stream: &TcpStream, refused: Refused) {
+    Count::SessionsRefused.one(refused.label());
+    // Not set: then it is closed in the usual way.
+    let _ = stream.set_zero_linger();
+}
+
+/// Did the terminal close while it waited? Its first words are there all the same, and would be answered.
+fn has_gone(stream: &TcpStream) -> bool {
+    let ready = stream.ready(Interest::READABLE).now_or_never();
+    ready.is_some_and(|ready| ready.map_or(true, |ready| ready.is_read_closed()))
 }
 
 async fn greet(stream: TcpStream, acceptor: TlsAcceptor) -> Option<TlsStream<TcpStream>> {
     stream.set_nodelay(true).ok()?;
-    acceptor.accept(stream).await.ok()
+    let stream = acceptor.accept(stream).await.ok()?;
+    let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
+    Count::SessionHandshakes.one(if resumed { "resumed" } else { "full" });
+    Some(stream)
 }
 
-async fn serve(
-    stream: TlsStream<TcpStream>,
-    from: SocketAddr,
-    context: Arc<Context>,
-    arbiter: ArbiterHandle,
-) {
+async fn serve(stream: TlsStream<TcpStream>, from: SocketAddr, context: Arc<Context>, place: Place) {
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let Some(session_key) = certificate.and_then(fingerprint) else {
         Count::SessionsRefused.one("no_key");
@@ -96,9 +152,7 @@ async fn serve(
     };
     let (mut reader, writer) = tokio::io::split(stream);
     let (outgoing, waiting) = mpsc::channel(WRITES);
-    let session = SessionActor::start_in_arbiter(&arbiter, move |_| {
-        SessionActor::new(context, session_key, from.ip(), outgoing)
-    });
+    let session = SessionActor::new(context, session_key, from.ip(), outgoing, Some(place)).start();
     let mut writing = tokio::spawn(write(writer, waiting));
     let written = tokio::select! {
         () = read(&mut reader, &session) => None,
@@ -222,7 +276,6 @@ async fn write<W: AsyncWrite + Unpin>(mut writer: W, mut waiting: mpsc::Receiver
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::time::Instant;
     use tokio::io::{BufWriter, duplex};
 
     const PATIENCE: Duration = Duration::from_millis(400);

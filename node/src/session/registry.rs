@@ -89,7 +89,7 @@ impl Registry {
                 let open = part.get(terminal).into_iter().flatten();
                 open.fold(Taken::NoSession, |_, (_, session)| give(session))
             }
-            SessionMessage::Report(_) => Taken::NoSession,
+            SessionMessage::Report(_) | SessionMessage::Notify(_) => Taken::NoSession,
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use reveille_protocol::directory::{Directory, Secret};
 use reveille_protocol::hash::hmac_sha256;
-use reveille_terminal::identity::provider;
+use reveille_terminal::identity::{SESSION_ALPN, provider};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::server::{ProducesTickets, ResolvesServerCert};
@@ -26,7 +26,7 @@ pub fn server_config(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(BareKey::any(provider))
         .with_cert_resolver(shown);
-    config.alpn_protocols = vec![reveille_terminal::identity::SESSION_ALPN.to_vec()];
+    config.alpn_protocols = SESSION_ALPN.map(<[u8]>::to_vec).to_vec();
     config.ticketer = tickets;
     // One is enough for the next connection; each costs a seal and 400 bytes.
     config.send_tls13_tickets = 1;

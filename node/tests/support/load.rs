@@ -1,5 +1,5 @@
 //! Terminals and careful publishers that go on while something is done to the cluster, and the judgement of what they
-//! saw: the chaos suite's delivery checker.
+//! saw: the chaos suite's checkers of delivery.
 #![allow(
     dead_code,
     clippy::unwrap_used,
@@ -15,8 +15,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
-use reveille_chaos::check::{Verdict, delivery};
-use reveille_chaos::history::{Event, What, Writer};
+use reveille_chaos::check::{DELIVERY, Verdict, judge_events};
+use reveille_chaos::history::{
+    Begin, Call, End, Event, Fault, FaultStep, Invoke, Observation, Result as Got, VERSION, What, Writer,
+};
 
 use super::{Dev, Lines, Running, http_try};
 
@@ -30,10 +32,28 @@ pub fn body(event: &serde_json::Value) -> String {
 struct Story(Arc<Mutex<Vec<Event>>>, Instant);
 
 impl Story {
-    fn tell(&self, what: What) {
-        let mut events = self.0.lock().unwrap();
-        events.push(Event { at: self.1.elapsed().as_micros() as u64, what });
+    fn begin() -> Story {
+        let story = Story(Arc::default(), Instant::now());
+        let backend = "node tests".to_owned();
+        story.tell(What::Begin(Begin { version: VERSION, backend, ..Begin::default() }));
+        story
     }
+
+    /// The number of the line, which no other has.
+    fn tell(&self, what: What) -> u64 {
+        let mut events = self.0.lock().unwrap();
+        let n = events.len() as u64;
+        events.push(Event { n, at: self.1.elapsed().as_micros() as u64, what });
+        n
+    }
+
+    fn see(&self, seen: Observation) {
+        self.tell(What::Observe(seen));
+    }
+}
+
+fn is_acknowledgement(event: &&Event) -> bool {
+    matches!(event.what, What::Ok { got: Got::Published { .. }, .. })
 }
 
 /// See the module.
@@ -59,7 +79,7 @@ impl Load {
 
     /// The same with terminals that stay connected beside them.
     pub fn start_with(dev: &Dev, servers: &str, asleep: &[&str], connected: &[&str]) -> Load {
-        let story = Story(Arc::default(), Instant::now());
+        let story = Story::begin();
         let mut terminals = BTreeMap::new();
         for name in asleep.iter().chain(connected) {
             let stays = connected.contains(name);
@@ -67,7 +87,7 @@ impl Load {
             let (child, lines) = dev.terminal_of(servers, name, more);
             let id = lines.next_event("listening")["terminal"].as_str().unwrap().to_owned();
             lines.next_event(if stays { "connected" } else { "disconnected" });
-            story.tell(What::TerminalStarted { terminal: id.clone() });
+            story.see(Observation::Started { terminal: id.clone(), copy: 0 });
             terminals.insert((*name).to_owned(), (id, child, lines));
         }
         let ids: Vec<String> = terminals.values().map(|(id, _, _)| id.clone()).collect();
@@ -96,19 +116,22 @@ impl Load {
 
     /// Something is done to the cluster now.
     pub fn fault(&self, what: impl Into<String>) {
-        self.story.tell(What::Fault { what: what.into() });
+        let (kind, target, detail) = (what.into(), "the cluster".to_owned(), String::new());
+        // The tests say when the next thing is done, not when this one is over.
+        let id = self.story.0.lock().unwrap().len() as u64;
+        self.story.tell(What::Fault(Fault { id, step: FaultStep::Ended, kind, target, detail }));
     }
 
     /// Pushes acknowledged so far.
     pub fn acknowledged(&self) -> usize {
         let events = self.story.0.lock().unwrap();
-        events.iter().filter(|event| matches!(event.what, What::Published { .. })).count()
+        events.iter().filter(is_acknowledgement).count()
     }
 
     /// Pushes whose publisher was refused or got no answer, with all its tries.
     pub fn not_acknowledged(&self) -> Vec<What> {
         let events = self.story.0.lock().unwrap();
-        let failed = |what: &&What| matches!(what, What::Failed { .. } | What::Unknown { .. });
+        let failed = |what: &&What| matches!(what, What::Fail { .. } | What::Unknown { .. });
         events.iter().map(|event| &event.what).filter(failed).cloned().collect()
     }
 
@@ -129,10 +152,13 @@ impl Load {
 
     fn delivered(&self, terminal: &str, event: &serde_json::Value) {
         if event["event"] == "received" {
-            self.story.tell(What::Delivered {
+            self.story.see(Observation::Delivered {
                 terminal: terminal.to_owned(),
+                copy: 0,
                 payload: body(event),
                 seq: event["seq"].as_u64().unwrap(),
+                prev: None,
+                epoch: None,
                 maybe_seen: event["maybe_seen"].as_bool().unwrap(),
                 node: event["node"].as_u64().unwrap(),
             });
@@ -146,12 +172,13 @@ impl Load {
         while let Some(event) = lines.next_within(Duration::from_millis(200)) {
             self.delivered(&id, &event);
         }
-        self.story.tell(What::TerminalStarted { terminal: id.clone() });
+        self.story.see(Observation::Started { terminal: id.clone(), copy: 0 });
         let (child, lines) = dev.terminal_of(&self.servers, name, &[]);
         self.terminals.insert(name.to_owned(), (id, child, lines));
     }
 
     /// Ends the publishers, waits for what is still on its way, and judges.
+    #[track_caller]
     pub fn end(mut self, at_least: usize) {
         self.stop.store(true, Ordering::Relaxed);
         for publisher in self.publishers.drain(..) {
@@ -160,21 +187,21 @@ impl Load {
         self.take(Duration::from_secs(10));
         let acknowledged = self.acknowledged();
         assert!(acknowledged > at_least, "too few pushes for the run to mean anything: {acknowledged}");
+        self.story.tell(What::End(End {}));
         let events = self.story.0.lock().unwrap();
-        match delivery(&events) {
-            Verdict::Pass => {}
-            Verdict::Fail(found) => {
-                let path = std::env::temp_dir().join("reveille-end-to-end.jsonl");
-                let mut writer = Writer::new(std::fs::File::create(&path).unwrap()).unwrap();
-                events.iter().for_each(|event| writer.write(event).unwrap());
-                panic!(
-                    "{} findings, the first: {:#?}\nhistory: {}",
-                    found.len(),
-                    &found[..found.len().min(5)],
-                    path.display()
-                );
-            }
-            Verdict::Unknown(why) => panic!("unknown: {why}"),
+        let judgement = judge_events(&events, DELIVERY);
+        if judgement.verdict != Verdict::Pass {
+            let path = std::env::temp_dir().join("reveille-end-to-end.jsonl");
+            let mut writer = Writer::new(std::fs::File::create(&path).unwrap());
+            events.iter().for_each(|event| writer.write(event).unwrap());
+            let claimed = judgement.judged.iter().filter(|judged| judged.claimed);
+            let bad: Vec<_> = claimed.filter(|judged| judged.outcome.verdict != Verdict::Pass).collect();
+            panic!(
+                "{}: {bad:#?} {:?}; see `chaos check {}`",
+                judgement.verdict,
+                judgement.trouble,
+                path.display()
+            );
         }
     }
 }
@@ -204,11 +231,11 @@ impl Publisher {
         let terminal = &self.terminals[(number % self.terminals.len() as u64) as usize];
         let payload = format!("p{}-{number}", self.number);
         let first = number + self.number;
-        self.story.tell(What::Publish {
-            terminal: terminal.clone(),
-            payload: payload.clone(),
-            node: first % 3 + 1,
-        });
+        let call = Call::Publish { terminal: terminal.clone(), payload: payload.clone(), ttl_ms: None };
+        // Unique: two publishers, each with numbers of its own.
+        let op = number * 2 + self.number;
+        let (by, node) = (format!("publisher {}", self.number), Some(first % 3 + 1));
+        self.story.tell(What::Invoke(Invoke { op, by, node, deadline_ms: None, call }));
         let path = format!("/v1/terminals/{terminal}/messages");
         let headers = [("Authorization", self.token.as_str()), ("Idempotency-Key", payload.as_str())];
         let answer = (first..first + 30).find_map(|node| {
@@ -225,10 +252,11 @@ impl Publisher {
             Some(answer) if answer.status == 201 => {
                 let value = answer.json();
                 let message = value["message"].as_str().unwrap().to_owned();
-                What::Published { payload, message, seq: value["seq"].as_u64().unwrap() }
+                let seq = value["seq"].as_u64().unwrap();
+                What::Ok { op, got: Got::Published { message, seq, position: None } }
             }
-            Some(answer) => What::Failed { payload, why: format!("{}", answer.status) },
-            None => What::Unknown { payload, why: "no answer".to_owned() },
+            Some(answer) => What::Fail { op, why: format!("{}", answer.status) },
+            None => What::Unknown { op, why: "no answer".to_owned() },
         });
     }
 }

@@ -8,9 +8,12 @@
     reason = "a test stops where it is surprised"
 )]
 
+pub mod by_hand;
 pub mod compose;
+pub mod lab;
 pub mod load;
 pub mod name;
+pub mod raw;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};

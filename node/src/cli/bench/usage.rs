@@ -25,8 +25,17 @@ pub(super) fn nodes_cpu(cluster: &DevCluster) -> anyhow::Result<f64> {
 
 /// Bytes of anonymous memory that are resident.
 pub(super) fn anonymous_bytes(pid: u32) -> anyhow::Result<u64> {
+    status(pid, "RssAnon:")
+}
+
+/// The most bytes of memory that were ever resident.
+pub(super) fn peak_bytes(pid: u32) -> anyhow::Result<u64> {
+    status(pid, "VmHWM:")
+}
+
+fn status(pid: u32, field: &str) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("/proc/PID/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).context("/proc/PID/status")?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib * 1024)
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::super::certs::{Ca, write_secret};
 use super::super::output;
-use super::Operator;
+use super::{Operator, authority};
 use crate::config::{Admin, Cluster, Config, FirstTenant, Http, Port, Tls};
 use crate::join::{JoinToken, ca_fingerprint};
 use crate::random::random;
@@ -66,6 +66,11 @@ fn split(what: &str, address: &str) -> anyhow::Result<(String, u16)> {
     Ok((host.trim_matches(['[', ']']).to_owned(), port))
 }
 
+/// Was this node invited before, and has not joined?
+fn is_invited(overview: &Overview, node: u64) -> bool {
+    overview.nodes.iter().any(|known| known.node.0 == node && known.standing == "invited")
+}
+
 impl Add {
     pub(super) async fn run(&self, operator: &Operator, replaces: Option<u64>) -> anyhow::Result<()> {
         // All that can be wrong here is looked at before the cluster is asked for an id.
@@ -86,6 +91,7 @@ impl Add {
             "--like has http.tls = false, which is for loopback only: give --listen 127.0.0.1, or another --like"
         );
         let overview = operator.overview().await?;
+        authority::belongs(&self.ca, &ca.pem, like.as_ref(), &overview).await?;
         let secret: [u8; 16] = random();
         let mut token = JoinToken::new(0, ca_fingerprint(&ca.der()?), secret);
         let asked = json!({
@@ -98,6 +104,7 @@ impl Add {
             .as_u64()
             .context("the cluster gave no id")?;
         token.node = node;
+        let renewed = is_invited(&overview, node);
         let mut names: Vec<String> = self.names.clone();
         names.extend([&peer.0, &session.0, &http.0].map(Clone::clone));
         names.sort();
@@ -113,13 +120,13 @@ impl Add {
         let path = file(format!("node-{node}.toml"));
         // It holds the token.
         write_secret(&path, &toml::to_string(&config)?)?;
-        self.tell(operator, node, replaces, &path)?;
+        self.tell(operator, node, replaces, &path, renewed)?;
         if !self.wait.is_zero() {
             let there = |overview: &Overview| {
                 let joined = overview.nodes.iter().any(|known| known.node.0 == node && known.up);
                 joined && overview.settled
             };
-            operator.wait(self.wait, &format!("add node {node}"), there).await?;
+            operator.wait(self.wait, &format!("add node {node}"), false, there).await?;
         }
         Ok(())
     }
@@ -141,6 +148,7 @@ impl Add {
         let scheme = if tls { "https" } else { "http" };
         let workers = like.as_ref().map_or(1, |like| like.http.workers);
         Config {
+            file: PathBuf::new(),
             node,
             // Beside the configuration: where that is will be its machine's business.
             data: PathBuf::from("data"),
@@ -165,6 +173,7 @@ impl Add {
                 workers,
             },
             admin: Admin { listen: self.admin },
+            admission: like.as_ref().map(|like| like.admission.clone()).unwrap_or_default(),
             notify: like.as_ref().map(|like| like.notify.clone()).unwrap_or_default(),
             storage: like.as_ref().map(|like| like.storage.clone()).unwrap_or_default(),
             log: like.map(|like| like.log).unwrap_or_default(),
@@ -177,15 +186,21 @@ impl Add {
         node: u64,
         replaces: Option<u64>,
         config: &Path,
+        renewed: bool,
     ) -> anyhow::Result<()> {
         if operator.json {
-            return output::json(&json!({ "node": node, "replaces": replaces, "config": config }));
+            return output::json(
+                &json!({ "node": node, "replaces": replaces, "config": config, "renewed": renewed }),
+            );
         }
         let instead = replaces.map(|other| format!(" in the place of node {other}")).unwrap_or_default();
         output::line(format!(
             "node {node} may join{instead} within {}",
             humantime::format_duration(self.valid)
         ));
+        if renewed {
+            output::line("it was invited already: the token given out for it before is void");
+        }
         output::line(format!(
             "take {} to its machine (node-{node}.key and the join token in node-{node}.toml are secrets) and start it there:",
             self.out.display()

@@ -1,10 +1,11 @@
 //! `reveille cluster restore`: a backup into a new cluster. All of it is read and found whole before anything is sent; then
 //! it goes over in parts that may be repeated, so that the command goes on wherever it was broken off.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use bytes::Bytes;
 use clap::Args;
 use futures::StreamExt;
@@ -32,11 +33,15 @@ const ANSWER: Duration = Duration::from_secs(20);
 #[derive(Debug, Args)]
 pub(super) struct Restore {
     /// Folder of the backup.
-    #[arg(long)]
-    from: PathBuf,
+    #[arg(long, required_unless_present = "give_up")]
+    from: Option<PathBuf>,
     /// Only look whether the backup is whole; ask no cluster for anything.
     #[arg(long)]
     verify: bool,
+    /// End a restore that was begun and whose backup is no more at hand, so that the cluster serves again. Refused once
+    /// terminals have come by it.
+    #[arg(long, conflicts_with_all = ["from", "verify"])]
+    give_up: bool,
     /// How long to try for one request while nodes do not answer or a group has no leader, as 2m.
     #[arg(long, default_value = "2m", value_parser = humantime::parse_duration)]
     patience: Duration,
@@ -44,7 +49,8 @@ pub(super) struct Restore {
 
 impl Restore {
     pub(super) async fn run(&self, operator: &Operator) -> anyhow::Result<()> {
-        let (folder, content) = Folder::verify(&self.from).context("nothing was sent")?;
+        let Some(from) = &self.from else { return self.give_up(operator).await };
+        let (folder, content) = Folder::verify(from).context("nothing was sent")?;
         let found = format!("{} terminals, {} pushes that wait", content.terminals, content.pushes);
         if self.verify {
             return operator.said(
@@ -89,6 +95,29 @@ impl Restore {
         )
     }
 
+    /// Ends whatever restores are open.
+    async fn give_up(&self, operator: &Operator) -> anyhow::Result<()> {
+        let overview = persist(self.patience, async || Ok(operator.overview().await?)).await?;
+        // Its answer says nothing of shards that nobody answers for.
+        let silent = overview.groups.iter().filter(|group| group.leader.is_none()).count();
+        ensure!(silent == 0, "{silent} groups have no leader; see `reveille cluster status`");
+        let open: BTreeSet<_> = overview.groups.into_iter().filter_map(|group| group.restoring).collect();
+        let (mut given_up, mut finished) = (Vec::new(), Vec::new());
+        for restore in open {
+            let path = format!("/cluster/restore/{restore}/give-up");
+            let answer = self.post(operator, &path, Bytes::new()).await?;
+            (if answer["finished"] == true { &mut finished } else { &mut given_up }).push(restore);
+        }
+        let line = match (given_up.len(), finished.len()) {
+            (0, 0) => "no restore is open",
+            (_, 0) => {
+                "the restore is given up; the cluster serves. What its directory has of the backup stays"
+            }
+            _ => "the backup had been brought as a whole: the restore is finished, the cluster serves",
+        };
+        operator.said(json!({ "given_up": given_up, "finished": finished }), line.to_owned())
+    }
+
     /// Sends one shard of the backup. Where its terminals go is the new cluster's business.
     async fn shard(
         &self,
@@ -122,7 +151,7 @@ impl Restore {
             batch.push(one);
         }
         if !operator.json {
-            output::line(format!("shard {shard}: {count} terminals"));
+            output::line(format!("the backup's shard {shard}: {count} terminals"));
         }
         Ok(())
     }

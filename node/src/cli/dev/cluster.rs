@@ -1,7 +1,7 @@
 //! The cluster of `reveille dev`: its files and its child processes.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,7 +14,7 @@ use reveille_protocol::hash::sha256;
 use super::super::certs::{Ca, write_public, write_secret};
 use super::super::client::Target;
 use super::network::Network;
-use crate::config::{Admin, Cluster, Config, FirstTenant, Http, Log, Notify, Port, Storage, Tls};
+use crate::config::{Admin, Admission, Cluster, Config, FirstTenant, Http, Log, Notify, Port, Storage, Tls};
 use crate::random::random;
 
 /// A cluster must be ready within this; a slow disk zero-fills its log segments in the meantime.
@@ -46,6 +46,22 @@ pub(in crate::cli) struct DevCluster {
     pub(in crate::cli) nodes: Vec<DevNode>,
     pub(in crate::cli) network: Network,
     children: Vec<Child>,
+    /// Held as long as the folder is in use.
+    _lock: File,
+}
+
+/// One cluster at a time runs on a folder: another one's nodes would answer for those that could not start.
+fn lock(folder: &Path) -> anyhow::Result<File> {
+    let path = folder.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("{}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!("a cluster runs on {} already; end it, or give --data another folder", folder.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("{}", path.display())),
+    }
 }
 
 impl DevCluster {
@@ -60,6 +76,7 @@ impl DevCluster {
         fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
         // Children are told absolute paths: someone may start one again from elsewhere.
         let folder = folder.canonicalize()?;
+        let lock = lock(&folder)?;
         let fresh = !folder.join("token").exists();
         if fresh {
             make_files(&folder, nodes, groups, network)?;
@@ -74,6 +91,7 @@ impl DevCluster {
             nodes: Vec::new(),
             network,
             children: Vec::new(),
+            _lock: lock,
         };
         for id in 1.. {
             let path = cluster.folder.join(format!("node-{id}.toml"));
@@ -145,26 +163,29 @@ impl DevCluster {
         Ok(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).spawn()?)
     }
 
-    /// Waits until every node is ready.
-    pub(in crate::cli) async fn ready(&self) -> anyhow::Result<()> {
-        for node in &self.nodes {
+    /// Waits until every node is ready. One that has ended is not waited for.
+    pub(in crate::cli) async fn ready(&mut self) -> anyhow::Result<()> {
+        for (node, child) in self.nodes.iter().zip(&mut self.children) {
             let target = Target::parse(&node.admin, None)?;
-            let ready = async {
-                loop {
-                    if let Ok(mut client) = target.connect().await
-                        && let Ok(answer) = client.send("GET", "/readyz", "", &[], Bytes::new()).await
-                        && answer.status.is_success()
-                    {
-                        return;
-                    }
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+            let until = tokio::time::Instant::now() + PATIENCE;
+            // Asked first: what answers at the port of a node that has ended is somebody else.
+            let why = loop {
+                if let Some(status) = child.try_wait()? {
+                    break format!("has ended ({status})");
                 }
+                if tokio::time::timeout_at(until, is_ready(&target)).await == Ok(true) {
+                    break String::new();
+                }
+                if tokio::time::Instant::now() >= until {
+                    break format!("is not ready after {PATIENCE:?}");
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
             };
-            if tokio::time::timeout(PATIENCE, ready).await.is_err() {
+            if !why.is_empty() {
                 let log = self.folder.join(format!("node-{}.log", node.id));
                 let text = fs::read_to_string(&log).unwrap_or_default();
                 let last = text.lines().last().unwrap_or("nothing").to_owned();
-                bail!("node {} is not ready after {PATIENCE:?}; the last line of its log: {last}", node.id);
+                bail!("node {} {why}; the last line of its log, {}: {last}", node.id, log.display());
             }
         }
         Ok(())
@@ -197,6 +218,12 @@ impl Drop for DevCluster {
     }
 }
 
+async fn is_ready(target: &Target) -> bool {
+    let Ok(mut client) = target.connect().await else { return false };
+    let answer = client.send("GET", "/readyz", "", &[], Bytes::new()).await;
+    answer.is_ok_and(|answer| answer.status.is_success())
+}
+
 fn make_files(folder: &Path, nodes: u64, groups: u16, network: Network) -> anyhow::Result<()> {
     // A CA that was put there is that of an earlier cluster, whose terminals shall trust this one.
     let ca = match folder.join("ca.pem").exists() {
@@ -223,6 +250,7 @@ fn make_files(folder: &Path, nodes: u64, groups: u16, network: Network) -> anyho
         write_public(&file("pem"), &certificate)?;
         write_secret(&file("key"), &key)?;
         let config = Config {
+            file: file("toml"),
             node: id,
             data: folder.join(format!("node-{id}")),
             cluster: Cluster {
@@ -242,6 +270,7 @@ fn make_files(folder: &Path, nodes: u64, groups: u16, network: Network) -> anyho
             session: Port { listen: port(id, 1), advertise: None },
             http: Http { listen: port(id, 2), advertise: None, tls: false, workers: 1 },
             admin: Admin { listen: port(id, 3) },
+            admission: Admission::default(),
             notify: Notify { bind: SocketAddr::new(own, 0), ..Notify::default() },
             // Three nodes on one machine: segments are made full of zeros, so smaller ones start sooner.
             storage: Storage { segment_bytes: 16 << 20, ..Storage::default() },

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::RwLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -49,6 +50,8 @@ async fn node(folder: &tempfile::TempDir) -> Arc<Context> {
         nodes: BTreeMap::from([(NodeId(1), listener.local_addr().unwrap().to_string())]),
         addresses: Node::default(),
         boot: 1,
+        start: 1,
+        before: 0,
         store: 1,
         beginning: Some(Beginning {
             nodes,
@@ -72,7 +75,8 @@ async fn node(folder: &tempfile::TempDir) -> Arc<Context> {
     let registry = Registry::default();
     let host = NodeHost {
         registry: registry.clone(),
-        notifier: Arc::default(),
+        notifier: None,
+        per_second: const { NonZeroU32::new(1000).unwrap() },
         tickets: Arc::new(Tickets::default()),
         latest: Arc::new(RwLock::new(Arc::new(Directory::default()))),
         failed: mpsc::channel(1).0,
@@ -83,6 +87,8 @@ async fn node(folder: &tempfile::TempDir) -> Arc<Context> {
         registry,
         node: NodeId(1),
         check_in: Duration::from_secs(3600),
+        notifier: None,
+        anchor: AnchorAt { port: 1, period: 25 },
         origin: Clock::now(),
     })
 }
@@ -97,7 +103,8 @@ struct Session {
 impl Session {
     fn open(context: &Arc<Context>) -> Session {
         let (outgoing, said) = mpsc::channel(super::super::listener::WRITES);
-        let actor = SessionActor::new(context.clone(), KEY, IpAddr::from([127, 0, 0, 1]), outgoing).start();
+        let actor =
+            SessionActor::new(context.clone(), KEY, IpAddr::from([127, 0, 0, 1]), outgoing, None).start();
         Session { actor, said, buffer: BytesMut::new() }
     }
 
