@@ -1,5 +1,9 @@
-//! Chaos tests for Reveille: what happened (the history), and whether it may have (the checkers). A library that is
-//! usable alone; faults, workloads and reports come on top of it. Never imported by the product.
+//! The chaos suite: what is done to a cluster (`scenario`, `plan`), what happened (`history`), sorted (`facts`), and whether
+//! it may have (`check`). Usable as a library alone. Never imported by the product.
 
 pub mod check;
+pub mod draw;
+pub mod facts;
 pub mod history;
+pub mod plan;
+pub mod scenario;

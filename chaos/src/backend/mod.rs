@@ -1,0 +1,3 @@
+//! What a run happens on. One folder a backend; each takes a scenario and a seed and leaves a history. Judges nothing.
+
+pub(crate) mod proc;

@@ -1,0 +1,61 @@
+//! Real nodes as processes on loopback, terminals made of the SDK, publishers over HTTP, faults by signals. Needs no
+//! rights beyond those of its user. Power, disks, clocks and networks are not its to break.
+
+mod http;
+mod nodes;
+mod observe;
+mod publish;
+mod run;
+mod strike;
+mod terminals;
+
+use std::path::PathBuf;
+
+use reveille_chaos::plan;
+use reveille_chaos::scenario::{Role, Scenario, When};
+
+pub(crate) use self::run::run;
+
+/// What a run needs besides its scenario.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    /// What all draws come from.
+    pub(crate) seed: u64,
+    /// The binary `reveille`.
+    pub(crate) bin: PathBuf,
+    /// The run's folder, which is there and empty.
+    pub(crate) out: PathBuf,
+    /// Say nothing while it goes on.
+    pub(crate) quiet: bool,
+}
+
+/// Everything in a scenario that this backend cannot do, in words.
+pub(crate) fn cannot(scenario: &Scenario) -> Vec<String> {
+    let mut cannot = Vec::new();
+    if !matches!(scenario.cluster.nodes, 1 | 3 | 5) {
+        cannot.push(format!("{} nodes: it starts 1, 3 or 5", scenario.cluster.nodes));
+    }
+    for fault in scenario.faults() {
+        let kind = fault.kind.info();
+        let mut no = |what: String| cannot.push(format!("{} of {}: {what}", kind.name, plan::target(fault)));
+        if !kind.proc {
+            no("this is none of its kinds; `chaos list faults` shows them".to_owned());
+        }
+        if let Some(when) = fault.when.filter(|when| !SEEN.contains(when)) {
+            no(format!("it does not see {}", when.name()));
+        }
+        for role in fault.target.iter().flat_map(|target| &target.0) {
+            match role {
+                Role::Anchor(_) | Role::HandoffSource | Role::HandoffTarget => {
+                    no(format!("it does not know who {role} is"));
+                }
+                Role::Publishers => no("its publishers do not die".to_owned()),
+                _ => {}
+            }
+        }
+    }
+    cannot
+}
+
+/// What it can wait for.
+const SEEN: [When; 3] = [When::LeaderChanged, When::NodeReady, When::Attached];

@@ -1,0 +1,418 @@
+//! Faults: when they strike, whom that is, and that each is taken back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use reveille_chaos::draw::Draws;
+use reveille_chaos::history::{Fault as Told, FaultStep, What};
+use reveille_chaos::plan::{Plan, Strike};
+use reveille_chaos::scenario::kind::Lasts;
+use reveille_chaos::scenario::{Kind, MaxDead, Role, Target, When, Which};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::http::Request;
+use super::nodes::{Nodes, State};
+use super::observe;
+use super::run::Run;
+use super::terminals::Order;
+
+/// How often it is looked whether a fault that had to wait can strike.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A fault whose time has come and that may not strike yet waits for this long: for a node that is on its way back, or a
+/// leader that is not known yet.
+const LATE: Duration = Duration::from_secs(5);
+
+/// What an operator orders is answered within this.
+const ORDER: Duration = Duration::from_secs(10);
+/// A node has started, and mostly is ready, after this.
+const STARTED: Duration = Duration::from_secs(2);
+
+/// Whom a fault hits, resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Victims {
+    Nodes(Vec<u64>),
+    /// Numbers from 0.
+    Terminals(Vec<usize>),
+}
+
+/// A fault that is there.
+struct There {
+    id: u64,
+    kind: Kind,
+    victims: Victims,
+    /// When it is taken back; `None`: at the end of the chaos phase.
+    until: Option<Instant>,
+    /// Tells terminals when it is over.
+    back: watch::Sender<bool>,
+    /// When it struck last.
+    last: Instant,
+}
+
+/// A fault that waits for something.
+struct Waiting {
+    when: When,
+    left: u64,
+    fault: usize,
+    draws: Draws,
+    /// It happened, and the fault has not struck.
+    due: bool,
+}
+
+/// See the module.
+pub(super) struct Striker {
+    run: Arc<Run>,
+    strikes: std::collections::VecDeque<Strike>,
+    /// Those whose time has come, and when it came.
+    late: Vec<(Strike, Instant)>,
+    waiting: Vec<Waiting>,
+    there: Vec<There>,
+    orders: Vec<mpsc::Sender<Order>>,
+    happened: mpsc::Receiver<When>,
+    next: u64,
+    /// By fault of the scenario: whom it hit last.
+    hit: BTreeMap<usize, Vec<u64>>,
+}
+
+impl Striker {
+    pub(super) fn new(
+        run: Arc<Run>,
+        plan: Plan,
+        orders: Vec<mpsc::Sender<Order>>,
+        happened: mpsc::Receiver<When>,
+    ) -> Striker {
+        let armed = plan.armed.iter().map(|armed| Waiting {
+            when: armed.when,
+            left: armed.times,
+            fault: armed.fault,
+            draws: Draws::new(armed.draw, "armed"),
+            due: false,
+        });
+        Striker {
+            run,
+            waiting: armed.collect(),
+            strikes: plan.strikes.into(),
+            late: Vec::new(),
+            there: Vec::new(),
+            orders,
+            happened,
+            next: 0,
+            hit: BTreeMap::new(),
+        }
+    }
+
+    /// The chaos phase.
+    pub(super) async fn strike(
+        &mut self,
+        nodes: &mut Nodes,
+        start: Instant,
+        end: Instant,
+    ) -> anyhow::Result<()> {
+        // What happened before counts for nothing.
+        while self.happened.try_recv().is_ok() {}
+        loop {
+            let now = Instant::now();
+            if now >= end {
+                return Ok(());
+            }
+            observe::fallen(&self.run, nodes);
+            self.take_back(nodes, |there| there.until.is_some_and(|until| until <= now)).await?;
+            let due = |strike: &mut Strike| start + Duration::from_micros(strike.at_us) <= now;
+            while let Some(strike) = self.strikes.pop_front_if(due) {
+                self.late.push((strike, now));
+            }
+            self.loops(nodes).await?;
+            for (strike, since) in std::mem::take(&mut self.late) {
+                // As long as it was to last, counted from when it strikes.
+                let lasts = strike.until_us.map(|until| Duration::from_micros(until - strike.at_us));
+                let until = lasts.map(|lasts| (Instant::now() + lasts).min(end));
+                if self.hit(nodes, strike.fault, strike.draw, until).await? {
+                    continue;
+                }
+                match now < since + LATE {
+                    true => self.late.push((strike, since)),
+                    false => self.run.cover(&format!("left-out.{}", strike.kind.name())),
+                }
+            }
+            for at in 0..self.waiting.len() {
+                self.armed(nodes, at, now, end).await?;
+            }
+            tokio::select! {
+                () = sleep_until((now + LOOK).min(end)) => {}
+                Some(when) = self.happened.recv() => self.happens(when),
+            }
+        }
+    }
+
+    fn happens(&mut self, when: When) {
+        for waiting in self.waiting.iter_mut().filter(|waiting| waiting.when == when && waiting.left > 0) {
+            waiting.due = true;
+        }
+    }
+
+    /// One that is due strikes as soon as it may: a chase goes on when its last victim is back.
+    async fn armed(
+        &mut self,
+        nodes: &mut Nodes,
+        at: usize,
+        now: Instant,
+        end: Instant,
+    ) -> anyhow::Result<()> {
+        let waiting = &mut self.waiting[at];
+        if !waiting.due {
+            return Ok(());
+        }
+        let (fault, draw) = (waiting.fault, waiting.draws.draw());
+        let lasts = self.fault(fault).lasts.map_or(end, |lasts| (now + lasts.0).min(end));
+        if self.hit(nodes, fault, draw, Some(lasts)).await? {
+            let waiting = &mut self.waiting[at];
+            waiting.left -= 1;
+            waiting.due = false;
+        }
+        Ok(())
+    }
+
+    fn fault(&self, number: usize) -> reveille_chaos::scenario::Fault {
+        self.run.scenario.faults[number].get_ref().clone()
+    }
+
+    /// Whether it struck: it does not where nobody is whom it is for, or too many would be away.
+    async fn hit(
+        &mut self,
+        nodes: &mut Nodes,
+        number: usize,
+        draw: u64,
+        until: Option<Instant>,
+    ) -> anyhow::Result<bool> {
+        let fault = self.fault(number);
+        let Some(victims) =
+            fault.target.as_ref().and_then(|target| self.resolve(nodes, number, target, draw))
+        else {
+            return Ok(false);
+        };
+        if let Victims::Nodes(victims) = &victims {
+            if !self.may(nodes, fault.kind, victims) {
+                return Ok(false);
+            }
+            self.hit.insert(number, victims.clone());
+        }
+        self.next += 1;
+        let id = self.next;
+        let lasts = fault.kind.info().lasts == Lasts::Yes;
+        let words = words(&victims);
+        self.tell(id, if lasts { FaultStep::Began } else { FaultStep::Ended }, fault.kind, &words);
+        // Noted first: whatever interrupts this, it is taken back.
+        let (back, door) = watch::channel(false);
+        if lasts {
+            self.there.push(There {
+                id,
+                kind: fault.kind,
+                victims: victims.clone(),
+                until,
+                back,
+                last: Instant::now(),
+            });
+        }
+        self.break_it(nodes, fault.kind, &victims, &door).await?;
+        self.run.processes(nodes);
+        self.run.say(&format!("FAULT {} {words}", fault.kind.name()));
+        Ok(true)
+    }
+
+    fn tell(&self, id: u64, step: FaultStep, kind: Kind, target: &str) {
+        let (kind, target) = (kind.name().to_owned(), target.to_owned());
+        self.run.recorder.tell(What::Fault(Told { id, step, kind, target, detail: String::new() }));
+    }
+
+    /// No fault takes more nodes away than the scenario allows, and none hits a node that another one has.
+    fn may(&self, nodes: &Nodes, kind: Kind, victims: &[u64]) -> bool {
+        if victims.is_empty() || victims.iter().any(|id| nodes.state(*id) != State::Runs) {
+            return false;
+        }
+        if !kind.info().disables || self.run.scenario.blast.max_dead == MaxDead::All {
+            return true;
+        }
+        let known = self.run.known();
+        let away = |id: &u64| nodes.state(*id) != State::Runs || known.ready.get(id) != Some(&true);
+        let mut dead: BTreeSet<u64> = nodes.ids().into_iter().filter(away).collect();
+        dead.extend(victims);
+        dead.len() <= (nodes.all.len() - 1) / 2
+    }
+
+    async fn break_it(
+        &mut self,
+        nodes: &mut Nodes,
+        kind: Kind,
+        victims: &Victims,
+        door: &watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        match victims {
+            Victims::Nodes(ids) => {
+                for id in ids {
+                    match kind.name() {
+                        "kill" => nodes.kill(*id).await?,
+                        "stop" => nodes.terminate(*id).await?,
+                        "pause" => nodes.pause(*id).await?,
+                        "restart" | "crash-loop" => {
+                            nodes.kill(*id).await?;
+                            nodes.start_node(*id)?;
+                        }
+                        "move-leaders" => self.order(*id, &format!("/cluster/nodes/{id}/move-leaders")).await,
+                        "snapshot" => self.order(*id, "/cluster/snapshot").await,
+                        other => anyhow::bail!("{other} is none of this backend's faults"),
+                    }
+                }
+            }
+            Victims::Terminals(numbers) => {
+                for number in numbers {
+                    let order = match kind.name() {
+                        "terminal-kill" => Order::Kill(door.clone()),
+                        "ack-withheld" => Order::Withhold(door.clone()),
+                        "reconnect" => Order::Reconnect,
+                        other => anyhow::bail!("{other} is none of this backend's faults"),
+                    };
+                    // One that has orders enough needs no other.
+                    let _ = self.orders[*number].try_send(order);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a node's operator ask it for something. A node that cannot do it now says so; then it is left at that.
+    async fn order(&self, id: u64, path: &str) {
+        let (method, token) = ("POST", self.run.token.as_str());
+        let request = Request { method, path, token, headers: &[], body: b"" };
+        let answer = request.send(&self.run.admin[id as usize - 1], ORDER).await;
+        if !answer.is_ok_and(|answer| (200..300).contains(&answer.status)) {
+            self.run.cover("order.refused");
+        }
+    }
+
+    /// Nodes in a crash loop are killed again when they have started.
+    async fn loops(&mut self, nodes: &mut Nodes) -> anyhow::Result<()> {
+        for at in 0..self.there.len() {
+            let there = &self.there[at];
+            let Victims::Nodes(ids) = &there.victims else { continue };
+            if there.kind.name() != "crash-loop" || there.last.elapsed() < STARTED {
+                continue;
+            }
+            for id in ids.clone() {
+                nodes.kill(id).await?;
+                nodes.start_node(id)?;
+            }
+            self.there[at].last = Instant::now();
+            self.run.cover("crash-loop.killed-again");
+            self.run.processes(nodes);
+        }
+        Ok(())
+    }
+
+    async fn take_back(&mut self, nodes: &mut Nodes, which: impl Fn(&There) -> bool) -> anyhow::Result<()> {
+        let (over, there): (Vec<There>, _) = std::mem::take(&mut self.there).into_iter().partition(which);
+        self.there = there;
+        for fault in over {
+            if let Victims::Nodes(ids) = &fault.victims {
+                for id in ids {
+                    match nodes.state(*id) {
+                        State::Stopped => nodes.resume(*id).await?,
+                        State::Gone => {
+                            nodes.ended(*id).await?;
+                            nodes.start_node(*id)?;
+                        }
+                        // It was interrupted before it could strike.
+                        State::Runs => {}
+                    }
+                }
+            }
+            self.run.processes(nodes);
+            fault.back.send_replace(true);
+            let words = words(&fault.victims);
+            self.tell(fault.id, FaultStep::Ended, fault.kind, &words);
+            self.run.say(&format!("HEAL  {} {words}", fault.kind.name()));
+        }
+        Ok(())
+    }
+
+    /// Takes everything back.
+    pub(super) async fn heal(&mut self, nodes: &mut Nodes) -> anyhow::Result<()> {
+        self.take_back(nodes, |_| true).await.context("a fault could not be taken back")
+    }
+
+    fn resolve(&self, nodes: &Nodes, number: usize, target: &Target, draw: u64) -> Option<Victims> {
+        let mut draws = Draws::new(draw, "whom");
+        let mut found = BTreeSet::new();
+        let mut terminals = BTreeSet::new();
+        let all = nodes.ids();
+        let known = self.run.known();
+        let shards: Vec<(u64, u64)> = known
+            .leaders
+            .iter()
+            .filter(|(group, _)| **group > 0)
+            .map(|(group, (leader, _))| (*group, *leader))
+            .collect();
+        let drawn = |draws: &mut Draws, from: &[u64]| draws.some(from, 1).first().copied();
+        for role in &target.0 {
+            match role {
+                Role::Leader => {
+                    let leaders: Vec<u64> = shards.iter().map(|(_, leader)| *leader).collect();
+                    found.insert(drawn(&mut draws, &leaders)?);
+                }
+                Role::MetaLeader => {
+                    found.insert(known.leaders.get(&0)?.0);
+                }
+                Role::Follower => {
+                    let leader = draws.some(&shards, 1).first()?.1;
+                    let others: Vec<u64> = all.iter().filter(|id| **id != leader).copied().collect();
+                    found.insert(drawn(&mut draws, &others)?);
+                }
+                Role::Owner(Which::Number(number)) => {
+                    found.insert(*known.owners.get(&(*number as usize - 1))?);
+                }
+                Role::Owner(Which::Any) => {
+                    let mut owners: Vec<(usize, u64)> = known.owners.iter().map(|(t, n)| (*t, *n)).collect();
+                    owners.sort_unstable();
+                    found.insert(draws.some(&owners, 1).first()?.1);
+                }
+                Role::Any => {
+                    found.insert(drawn(&mut draws, &all)?);
+                }
+                Role::Minority => found.extend(draws.some(&all, (all.len() - 1) / 2)),
+                Role::Majority => found.extend(draws.some(&all, all.len() / 2 + 1)),
+                Role::All => found.extend(&all),
+                Role::Node(id) => {
+                    found.insert(*id);
+                }
+                Role::Last => found.extend(self.hit.range(..number).next_back()?.1),
+                Role::Terminal(Which::Number(number)) => {
+                    terminals.insert(*number as usize - 1);
+                }
+                Role::Terminal(Which::Any) => {
+                    terminals.insert(draws.below(self.orders.len() as u64) as usize);
+                }
+                Role::Terminals => terminals.extend(0..self.orders.len()),
+                // Refused before anything started.
+                Role::Anchor(_) | Role::HandoffSource | Role::HandoffTarget | Role::Publishers => {
+                    return None;
+                }
+            }
+        }
+        Some(match terminals.is_empty() {
+            true => Victims::Nodes(found.into_iter().collect()),
+            false => Victims::Terminals(terminals.into_iter().collect()),
+        })
+    }
+}
+
+fn words(victims: &Victims) -> String {
+    let list = |name: &str, numbers: Vec<String>| format!("{name} {}", numbers.join(", "));
+    match victims {
+        Victims::Nodes(ids) => list("node", ids.iter().map(u64::to_string).collect()),
+        Victims::Terminals(numbers) => {
+            list("terminal", numbers.iter().take(5).map(|number| (number + 1).to_string()).collect())
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Terminals, made of the SDK as a device maker's are, and what their applications see.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reveille_chaos::history::Observation;
+use reveille_chaos::scenario::When;
+use reveille_terminal::{Builder, Event, Linger, Received, Terminal};
+use tokio::sync::{mpsc, watch};
+
+use super::run::Run;
+
+/// A new process of a terminal can open its state within this: the one before lets go of it.
+const OPEN: Duration = Duration::from_secs(10);
+
+/// What is done to a terminal.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Its process ends where it stands; the next one starts when this turns true.
+    Kill(watch::Receiver<bool>),
+    /// Its application confirms nothing until this turns true.
+    Withhold(watch::Receiver<bool>),
+    /// It connects anew, as a device does that has another network.
+    Reconnect,
+}
+
+/// Confirmations that are held back, until when.
+#[derive(Default)]
+struct Held {
+    until: Option<watch::Receiver<bool>>,
+    /// At most a session's window: no more come without a confirmation.
+    pushes: Vec<Received>,
+}
+
+impl Held {
+    /// Waits for the end of it; for ever, if nothing is held back.
+    async fn over(&mut self) {
+        match &mut self.until {
+            // An error is the run's end, which ends this, too.
+            Some(until) => drop(until.wait_for(|over| *over).await),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// A push's bytes: its name, and a filler that follows from it.
+pub(super) fn payload(name: &str, length: usize) -> Vec<u8> {
+    let mut bytes = format!("{name} ").into_bytes();
+    // The length is in it, so that bytes that were cut are not those of a shorter push.
+    let filler =
+        name.bytes().cycle().zip(length..).map(|(byte, at)| b'a' + ((usize::from(byte) + at) % 26) as u8);
+    bytes.extend(filler.take(length.saturating_sub(bytes.len())));
+    bytes
+}
+
+/// The name of the push that these are the bytes of; another name for bytes that were changed.
+fn name(body: &[u8]) -> String {
+    let text = std::str::from_utf8(body).ok().and_then(|text| text.split_once(' '));
+    match text.filter(|(name, _)| payload(name, body.len()) == body) {
+        Some((name, _)) => name.to_owned(),
+        None => format!("damaged: {} bytes", body.len()),
+    }
+}
+
+/// One terminal, through all its processes.
+pub(super) struct Device {
+    pub(super) run: Arc<Run>,
+    pub(super) number: usize,
+    pub(super) stays: bool,
+    pub(super) state: PathBuf,
+    pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) end: watch::Receiver<bool>,
+}
+
+impl Device {
+    /// Lives until the run is over.
+    pub(super) async fn live(mut self) {
+        loop {
+            let Some(mut terminal) = self.start().await else { return };
+            let id = terminal.id().to_string();
+            self.run.registered(self.number, &id);
+            self.run.see(Observation::Started { terminal: id.clone(), copy: 0 });
+            let mut epoch = 0;
+            let mut held = Held::default();
+            let killed = loop {
+                tokio::select! {
+                    event = terminal.next() => match event {
+                        Some(event) => self.seen(&id, event, &mut epoch, &mut held),
+                        None => {
+                            self.run.trouble(format!("terminal {} has ended by itself", self.number + 1));
+                            return;
+                        }
+                    },
+                    Some(order) = self.orders.recv() => match order {
+                        Order::Kill(back) => break Some(back),
+                        Order::Withhold(until) => held.until = Some(until),
+                        Order::Reconnect => terminal.network_changed(),
+                    },
+                    () = held.over() => {
+                        held.until = None;
+                        held.pushes.drain(..).for_each(|push| self.confirm(&id, push));
+                    }
+                    _ = self.end.changed() => break None,
+                }
+            };
+            self.run.session(self.number, None);
+            match killed {
+                Some(mut back) => {
+                    drop(terminal);
+                    self.run.see(Observation::Stopped { terminal: id, copy: 0 });
+                    // An error is the run's end, which opens the door, too.
+                    let _ = back.wait_for(|back| *back).await;
+                }
+                None => {
+                    terminal.shutdown().await;
+                    self.run.see(Observation::Stopped { terminal: id, copy: 0 });
+                    return;
+                }
+            }
+            if *self.end.borrow() {
+                return;
+            }
+        }
+    }
+
+    async fn start(&self) -> Option<Terminal> {
+        let linger = if self.stays { Linger::Forever } else { Linger::AtOnce };
+        let started = tokio::time::timeout(OPEN, async {
+            loop {
+                let builder = Builder::new(self.run.sessions.clone(), &self.run.ca, &self.state);
+                match builder.linger(linger).listen(([127, 0, 0, 1], 0).into()).start().await {
+                    Ok(terminal) => return terminal,
+                    // Its former process has the state's lock until its task is dropped.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                }
+            }
+        });
+        let started = started.await.ok();
+        if started.is_none() {
+            self.run.trouble(format!("terminal {} cannot open its state", self.number + 1));
+        }
+        started
+    }
+
+    fn seen(&self, id: &str, event: Event, epoch: &mut u64, held: &mut Held) {
+        let terminal = id.to_owned();
+        match event {
+            Event::Notified { .. } => self.run.see(Observation::Notified { terminal, copy: 0 }),
+            Event::Connected { node, epoch: new, .. } => {
+                *epoch = new.0;
+                self.run.see(Observation::Connected { terminal, copy: 0, node: node.0, epoch: new.0 });
+                self.run.session(self.number, Some(node.0));
+                self.run.happened(When::Attached);
+            }
+            Event::Disconnected { .. } => {
+                self.run.session(self.number, None);
+                self.run.see(Observation::Disconnected { terminal, copy: 0 });
+            }
+            Event::Reset { next } => self.run.see(Observation::Reset { terminal, copy: 0, next: next.0 }),
+            Event::Received(push) => {
+                self.received(id, &push, *epoch);
+                match held.until {
+                    Some(_) => held.pushes.push(push),
+                    None => self.confirm(id, push),
+                }
+            }
+            Event::CheckIn => self.run.cover("terminal.check-in"),
+            Event::Problem { .. } => self.run.cover("terminal.problem"),
+            Event::Listening { .. } | Event::Reachable { .. } => {}
+        }
+    }
+
+    fn received(&self, terminal: &str, push: &Received, epoch: u64) {
+        let payload = name(&push.body);
+        self.run.delivered(&payload);
+        self.run.see(Observation::Delivered {
+            terminal: terminal.to_owned(),
+            copy: 0,
+            payload,
+            seq: push.seq.0,
+            prev: None,
+            maybe_seen: push.maybe_seen,
+            node: push.node.0,
+            epoch: Some(epoch),
+        });
+    }
+
+    fn confirm(&self, terminal: &str, push: Received) {
+        let seq = push.seq.0;
+        self.run.see(Observation::Confirmed { terminal: terminal.to_owned(), copy: 0, seq });
+        push.confirm();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_were_changed_get_another_name() {
+        let bytes = payload("p1-2", 64);
+        assert_eq!((bytes.len(), name(&bytes)), (64, "p1-2".to_owned()));
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            assert_ne!(name(&changed), "p1-2", "{at}");
+        }
+        assert_ne!(name(&bytes[..63]), "p1-2");
+    }
+}

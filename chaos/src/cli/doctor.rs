@@ -1,0 +1,135 @@
+//! `chaos doctor`: which faults this machine can do. Each look is a trial of the thing itself where that harms nothing;
+//! nothing is left behind.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use clap::Args;
+use reveille_chaos::check::Verdict;
+use serde::Serialize;
+
+use super::output;
+
+/// Say which faults this machine can do, and why not the others.
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Something that faults need.
+#[derive(Debug, Serialize)]
+struct Look {
+    name: &'static str,
+    /// What it is for.
+    faults: &'static str,
+    /// `None`: it is there.
+    missing: Option<String>,
+}
+
+impl DoctorArgs {
+    pub(super) fn run(self) -> anyhow::Result<Verdict> {
+        let looks = looks();
+        if self.json {
+            output::json(&looks)?;
+        } else {
+            for look in &looks {
+                let (mark, why) = match &look.missing {
+                    None => ("yes", String::new()),
+                    Some(why) => ("no", format!(": {why}")),
+                };
+                output::line(format!("{mark:3} {:18} {}{why}", look.name, look.faults));
+            }
+            output::line(
+                "What the process backend of this build does with them: `chaos list faults`, marked [proc].",
+            );
+        }
+        Ok(Verdict::Pass)
+    }
+}
+
+fn looks() -> Vec<Look> {
+    let look = |name, faults, missing: Result<(), String>| Look { name, faults, missing: missing.err() };
+    let root = root();
+    let needs_root = |or: fn() -> Result<(), String>| root.clone().and_then(|()| or());
+    vec![
+        look("signals", "kill, stop, pause, restart", Ok(())),
+        look("root", "what follows with namespaces, nft and mounts", root.clone()),
+        look("netns", "partitions and cuts between processes", needs_root(netns)),
+        look("nft", "cuts, one-way cuts, loss", needs_root(nft)),
+        look("netem", "delay, reorder, duplicate in the kernel", needs_root(netem)),
+        look("tmpfs", "disk-full", needs_root(tmpfs)),
+        look("fuse", "lose-unsynced, torn-write, io-error, slow-disk", fuse()),
+        look("compiler", "sync-error, slow-disk by LD_PRELOAD", runs("cc", &["--version"])),
+        look("libfaketime", "clock-step, clock-strobe, clock-drift", faketime()),
+        look("docker", "the containers of docker-compose.yml", docker()),
+    ]
+}
+
+/// Runs a program to its end; why it cannot, or what it said when it failed.
+fn runs(program: &str, arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let first = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it failed without a word");
+    Err(format!("{program}: {}", first.trim()))
+}
+
+fn root() -> Result<(), String> {
+    let status = std::fs::read_to_string("/proc/self/status").map_err(|error| error.to_string())?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1));
+    match effective {
+        Some("0") => Ok(()),
+        Some(uid) => Err(format!("this is user {uid}")),
+        None => Err("/proc/self/status does not say who this is".to_owned()),
+    }
+}
+
+/// In a namespace that ends with the command.
+fn netns() -> Result<(), String> {
+    runs("unshare", &["--net", "ip", "link", "set", "lo", "up"])
+}
+
+fn nft() -> Result<(), String> {
+    runs("unshare", &["--net", "nft", "add table inet chaos"])
+}
+
+fn netem() -> Result<(), String> {
+    let script = "ip link set lo up && tc qdisc add dev lo root netem delay 1ms";
+    runs("unshare", &["--net", "sh", "-c", script])
+}
+
+fn tmpfs() -> Result<(), String> {
+    runs("unshare", &["--mount", "mount", "-t", "tmpfs", "-o", "size=1m", "chaos", "/mnt"])
+}
+
+fn fuse() -> Result<(), String> {
+    match Path::new("/dev/fuse").exists() {
+        true => Ok(()),
+        false => Err("there is no /dev/fuse".to_owned()),
+    }
+}
+
+fn faketime() -> Result<(), String> {
+    let places = ["/usr/lib", "/usr/lib64", "/usr/local/lib"];
+    let names = ["faketime/libfaketime.so.1", "libfaketime.so.1"];
+    let machine = format!("{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
+    let found = places.iter().any(|place| {
+        let place = Path::new(place);
+        names.iter().any(|name| place.join(name).exists()) || place.join(&machine).exists()
+    });
+    found
+        .then_some(())
+        .ok_or_else(|| "libfaketime.so.1 is in no library folder (Debian: faketime)".to_owned())
+}
+
+fn docker() -> Result<(), String> {
+    runs("docker", &["info", "--format", "{{.ServerVersion}}"])
+}

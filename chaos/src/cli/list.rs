@@ -1,0 +1,66 @@
+//! `chaos list`: what there is, a line each.
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use reveille_chaos::check::{CHECKERS, Verdict};
+use reveille_chaos::scenario::{self, KINDS, ROLES, When, Work, shipped};
+
+use super::output;
+use crate::backend::proc;
+
+/// List what there is, one line each. `[proc]`: the process backend of this build does it.
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Only these.
+    #[arg(value_enum)]
+    what: Option<What>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    Scenarios,
+    Faults,
+    Targets,
+    Events,
+    Workloads,
+    Checkers,
+}
+
+impl ListArgs {
+    pub(super) fn run(self) -> anyhow::Result<Verdict> {
+        for what in What::value_variants() {
+            if self.what.is_some_and(|only| only != *what) {
+                continue;
+            }
+            if self.what.is_none() {
+                let name = what.to_possible_value().map(|value| value.get_name().to_owned());
+                output::line(format!("{}:", name.unwrap_or_default()));
+            }
+            list(*what)?;
+        }
+        Ok(Verdict::Pass)
+    }
+}
+
+fn list(what: What) -> anyhow::Result<()> {
+    let line = |name: &str, about: &str| output::line(format!("  {name:30} {about}"));
+    match what {
+        What::Scenarios => {
+            for (name, text) in shipped::SHIPPED {
+                let scenario = scenario::load(&format!("{name}.toml"), text).context("a shipped scenario")?;
+                let runs = proc::cannot(&scenario).is_empty();
+                line(name, &format!("{}{}", scenario.about, if runs { " [proc]" } else { "" }));
+            }
+        }
+        What::Faults => KINDS.iter().for_each(|kind| {
+            line(kind.name, &format!("{}{}", kind.about, if kind.proc { " [proc]" } else { "" }))
+        }),
+        What::Targets => ROLES.iter().for_each(|(name, about)| line(name, about)),
+        What::Events => When::ALL.iter().for_each(|when| line(when.name(), "")),
+        What::Workloads => Work::ALL.iter().for_each(|(_, name, about)| line(name, about)),
+        What::Checkers => CHECKERS
+            .iter()
+            .for_each(|checker| line(&format!("{} {}", checker.id, checker.name), checker.definition)),
+    }
+    Ok(())
+}

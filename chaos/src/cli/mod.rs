@@ -1,0 +1,68 @@
+//! The command line: what each command takes and prints. One file a command. Decides nothing about a run.
+
+mod check;
+mod doctor;
+mod list;
+pub(crate) mod output;
+mod plan;
+mod run;
+mod source;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use reveille_chaos::check::Verdict;
+use reveille_chaos::scenario;
+
+/// Break Reveille, and judge what happened.
+///
+/// A scenario says what is done to a cluster while it works. A run leaves a history, and checkers judge the history: each
+/// names the lines that prove what it found. docs/chaos.md begins with a first run in five minutes.
+#[derive(Debug, Parser)]
+#[command(
+    name = "chaos",
+    version,
+    after_help = "Exit codes: 0 PASS, 1 FAIL, 2 UNKNOWN (never a pass), 3 HARNESS trouble."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a scenario against real nodes on this machine, and judge what happened.
+    Run(run::RunArgs),
+    /// Do again what a run did.
+    Replay(run::ReplayArgs),
+    /// Judge a history.
+    Check(check::CheckArgs),
+    /// Show what a scenario does, by a seed, without starting anything.
+    Plan(plan::PlanArgs),
+    /// List scenarios, kinds of faults, targets, workloads and checkers, one line each.
+    List(list::ListArgs),
+    /// Print the JSON schema of scenarios.
+    Schema,
+    /// Say which faults this machine can do, and why not the others.
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Runs the command that the arguments name.
+pub fn run() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(run) => run.run(),
+        Command::Replay(replay) => replay.run(),
+        Command::Check(check) => check.run(),
+        Command::Plan(plan) => plan.run(),
+        Command::List(list) => list.run(),
+        Command::Schema => output::json(&scenario::schema()).map(|()| Verdict::Pass),
+        Command::Doctor(doctor) => doctor.run(),
+    };
+    match outcome {
+        Ok(verdict) => ExitCode::from(verdict.exit_code()),
+        Err(error) => {
+            output::complain(format!("error: {error:#}"));
+            ExitCode::from(Verdict::Harness.exit_code())
+        }
+    }
+}

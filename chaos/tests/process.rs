@@ -1,0 +1,220 @@
+//! Runs against real nodes. The binary `reveille` is looked for beside `chaos`, where `cargo test --workspace` puts it;
+//! where it is not, these say so and skip.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use reveille_chaos::facts;
+
+const CHAOS: &str = env!("CARGO_BIN_EXE_chaos");
+
+const SCENARIO: &str = r#"
+name = "short"
+about = "a leader dies, another is stopped, terminals die, confirm late and connect anew"
+claims = ["safety", "coverage", "logs"]
+[workload]
+terminals = 8
+connected = 0.5
+[phases]
+warmup = "1s"
+chaos = "10s"
+heal = "3s"
+drain = "60s"
+[[fault]]
+at = "1s"
+kind = "kill"
+target = "leader"
+for = "1s"
+[[fault]]
+at = "6s"
+kind = "pause"
+target = "n2"
+for = "1s"
+[[fault]]
+every = "1s"
+kind = "terminal-kill"
+target = "t"
+for = "200ms"
+[[fault]]
+at = "3s"
+kind = "ack-withheld"
+target = "t1"
+for = "1s"
+[[fault]]
+at = "3s"
+kind = "move-leaders"
+target = "any"
+[[fault]]
+at = "4s"
+kind = "reconnect"
+target = "terminals"
+[expect]
+cover = { "fault.kill" = 1, "fault.terminal-kill" = 5, "fault.ack-withheld" = 1, "fault.reconnect" = 1 }
+"#;
+
+/// One cluster at a time: they take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn there_is_no_reveille() -> bool {
+    let there = Path::new(CHAOS).with_file_name("reveille").is_file();
+    if !there {
+        eprintln!("skipped: there is no `reveille` beside {CHAOS}");
+    }
+    !there
+}
+
+/// A run that goes on, and the lines that it says.
+fn begun(file: &Path, out: &Path) -> (Child, impl Iterator<Item = String> + use<>) {
+    let mut run = Command::new(CHAOS)
+        .arg("run")
+        .arg(file)
+        .arg("--out")
+        .arg(out)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(run.stdout.take().unwrap()).lines().map_while(Result::ok);
+    (run, lines)
+}
+
+/// No process names this folder.
+fn nothing_is_left(folder: &Path) -> bool {
+    let name = folder.to_str().unwrap();
+    std::fs::read_dir("/proc").unwrap().flatten().all(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        !String::from_utf8_lossy(&line).contains(name)
+    })
+}
+
+#[test]
+fn a_run_leaves_a_history_that_passes_and_nothing_else() {
+    if there_is_no_reveille() {
+        return;
+    }
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("short.toml"), folder.path().join("out"));
+    std::fs::write(&file, SCENARIO).unwrap();
+    let run =
+        Command::new(CHAOS).arg("run").arg(&file).args(["--seed", "5", "--out"]).arg(&out).output().unwrap();
+    let said = String::from_utf8_lossy(&run.stdout).into_owned();
+    // On a machine that has too much to do a run may be late, which is no fault of the suite's, nor hidden by it.
+    let late = run.status.code() == Some(3) && said.contains("the machine stood still");
+    let failed = said.lines().any(|line| line.starts_with("FAIL"));
+    assert!(run.status.success() || (late && !failed), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    let history = std::fs::read(out.join("history.jsonl")).unwrap();
+    let facts = facts::read(&history[..]).unwrap();
+    assert_eq!((facts.cut.as_ref(), facts.begin.seed), (None, 5));
+    assert!(!facts.pushes.is_empty());
+    assert!(facts.faults.iter().all(|fault| fault.ended.is_some()), "every fault was taken back");
+    assert!(
+        facts.terminals.iter().all(|terminal| !terminal.reads.is_empty()),
+        "each was asked for at the end"
+    );
+    assert!(said.contains(&format!("replay: chaos replay {}", out.display())), "{said}");
+    let made: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap();
+    assert_eq!(made["seed"], 5);
+    assert_eq!(std::fs::read_to_string(out.join("scenario.toml")).unwrap(), SCENARIO);
+    assert!(late || !out.join("terminals").exists());
+    assert!(out.join("cluster/run-1.log").exists());
+    assert!(nothing_is_left(folder.path()));
+}
+
+#[test]
+fn an_interrupted_run_is_no_pass_and_leaves_nothing() {
+    if there_is_no_reveille() {
+        return;
+    }
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("short.toml"), folder.path().join("out"));
+    // Interrupted while a node is stopped.
+    std::fs::write(
+        &file,
+        SCENARIO.replace("\"6s\"", "\"10ms\"").replace("chaos = \"10s\"", "chaos = \"10m\""),
+    )
+    .unwrap();
+    let (mut run, mut lines) = begun(&file, &out);
+    assert!(lines.any(|line| line.contains("FAULT pause node 2")), "it ended");
+    signal("INT", &run.id().to_string());
+    let said: Vec<String> = lines.collect();
+    assert_eq!(run.wait().unwrap().code(), Some(3), "{said:#?}");
+    assert!(said.iter().any(|line| line.contains("HEAL  pause node 2")), "{said:#?}");
+    assert!(said.iter().any(|line| line.starts_with("HARNESS") && line.contains("interrupted")), "{said:#?}");
+    assert!(nothing_is_left(folder.path()));
+}
+
+/// The process of a run's node.
+fn pid_of(folder: &Path, node: &str) -> String {
+    let is_it = |pid: &String| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains(folder.to_str().unwrap()) && line.contains(node)
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.map(|entry| entry.file_name().to_str().unwrap().to_owned()).find(is_it).unwrap()
+}
+
+fn signal(signal: &str, pid: &str) {
+    assert!(Command::new("kill").args(["-s", signal, pid]).status().unwrap().success());
+}
+
+#[test]
+fn a_machine_that_stood_still_and_a_node_that_ended_by_itself_are_noticed() {
+    if there_is_no_reveille() {
+        return;
+    }
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("short.toml"), folder.path().join("out"));
+    let quiet = SCENARIO.split("[[fault]]").next().unwrap().replace("\"coverage\", ", "");
+    std::fs::write(&file, quiet).unwrap();
+    let (mut run, mut lines) = begun(&file, &out);
+    assert!(lines.any(|line| line.ends_with(" chaos")), "it ended");
+    // As if the machine had: its own clock goes on.
+    signal("STOP", &run.id().to_string());
+    std::thread::sleep(Duration::from_secs(3));
+    signal("CONT", &run.id().to_string());
+    signal("KILL", &pid_of(folder.path(), "node-2.toml"));
+    let said: Vec<String> = lines.collect();
+    assert_eq!(run.wait().unwrap().code(), Some(3), "{said:#?}");
+    let facts = facts::read(&std::fs::read(out.join("history.jsonl")).unwrap()[..]).unwrap();
+    assert!(facts.trouble.iter().any(|(_, what)| what.contains("the machine stood still")), "{said:#?}");
+    assert!(facts.log_problems.iter().any(|(_, node, _, _)| *node == 2), "{said:#?}");
+    assert!(nothing_is_left(folder.path()));
+}
+
+#[test]
+fn what_cannot_be_run_is_said_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let run = |arguments: &[&str]| {
+        let output = Command::new(CHAOS).arg("run").args(arguments).arg("--out").arg(&out).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = run(&["handoff-pingpong"]);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("it does not see handoff.started"), "{said}");
+    let (code, said) = run(&["clock-step"]);
+    assert!(code == Some(3) && said.contains("clock-step of any"), "{said}");
+    let (code, said) = run(&["baseline", "--bin", "/nowhere/reveille"]);
+    assert!(code == Some(3) && said.contains("there is no /nowhere/reveille: build it"), "{said}");
+    assert!(!out.exists());
+    // A binary that is none of ours.
+    let (code, said) = run(&["baseline", "--bin", "/bin/false"]);
+    assert!(code == Some(3) && said.contains("`reveille dev` made no cluster"), "{said}");
+}
