@@ -2,9 +2,15 @@
 # Makes the base image where no registry can be reached: this host's distribution, minimal, from the mirrors that its
 # apt uses. Prints the settings with which docker-compose takes it and a binary that was built on this host:
 #
-#     docker/base-image.sh > .env
+#     docker/base-image.sh > .env.new && mv .env.new .env
 set -eu
 name=${1:-reveille-base}
+case $name in
+    *[!a-z0-9._/:-]* | [!a-z0-9]*)
+        echo "base-image.sh: $name is no name of an image: lower-case letters, digits and . _ - / :" >&2
+        exit 1
+        ;;
+esac
 
 for tool in docker mmdebstrap; do
     command -v "$tool" >/dev/null || { echo "base-image.sh: $tool is needed and not installed" >&2; exit 1; }
@@ -19,6 +25,7 @@ if [ -z "$sources" ]; then
     exit 1
 fi
 
+echo "base-image.sh: fetching packages of $ID $VERSION_CODENAME; this takes a minute" >&2
 # A file and no pipe: sh would not see mmdebstrap fail.
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
