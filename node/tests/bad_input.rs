@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use reveille_protocol::directory::group_of_slot;
 use reveille_protocol::id::TerminalId;
-use support::{Dev, REVEILLE, http, http_try};
+use support::{Dev, REVEILLE, free_addresses, http, http_try};
 
 /// As in `http::limits` of the product.
 const OPERATOR_CONNECTIONS: usize = 64;
@@ -337,8 +337,7 @@ fn a_node_refuses_what_is_not_its_own() {
         .collect();
     // The same node on free ports: now only the folder is in the way.
     let mut moved = text.clone();
-    for port in &ports {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    for (port, free) in ports.iter().zip(free_addresses(4)) {
         moved = moved.replace(port, &free);
     }
     std::fs::write(&path, &moved).unwrap();

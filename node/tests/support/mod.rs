@@ -17,10 +17,10 @@ pub mod raw;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -347,19 +347,24 @@ pub fn http_try(url: &str, method: &str, path: &str, headers: &[(&str, &str)], b
     Some(Http { status, headers, body: answer[end + 4..].to_vec() })
 }
 
-/// Addresses on loopback that nobody listens at, and that the kernel does not take for outgoing connections.
+/// Addresses on loopback that nobody listens at, and that neither the kernel nor another cluster on this machine takes:
+/// from blocks of ports that are this process's, as those of `reveille dev` are.
 pub fn free_addresses(count: usize) -> Vec<String> {
-    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let first = std::process::id().wrapping_mul(97);
-    let mut found = Vec::new();
-    while found.len() < count {
-        let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let address = format!("127.0.0.1:{}", 12_000 + first.wrapping_add(next) % 20_000);
-        if std::net::TcpListener::bind(&address).is_ok() {
-            found.push(address);
+    /// Who listens at the first port of a block has it all.
+    static BLOCKS: Mutex<(Vec<TcpListener>, Vec<String>)> = Mutex::new((Vec::new(), Vec::new()));
+    let mut blocks = BLOCKS.lock().unwrap();
+    let (guards, free) = &mut *blocks;
+    let mut draw = std::process::id();
+    while free.len() < count {
+        draw = draw.wrapping_mul(97).wrapping_add(7);
+        let first = 12_000 + draw % (20_000 / 32) * 32;
+        if let Ok(guard) = TcpListener::bind(format!("127.0.0.1:{first}")) {
+            guards.push(guard);
+            let addresses = (first + 1..first + 32).map(|port| format!("127.0.0.1:{port}"));
+            free.extend(addresses.filter(|address| TcpListener::bind(address).is_ok()));
         }
     }
-    found
+    free.drain(..count).collect()
 }
 
 pub fn folder_is_gone(path: &Path) -> bool {

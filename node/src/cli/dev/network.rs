@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, bail, ensure};
 
@@ -43,17 +44,27 @@ pub(in crate::cli) enum Cut {
     Out,
 }
 
-/// Listens at a port of loopback below those that the kernel takes for outgoing connections (from 32768): one of those
-/// may come in between when a node begins, or begins anew.
-fn free() -> anyhow::Result<TcpListener> {
-    const RANGE: std::ops::Range<u16> = 12_000..32_000;
+/// Ports of loopback below those that the kernel takes for outgoing connections (from 32768): one of those may come in
+/// between when a node begins, or begins anew.
+const RANGE: std::ops::Range<u16> = 12_000..32_000;
+/// They are taken in blocks of so many.
+const BLOCK: u16 = 32;
+/// Whoever listens at the first port of a block has it all, as long as its process lives: so no other cluster on the
+/// machine takes the ports of a node that is down for a while.
+static BLOCKS: Mutex<Vec<TcpListener>> = Mutex::new(Vec::new());
+
+/// The free ports of a block that is this process's from now on.
+fn block() -> anyhow::Result<Vec<SocketAddr>> {
+    let listen = |port: u16| TcpListener::bind(("127.0.0.1", port));
     for _ in 0..1000 {
-        let port = RANGE.start + u16::from_le_bytes(random()) % (RANGE.end - RANGE.start);
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
-            return Ok(listener);
+        let first = RANGE.start + u16::from_le_bytes(random()) % ((RANGE.end - RANGE.start) / BLOCK) * BLOCK;
+        if let Ok(guard) = listen(first) {
+            BLOCKS.lock().unwrap_or_else(PoisonError::into_inner).push(guard);
+            let free = (first + 1..first + BLOCK).filter_map(|port| listen(port).ok()?.local_addr().ok());
+            return Ok(free.collect());
         }
     }
-    bail!("no port of 127.0.0.1 from {} to {} is free", RANGE.start, RANGE.end)
+    bail!("no ports of 127.0.0.1 from {} to {} are free", RANGE.start, RANGE.end)
 }
 
 impl Network {
@@ -134,9 +145,13 @@ impl Network {
     pub(in crate::cli) fn ports(self, nodes: u64, each: u16) -> anyhow::Result<Vec<SocketAddr>> {
         match self {
             Network::Loopback => {
-                let listeners: Vec<_> =
-                    (0..nodes * u64::from(each)).map(|_| free()).collect::<anyhow::Result<_>>()?;
-                Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
+                let count = nodes as usize * usize::from(each);
+                let mut ports = Vec::new();
+                while ports.len() < count {
+                    ports.extend(block()?);
+                }
+                ports.truncate(count);
+                Ok(ports)
             }
             Network::Apart { .. } => {
                 let mut ports = Vec::new();
