@@ -116,14 +116,27 @@ impl Shape {
 
     /// The next step towards the goal; `None` if there is none, or none is possible now. No step makes a group wait for
     /// a node that is not there: who is to vote has caught up first, who leads hands over before it goes, and a majority
-    /// of those who will vote can agree.
-    pub(crate) fn next(&self, goal: &Goal, addresses: &BTreeMap<NodeId, String>) -> Option<Step> {
+    /// of those who will vote can agree. None of `barred` is handed the lead.
+    pub(crate) fn next(
+        &self,
+        goal: &Goal,
+        addresses: &BTreeMap<NodeId, String>,
+        barred: &BTreeSet<NodeId>,
+    ) -> Option<Step> {
         let keep = !goal.learners.is_empty();
         if let [_, next] = &self.voters[..] {
             // Someone began this and did not end it.
             return self.majority_is_there(next).then(|| Step::Vote { voters: next.clone(), keep });
         }
         let voters = self.all_voters();
+        // First of all: whoever comes is to reach the leader that stays, not the one that goes.
+        if !goal.voters.is_empty() && !goal.voters.contains(&self.leader) {
+            let heirs = goal.voters.intersection(&voters);
+            let heirs = heirs.filter(|node| self.caught_up(**node) && !barred.contains(node));
+            if let Some(heir) = heirs.copied().max_by_key(|node| self.matched.get(node).copied()) {
+                return Some(Step::Lead(heir));
+            }
+        }
         let wanted = goal.voters.iter().chain(&goal.learners).filter(|node| !self.has(**node));
         let missing: BTreeMap<NodeId, String> =
             wanted.filter_map(|node| addresses.get(node).map(|address| (*node, address.clone()))).collect();
@@ -133,7 +146,7 @@ impl Shape {
         if voters != goal.voters && !goal.voters.is_empty() {
             let newcomers = goal.voters.difference(&voters);
             if newcomers.clone().all(|node| self.caught_up(*node)) && self.majority_is_there(&goal.voters) {
-                return Some(self.vote(goal, &voters, keep));
+                return Some(self.vote(goal, keep));
             }
             return None;
         }
@@ -144,19 +157,13 @@ impl Shape {
         (!told.is_empty()).then_some(Step::RemoveLearners(told))
     }
 
-    fn vote(&self, goal: &Goal, voters: &BTreeSet<NodeId>, keep: bool) -> Step {
+    fn vote(&self, goal: &Goal, keep: bool) -> Step {
         if goal.voters.contains(&self.leader) {
             return Step::Vote { voters: goal.voters.clone(), keep };
         }
-        // A leader that goes would leave the group to a timer.
-        let heirs = goal.voters.intersection(voters).filter(|node| self.caught_up(**node));
-        match heirs.copied().max_by_key(|node| self.matched.get(node).copied()) {
-            Some(heir) => Step::Lead(heir),
-            None => {
-                let with_leader = goal.voters.iter().copied().chain([self.leader]).collect();
-                Step::Vote { voters: with_leader, keep: true }
-            }
-        }
+        // Nobody can take over, and a leader that goes would leave the group to a timer: it sees the newcomers in.
+        let with_leader = goal.voters.iter().copied().chain([self.leader]).collect();
+        Step::Vote { voters: with_leader, keep: true }
     }
 }
 
@@ -178,11 +185,12 @@ pub(crate) enum Why {
 }
 
 /// Which group's leadership should move next, and to whom: away from the ends of `torn` links, then so that the nodes lead
-/// as many groups each. Only to a voter that is there, has caught up, and is at no such end.
+/// as many groups each. Only to a voter that is there, has caught up, is at no such end, and is not `barred` for the group.
 pub(crate) fn next_move<'a, G: Copy + Ord>(
     groups: impl Iterator<Item = (G, &'a Shape)> + Clone,
     nodes: &BTreeSet<NodeId>,
     torn: &BTreeSet<NodeId>,
+    barred: impl Fn(G, NodeId) -> bool + Copy,
 ) -> Option<Move<G>> {
     let mut led: BTreeMap<NodeId, usize> = nodes.difference(torn).map(|node| (*node, 0)).collect();
     let heirs: BTreeSet<NodeId> = led.keys().copied().collect();
@@ -191,7 +199,9 @@ pub(crate) fn next_move<'a, G: Copy + Ord>(
     }
     let moves = groups.filter(|(_, shape)| shape.voters.len() == 1).flat_map(|(group, shape)| {
         let heirs = shape.voters[0].intersection(&heirs);
-        let heirs = heirs.filter(|heir| **heir != shape.leader && shape.caught_up(**heir));
+        let can =
+            move |heir: &NodeId| *heir != shape.leader && shape.caught_up(*heir) && !barred(group, *heir);
+        let heirs = heirs.filter(move |heir| can(heir));
         heirs.map(move |heir| (group, shape.leader, *heir))
     });
     let gain = |leader: NodeId, heir: NodeId| led[&leader].saturating_sub(led[&heir]);
@@ -230,7 +240,7 @@ mod tests {
     }
 
     fn next(shape: &Shape, goal: &Goal) -> Option<Step> {
-        shape.next(goal, &addresses())
+        shape.next(goal, &addresses(), &BTreeSet::new())
     }
 
     #[test]
@@ -259,6 +269,15 @@ mod tests {
         assert_eq!(next(&now, &goal), Some(Step::Lead(NodeId(1))));
         now.silent = set(&[1]);
         assert_eq!(next(&now, &goal), Some(Step::Lead(NodeId(2))));
+        now.silent.clear();
+        let step = now.next(&goal, &addresses(), &set(&[1]));
+        assert_eq!(step, Some(Step::Lead(NodeId(2))), "the first did not take it");
+        now.learners.clear();
+        assert_eq!(
+            next(&now, &goal),
+            Some(Step::Lead(NodeId(1))),
+            "before the newcomer: who goes may not reach it"
+        );
         // Nobody who votes stays: the leader sees the newcomers in.
         let now = shape(3, &[3], &[4]);
         let step = next(&now, &self::goal(&[4], &[]));
@@ -325,7 +344,9 @@ mod tests {
     fn moved(groups: &mut [(u16, Shape)], torn: &[u64]) -> (usize, Vec<u64>) {
         let mut moves = 0;
         let nodes = set(&[1, 2, 3]);
-        while let Some(next) = next_move(groups.iter().map(|(g, shape)| (*g, shape)), &nodes, &set(torn)) {
+        while let Some(next) =
+            next_move(groups.iter().map(|(g, shape)| (*g, shape)), &nodes, &set(torn), |_, _| false)
+        {
             groups[usize::from(next.group)].1.leader = next.heir;
             moves += 1;
             assert!(moves < 100, "it comes to rest");
@@ -357,6 +378,15 @@ mod tests {
             moved(&mut led_by(&[2; 6]), &[1, 3]),
             (0, vec![2; 6]),
             "the balance does not bring it back"
+        );
+        let groups = led_by(&[1, 1]);
+        let groups = groups.iter().map(|(g, shape)| (*g, shape));
+        let next =
+            next_move(groups, &set(&[1, 2, 3]), &set(&[1, 3]), |group, heir| (group, heir) == (1, NodeId(2)));
+        assert_eq!(
+            next.map(|next| (next.group, next.heir)),
+            Some((0, NodeId(2))),
+            "the last did not take it"
         );
         let mut behind = led_by(&[1, 3]);
         behind[0].1.silent = set(&[2]);

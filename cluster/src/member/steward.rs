@@ -1,12 +1,14 @@
 //! The steward: the meta group's leader brings every group to where the directory wants its replicas, one step at a time,
-//! has nodes lead that reach all others, spreads the leaders, keeps the shards' limits the same, and ends removals. It
-//! keeps nothing of its own: whoever leads the meta group next looks at the same facts and goes on.
+//! has nodes lead that reach all others, spreads the leaders, keeps the shards' limits the same, and ends removals.
+//! Whoever leads the meta group next looks at the same facts and goes on: all that it keeps is whom it handed what just
+//! now.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::future::join_all;
+use openraft::alias::InstantOf;
 use openraft::async_runtime::WatchReceiver;
 use openraft::impls::BasicNode;
 use openraft::type_config::TypeConfigExt;
@@ -35,6 +37,9 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_s
 const MOVES: usize = 2;
 /// One leadership moves for balance in this time: each move is a few milliseconds without a leader.
 const BALANCE: Duration = Duration::from_secs(5);
+/// A group that was handed to a node, and is not led by it, is not handed to it again for so long: it could not take it, or
+/// not keep it, and each try is some tenths of a second without a leader.
+const AGAIN: Duration = Duration::from_secs(60);
 /// The shards' limits are compared each so often: they differ only after operators were in each other's way.
 const LEVEL: Duration = Duration::from_secs(10);
 /// A group whose leader does not say how it stands within this is left for the next look.
@@ -46,13 +51,14 @@ pub(super) const STEP: Duration = Duration::from_secs(10);
 pub(super) async fn run<E: Env>(member: Weak<Member<E>>) {
     let mut balanced = E::Cfg::now();
     let mut levelled = balanced;
+    let mut handed = Handed::<E>::default();
     loop {
         E::Cfg::sleep(LOOK.0).await;
         let mut idle = true;
         if let Some(member) = member.upgrade() {
             if member.leads(META) {
                 let may_balance = E::Cfg::now() - balanced >= BALANCE;
-                match member.tend(may_balance).await {
+                match member.tend(may_balance, &mut handed).await {
                     Tended::Busy => idle = false,
                     Tended::Balanced => balanced = E::Cfg::now(),
                     Tended::Settled if E::Cfg::now() - levelled >= LEVEL => {
@@ -71,6 +77,31 @@ pub(super) async fn run<E: Env>(member: Weak<Member<E>>) {
     }
 }
 
+/// Whom each group was handed to lately.
+struct Handed<E: Env>(BTreeMap<(GroupId, NodeId), InstantOf<E::Cfg>>);
+
+impl<E: Env> Default for Handed<E> {
+    fn default() -> Handed<E> {
+        Handed(BTreeMap::new())
+    }
+}
+
+impl<E: Env> Handed<E> {
+    fn forget_old(&mut self) {
+        self.0.retain(|_, at| E::Cfg::now() - *at < AGAIN);
+    }
+
+    fn note(&mut self, group: GroupId, step: &Step) {
+        if let Step::Lead(heir) = step {
+            self.0.insert((group, *heir), E::Cfg::now());
+        }
+    }
+
+    fn to(&self, group: GroupId) -> BTreeSet<NodeId> {
+        self.0.range((group, NodeId(0))..=(group, NodeId(u64::MAX))).map(|((_, heir), _)| *heir).collect()
+    }
+}
+
 enum Tended {
     Busy,
     Balanced,
@@ -83,7 +114,7 @@ impl<E: Env> Member<E> {
     }
 
     /// One round over all groups.
-    async fn tend(self: &Arc<Self>, may_balance: bool) -> Tended {
+    async fn tend(self: &Arc<Self>, may_balance: bool, handed: &mut Handed<E>) -> Tended {
         let directory = self.directory();
         if directory.cluster == 0 {
             return Tended::Settled;
@@ -101,8 +132,10 @@ impl<E: Env> Member<E> {
         let goal = |group: GroupId| goal(&directory, group);
         let mut moving = shapes.iter().filter(|(group, shape)| shape.is_moving(&goal(**group))).count();
         let mut busy = moving > 0;
+        handed.forget_old();
+        let mut changed = BTreeSet::new();
         for (group, shape) in &shapes {
-            let Some(step) = shape.next(&goal(*group), &addresses) else { continue };
+            let Some(step) = shape.next(&goal(*group), &addresses, &handed.to(*group)) else { continue };
             // A group that moves already may copy itself once more: it waits for all its newcomers together, so to keep
             // one from it would keep its place for ever.
             let begins = *group != META && !shape.is_moving(&goal(*group));
@@ -113,7 +146,19 @@ impl<E: Env> Member<E> {
             }
             moving += usize::from(copies);
             busy = true;
+            changed.insert(*group);
+            handed.note(*group, &step);
             self.take_step(*group, shape, step).await;
+        }
+        let nodes: BTreeSet<NodeId> = directory.roster.replicating().collect();
+        let led =
+            shapes.iter().filter(|(group, _)| !changed.contains(group)).map(|(group, shape)| (*group, shape));
+        let barred = |group, heir| handed.0.contains_key(&(group, heir));
+        let next = next_move(led, &nodes, &self.torn_ends(), barred);
+        // Who does not reach its leader waits for this, and a copy that is on its way may take hours.
+        if let Some(next) = next.filter(|next| next.why == Why::Torn) {
+            self.move_leadership(next, &shapes, handed).await;
+            return Tended::Busy;
         }
         if busy {
             return Tended::Busy;
@@ -121,17 +166,21 @@ impl<E: Env> Member<E> {
         if shapes.len() == self.groups.len() && self.end_removals(&directory, &shapes).await {
             return Tended::Busy;
         }
-        let nodes: BTreeSet<NodeId> = directory.roster.replicating().collect();
-        let torn = self.torn().into_iter().flat_map(|(one, other)| [one, other]).collect();
-        let led = shapes.iter().map(|(group, shape)| (*group, shape));
-        match next_move(led, &nodes, &torn) {
-            Some(Move { group, heir, why }) if may_balance || why == Why::Torn => {
-                tracing::info!(group = group.0, to = heir.0, %why, "a leadership moves");
-                self.take_step(group, &shapes[&group], Step::Lead(heir)).await;
-                Tended::Balanced
-            }
-            _ => Tended::Settled,
-        }
+        let Some(next) = next.filter(|_| may_balance) else { return Tended::Settled };
+        self.move_leadership(next, &shapes, handed).await;
+        Tended::Balanced
+    }
+
+    async fn move_leadership(
+        self: &Arc<Self>,
+        Move { group, heir, why }: Move<GroupId>,
+        shapes: &BTreeMap<GroupId, Shape>,
+        handed: &mut Handed<E>,
+    ) {
+        tracing::info!(group = group.0, to = heir.0, %why, "a leadership moves");
+        let step = Step::Lead(heir);
+        handed.note(group, &step);
+        self.take_step(group, &shapes[&group], step).await;
     }
 
     /// Changes the directory as an operator wants it; repeated after an unknown outcome it does no harm.

@@ -20,6 +20,8 @@ use crate::rpc::Frame;
 const TOLD: u32 = 3;
 /// A tear counts when it has lasted this long: of one that dies, or comes back, not all hear at once.
 const LASTING: Duration = Duration::from_secs(5);
+/// One that lasted counts for this long after it healed: of a link that comes and goes, leaders do not come and go too.
+const HEALING: Duration = Duration::from_secs(30);
 
 /// Two nodes, the lower first.
 pub(crate) type Pair = (NodeId, NodeId);
@@ -32,10 +34,25 @@ pub(super) struct Tears(Mutex<Known>);
 struct Known {
     /// Whom each node hears, and when it said so.
     hears: BTreeMap<NodeId, (Instant, BTreeSet<NodeId>)>,
-    /// Since when each tear is seen.
-    since: BTreeMap<Pair, Instant>,
+    /// Which tears are seen.
+    seen: BTreeMap<Pair, Seen>,
+    /// Nodes that hear, or are heard by, no majority.
+    alone: BTreeSet<NodeId>,
     /// The lasting ones that the log tells of.
     logged: BTreeSet<Pair>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    since: Instant,
+    last: Instant,
+}
+
+impl Seen {
+    fn lasts(&self, now: Instant) -> bool {
+        let lasted = self.last.since(self.since) >= LASTING;
+        lasted && now.since(self.last) < HEALING
+    }
 }
 
 impl<E: Env> Member<E> {
@@ -47,7 +64,10 @@ impl<E: Env> Member<E> {
 
     /// Tells the other nodes whom this one hears, and looks what they said.
     pub(super) fn mind_tears(&self) {
-        let members: BTreeSet<NodeId> = self.directory().roster.replicating().collect();
+        let directory = self.directory();
+        // One that leaves leads until others have its groups, so its links count.
+        let belongs = directory.roster.records.iter().filter(|(_, record)| !record.standing.is_invited());
+        let members: BTreeSet<NodeId> = belongs.map(|(node, _)| *node).collect();
         let me = self.config.node;
         let heard = |node: &NodeId| *node == me || self.heard_lately(*node);
         let heard: BTreeSet<NodeId> = members.iter().copied().filter(heard).collect();
@@ -63,10 +83,9 @@ impl<E: Env> Member<E> {
         known.hears.insert(me, (now, heard));
         let said: BTreeMap<NodeId, &BTreeSet<NodeId>> =
             known.hears.iter().map(|(node, (_, hears))| (*node, hears)).collect();
-        let torn = torn(&said, &members);
-        let before = std::mem::take(&mut known.since);
-        known.since =
-            torn.into_iter().map(|pair| (pair, before.get(&pair).copied().unwrap_or(now))).collect();
+        let (torn, alone) = (torn(&said, &members), alone(&said, &members));
+        known.saw(torn, now);
+        known.alone = alone;
         known.log(now);
     }
 
@@ -75,12 +94,36 @@ impl<E: Env> Member<E> {
         let now = self.shared.clocks.monotonic();
         self.tears.0.lock().unwrap_or_else(PoisonError::into_inner).lasting(now).collect()
     }
+
+    /// The nodes that should not lead while others can: the ends of lasting tears. Where one end has next to no links, it
+    /// is that one alone, or one sick node would keep all healthy ones from leading.
+    pub(crate) fn torn_ends(&self) -> BTreeSet<NodeId> {
+        let now = self.shared.clocks.monotonic();
+        let known = self.tears.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ends =
+            known.lasting(now).flat_map(|(one, other)| match (known.is_alone(one), known.is_alone(other)) {
+                (true, false) => vec![one],
+                (false, true) => vec![other],
+                _ => vec![one, other],
+            });
+        ends.collect()
+    }
 }
 
 impl Known {
     fn lasting(&self, now: Instant) -> impl Iterator<Item = Pair> {
-        let lasts = move |(_, since): &(&Pair, &Instant)| now.since(**since) >= LASTING;
-        self.since.iter().filter(lasts).map(|(pair, _)| *pair)
+        self.seen.iter().filter(move |(_, seen)| seen.lasts(now)).map(|(pair, _)| *pair)
+    }
+
+    fn is_alone(&self, node: NodeId) -> bool {
+        self.alone.contains(&node)
+    }
+
+    fn saw(&mut self, torn: BTreeSet<Pair>, now: Instant) {
+        self.seen.retain(|pair, seen| torn.contains(pair) || seen.lasts(now));
+        for pair in torn {
+            self.seen.entry(pair).or_insert(Seen { since: now, last: now }).last = now;
+        }
     }
 
     fn log(&mut self, now: Instant) {
@@ -113,6 +156,18 @@ fn torn(hears: &BTreeMap<NodeId, &BTreeSet<NodeId>>, members: &BTreeSet<NodeId>)
     pairs.filter(third).collect()
 }
 
+/// Members that no majority hears, themselves among those that do, or that say that they hear none.
+fn alone(hears: &BTreeMap<NodeId, &BTreeSet<NodeId>>, members: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    let most = |count: usize| count * 2 > members.len();
+    let heard = |node: &NodeId| {
+        let others = hears.iter().filter(|(other, heard)| *other != node && heard.contains(node));
+        others.count() + 1
+    };
+    let hearing =
+        |node: &NodeId| hears.get(node).is_none_or(|heard| most(heard.intersection(members).count()));
+    members.iter().copied().filter(|node| !most(heard(node)) || !hearing(node)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +186,34 @@ mod tests {
         assert_eq!(found(&[(1, &[1, 2]), (2, &[1, 2, 3]), (3, &[2, 3])]), [(1, 3)]);
         assert_eq!(found(&[(1, &[1, 2, 3]), (2, &[1, 2, 3]), (3, &[2, 3])]), [(1, 3)], "one way only");
         assert_eq!(found(&[(2, &[1, 2, 3]), (3, &[2, 3])]), [(1, 3)], "as 3 sees it, which 1 does not reach");
+    }
+
+    #[test]
+    fn a_tear_counts_when_it_lasted_and_for_some_time_after() {
+        let (pair, mut known) = ((NodeId(1), NodeId(3)), Known::default());
+        let second = |n: u64| Instant(n * 1000);
+        let mut lasting = |torn: bool, at: u64| {
+            known.saw(torn.then_some(pair).into_iter().collect(), second(at));
+            known.lasting(second(at)).count() == 1
+        };
+        assert!(!lasting(true, 0) && !lasting(true, 4), "one that dies is not missed by all at once");
+        assert!(!lasting(false, 5) && !lasting(true, 6) && !lasting(true, 10), "it was whole between");
+        assert!(lasting(true, 11));
+        assert!(lasting(false, 12) && lasting(true, 20) && lasting(false, 49), "it comes and goes");
+        assert!(!lasting(false, 50));
+    }
+
+    #[test]
+    fn one_with_next_to_no_links_is_alone() {
+        let set = |nodes: &[u64]| nodes.iter().copied().map(NodeId).collect::<BTreeSet<NodeId>>();
+        let all = set(&[1, 2, 3, 4, 5]);
+        let (rest, lonely) = (set(&[1, 2, 3, 4]), set(&[4, 5]));
+        let said = (1..=3).map(|node| (NodeId(node), &rest));
+        let said: BTreeMap<NodeId, &BTreeSet<NodeId>> =
+            said.chain([(NodeId(4), &all), (NodeId(5), &lonely)]).collect();
+        assert_eq!(alone(&said, &all), set(&[5]));
+        let unheard = said.into_iter().filter(|(node, _)| *node != NodeId(5)).collect();
+        assert_eq!(alone(&unheard, &all), set(&[5]), "as those see it that do not hear what it says");
     }
 
     #[test]
