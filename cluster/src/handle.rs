@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use crate::admission::{self, Admit, Admitted, NotAdmitted};
 use crate::backup::Reading;
 use crate::env::{Env, Transport};
-use crate::folder::{Folder, FolderError};
+use crate::folder::{Folder, FolderError, Starts};
 use crate::host::Host;
 use crate::link::{Identity, Inbound, Lane, LinkConfig, Links, TurnedAway};
 use crate::member::{
@@ -341,7 +341,13 @@ impl ClusterHandle {
         }
         member.join().await?;
         // Before anyone is served by it.
-        starts.enter();
+        if member.starts_are_counted() {
+            starts.enter();
+        } else {
+            // A version that keeps no account may be started here next; the cluster would know of a start that this
+            // account does not.
+            starts = Starts::default();
+        }
         folder.set_starts(&starts)?;
         Ok(ClusterHandle { member, links, wal })
     }

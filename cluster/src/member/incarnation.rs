@@ -21,6 +21,8 @@ pub(super) const SILENT: Duration = Duration::from_secs(3);
 /// once: while none of them leads, nobody takes its terminals for offline.
 pub(super) const CUT_OFF: Duration = Duration::from_secs(10);
 const PROPOSAL: Duration = Duration::from_secs(5);
+/// The format since which the directory compares a node's account of its starts.
+const COUNTED: u32 = 3;
 
 /// A node without an incarnation, so without sessions.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +57,11 @@ impl<E: Env> Member<E> {
         }
     }
 
+    /// Does the cluster hold the next start against what this one wrote down?
+    pub(crate) fn starts_are_counted(&self) -> bool {
+        self.directory().roster.format >= COUNTED
+    }
+
     async fn take_incarnation(self: &Arc<Self>) -> Result<Option<Incarnation>, JoinError> {
         if let Some(beginning) = &self.config.beginning
             && self.directory().cluster == 0
@@ -72,8 +79,8 @@ impl<E: Env> Member<E> {
         let (node, boot, addresses) = (self.config.node, self.config.start, self.config.addresses.clone());
         let start = match self.directory().roster.format {
             0 | 1 => Change::Start { node, boot, addresses },
-            2 => Change::Enter { node, boot, store: self.config.store, addresses },
-            _ => {
+            2..COUNTED => Change::Enter { node, boot, store: self.config.store, addresses },
+            COUNTED.. => {
                 let (before, store) = (self.config.before, self.config.store);
                 Change::Return { node, boot, before, store, addresses }
             }
