@@ -1,5 +1,6 @@
-//! The line of terminals that are due a notification: in the order in which they became due, and no more of them in a second
-//! than the shard may order. Without a rate nobody waits. Knows no terminal's facts.
+//! The line of terminals that are due a notification: in the order in which they became due, first tries before what was
+//! tried or found, and no more of them in a second than the shard may order. Without a rate nobody waits. Knows no
+//! terminal's facts.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -17,10 +18,24 @@ const BUSY: Duration = Duration::from_millis(100);
 /// What one costs of the credit, which grows by the rate each millisecond.
 const COST: u64 = 1000;
 
+/// Of so many turns one is for those behind, if any stand there: a steady stream of first tries does not stop the others.
+const BEHIND: u64 = 4;
+
+/// Where a terminal stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    /// Behind those with a first try: it was tried before, or a new leader found it. After a change of leaders those are all
+    /// that are switched off, and a push that comes now is not to wait for them.
+    pub(super) behind: bool,
+    /// Since when it is due.
+    pub(super) due: Instant,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Line {
-    waiting: BTreeSet<(Instant, TerminalId)>,
+    waiting: BTreeSet<(Place, TerminalId)>,
+    turns: u64,
     per_second: Option<NonZeroU32>,
     credit: u64,
     counted: Instant,
@@ -38,23 +53,31 @@ impl Line {
         self.credit = self.credit.min(most(per_second));
     }
 
-    /// A terminal that is due since then. It is in the line once.
-    pub(super) fn join(&mut self, due: Instant, terminal: TerminalId) {
-        self.waiting.insert((due, terminal));
+    /// A terminal that is due. It is in the line once.
+    pub(super) fn join(&mut self, place: Place, terminal: TerminalId) {
+        self.waiting.insert((place, terminal));
     }
 
     /// It is not due any more.
-    pub(super) fn leave(&mut self, due: Instant, terminal: TerminalId) {
-        self.waiting.remove(&(due, terminal));
+    pub(super) fn leave(&mut self, place: Place, terminal: TerminalId) {
+        self.waiting.remove(&(place, terminal));
     }
 
     /// The next one whose turn it is now.
     pub(super) fn next(&mut self, now: Instant) -> Option<TerminalId> {
         self.count(now);
         let open = now >= self.closed_until && (self.per_second.is_none() || self.credit >= COST);
-        let (_, terminal) = if open { self.waiting.pop_first() } else { None }?;
+        if !open {
+            return None;
+        }
+        let behind = (Place { behind: true, due: Instant(0) }, TerminalId([0; 16]));
+        let behind =
+            if self.turns % BEHIND == BEHIND - 1 { self.waiting.range(behind..).next() } else { None };
+        let next = behind.or(self.waiting.first()).copied()?;
+        self.waiting.remove(&next);
+        self.turns += 1;
         self.credit = self.credit.saturating_sub(COST);
-        Some(terminal)
+        Some(next.1)
     }
 
     /// A turn was given back: nobody had room. After the wait one is tried, and with it the rate begins again.
@@ -103,6 +126,10 @@ mod tests {
         TerminalId(id)
     }
 
+    fn first(due: u64) -> Place {
+        Place { behind: false, due: Instant(due) }
+    }
+
     /// How many leave between two moments, if it is looked at whenever it asks for it.
     fn leave(line: &mut Line, from: u64, to: u64) -> usize {
         let mut left = 0;
@@ -123,37 +150,47 @@ mod tests {
     fn after_a_burst_they_leave_at_the_rate() {
         let mut line = Line::default();
         line.pace(Instant(0), NonZeroU32::new(100).unwrap());
-        (0..1000).for_each(|number| line.join(Instant(0), terminal(number)));
+        (0..1000).for_each(|number| line.join(first(0), terminal(number)));
         assert_eq!(leave(&mut line, 0, 1), 20, "a fifth of a second's");
         let in_five_seconds = leave(&mut line, 1, 5001);
         assert!((490..=500).contains(&in_five_seconds), "{in_five_seconds}");
         // A long pause brings no more than a burst.
         line.waiting.retain(|_| false);
-        (0..1000).for_each(|number| line.join(Instant(0), terminal(number)));
+        (0..1000).for_each(|number| line.join(first(0), terminal(number)));
         assert_eq!(leave(&mut line, 900_000, 900_001), 20);
     }
 
     #[test]
     fn the_slowest_rate_lets_one_go_each_second_and_none_lets_all() {
         let mut line = Line::default();
-        (0..10).for_each(|number| line.join(Instant(5), terminal(number)));
+        (0..10).for_each(|number| line.join(first(5), terminal(number)));
         assert_eq!(leave(&mut line, 5, 6), 10);
         line.pace(Instant(10), NonZeroU32::MIN);
-        (0..10).for_each(|number| line.join(Instant(10), terminal(number)));
+        (0..10).for_each(|number| line.join(first(10), terminal(number)));
         assert_eq!(leave(&mut line, 10, 3_005), 3);
     }
 
     #[test]
     fn who_was_due_first_goes_first_and_who_has_left_is_passed_over() {
         let mut line = Line::default();
-        line.join(Instant(2), terminal(1));
-        line.join(Instant(1), terminal(2));
-        line.join(Instant(1), terminal(3));
-        line.leave(Instant(1), terminal(2));
+        line.join(first(2), terminal(1));
+        line.join(first(1), terminal(2));
+        line.join(first(1), terminal(3));
+        line.leave(first(1), terminal(2));
         assert_eq!(line.next(Instant(3)), Some(terminal(3)));
         line.busy(Instant(3));
         assert_eq!((line.next(Instant(4)), line.opens()), (None, Some(Instant(3) + BUSY)));
         assert_eq!(line.next(Instant(3) + BUSY), Some(terminal(1)));
         assert_eq!(line.opens(), None);
+    }
+
+    #[test]
+    fn first_tries_go_first_and_the_others_all_the_same() {
+        let mut line = Line::default();
+        (0..8).for_each(|number| line.join(Place { behind: true, due: Instant(0) }, terminal(number)));
+        (8..14).for_each(|number| line.join(first(5), terminal(number)));
+        let order: Vec<_> = std::iter::from_fn(|| line.next(Instant(5))).collect();
+        let expected = [8, 9, 10, 0, 11, 12, 13, 1, 2, 3, 4, 5, 6, 7];
+        assert_eq!(order, expected.map(terminal));
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::hand_off::HandOffOrder;
-use self::line::Line;
+use self::line::{Line, Place};
 use crate::id::*;
 use crate::limits;
 use crate::service_list::row::{Current, Reachability, Row, Urgency};
@@ -171,6 +171,17 @@ pub enum Command {
     },
 }
 
+/// What a look at a terminal's facts brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// A push was stored just now, and nothing else waits.
+    Alone,
+    /// A push was stored just now.
+    Stored,
+    /// No push that is new.
+    Nothing,
+}
+
 /// A terminal that something waits for.
 #[derive(Debug, Clone)]
 struct Waiting {
@@ -191,8 +202,10 @@ struct Waiting {
     failed: Option<Why>,
     /// When to notify next, or to notify besides the hand-off.
     next: Option<Instant>,
-    /// Since when it stands in the line for a notification.
-    due: Option<Instant>,
+    /// Where it stands in the line for a notification.
+    place: Option<Place>,
+    /// Nothing was stored for it under this leader.
+    found: bool,
 }
 
 impl Waiting {
@@ -273,11 +286,15 @@ impl Dispatch {
             _ if self.term.is_none() => {}
             Event::Pace { per_second } => self.line.pace(now, per_second),
             Event::Changed { terminal, facts, stored } => {
-                let new = stored.is_some() && facts.is_some_and(|facts| facts.pending == 1);
-                self.changed(now, terminal, facts, stored, new, &mut out);
+                let news = match stored {
+                    Some(_) if facts.is_some_and(|facts| facts.pending == 1) => News::Alone,
+                    Some(_) => News::Stored,
+                    None => News::Nothing,
+                };
+                self.changed(now, terminal, facts, stored, news, &mut out);
             }
             Event::Found { terminal, facts, urgency } => {
-                self.changed(now, terminal, facts, urgency, false, &mut out);
+                self.changed(now, terminal, facts, urgency, News::Nothing, &mut out);
             }
             Event::HandedOff { terminal, epoch, upto } => {
                 if let (Some(waiting), Some(upto)) = (self.of_epoch(&terminal, epoch), upto) {
@@ -303,7 +320,7 @@ impl Dispatch {
         terminal: TerminalId,
         facts: Option<Facts>,
         urgency: Option<Urgency>,
-        new: bool,
+        news: News,
         out: &mut Vec<Command>,
     ) {
         let Some(facts) = facts.filter(|facts| facts.pending > 0) else {
@@ -318,14 +335,16 @@ impl Dispatch {
             reached: facts.acked,
             // A terminal first met while something waits: with a push stored just now nothing but that push is
             // new; otherwise, at a new leader, all of it may have been handed off by the one before.
-            exposed: if new { facts.acked } else { Seq(facts.next_seq.0 - 1) },
+            exposed: if news == News::Alone { facts.acked } else { Seq(facts.next_seq.0 - 1) },
             urgency: Urgency::VeryLow,
             step: 0,
             notifying: None,
             failed: None,
             next: None,
-            due: None,
+            place: None,
+            found: true,
         });
+        waiting.found &= news == News::Nothing;
         waiting.urgency = waiting.urgency.max(urgency.unwrap_or(Urgency::VeryLow));
         let before = std::mem::replace(&mut waiting.facts, facts);
         let new_session = (before.stream, before.epoch) != (facts.stream, facts.epoch);
@@ -385,7 +404,7 @@ impl Dispatch {
             self.leave_line(&terminal);
             return self.set_timer(&terminal, None);
         }
-        if waiting.due.is_some() {
+        if waiting.place.is_some() {
             return;
         }
         let due = match waiting.next.filter(|_| !afresh) {
@@ -500,7 +519,7 @@ impl Dispatch {
     fn call(&mut self, now: Instant, out: &mut Vec<Command>) {
         while let Some(terminal) = self.line.next(now) {
             let Some(waiting) = self.waiting.get_mut(&terminal) else { continue };
-            waiting.due = None;
+            waiting.place = None;
             waiting.notifying = Some(now);
             let offline = waiting.facts.session.is_none();
             // Of a silent session the step was counted with its hand-off.
@@ -515,16 +534,17 @@ impl Dispatch {
 
     fn join_line(&mut self, due: Instant, terminal: TerminalId) {
         let Some(waiting) = self.waiting.get_mut(&terminal) else { return };
-        if waiting.due.is_none() {
-            waiting.due = Some(due);
-            self.line.join(due, terminal);
+        if waiting.place.is_none() {
+            let place = Place { behind: waiting.found || waiting.step > 0, due };
+            waiting.place = Some(place);
+            self.line.join(place, terminal);
         }
     }
 
     fn leave_line(&mut self, terminal: &TerminalId) {
-        let due = self.waiting.get_mut(terminal).and_then(|waiting| waiting.due.take());
-        if let Some(due) = due {
-            self.line.leave(due, *terminal);
+        let place = self.waiting.get_mut(terminal).and_then(|waiting| waiting.place.take());
+        if let Some(place) = place {
+            self.line.leave(place, *terminal);
         }
     }
 
