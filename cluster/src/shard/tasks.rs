@@ -31,7 +31,7 @@ pub(super) async fn rebuild<E: Env>(shard: Arc<Shard<E>>, term: u64) {
         {
             let mut state = shard.state();
             if found.is_empty() || state.dispatch.term() != Some(term) {
-                return;
+                break;
             }
             for (terminal, urgency) in found {
                 shard.look(&mut state, terminal, |facts| Event::Found { terminal, facts, urgency });
@@ -41,6 +41,8 @@ pub(super) async fn rebuild<E: Env>(shard: Arc<Shard<E>>, term: u64) {
         shard.rearm();
         E::Cfg::yield_now().await;
     }
+    // Also where nothing waits: it is time that ends what is stored, and the timers of a follower sleep.
+    shard.rearm();
 }
 
 impl<E: Env> Shard<E> {
