@@ -32,6 +32,9 @@ pub const CONNECT: Duration = Duration::from_secs(1);
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Inbound handshakes at once: three lanes of every node of a large cluster, all at the same moment.
 pub const HANDSHAKES: usize = 64;
+/// Of one source: all lanes of the nodes of one host, and far from all of them, since a stranger that says nothing holds
+/// each for the time of a handshake.
+pub const HANDSHAKES_EACH: usize = 16;
 /// A write that makes no progress for this long ends the connection.
 pub const WRITE_STALL: Duration = Duration::from_secs(5);
 /// First and longest pause before dialling again.

@@ -12,13 +12,14 @@ use reveille_protocol::id::NodeId;
 use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::connection::{self, Outgoing};
+use super::handshakes::Handshakes;
 use super::hello::{self, Answer, Hello};
 use super::identity::{Identity, node_of, server_name};
-use super::limits::{CONNECT, HANDSHAKE, HANDSHAKES, PATIENCE, REDIAL, SILENCE};
+use super::limits::{CONNECT, HANDSHAKE, PATIENCE, REDIAL, SILENCE};
 use super::metrics::{Refusal, Refused, Told};
 use super::{Inbound, Lane, SendError, TurnedAway};
 use crate::env::Transport;
@@ -202,7 +203,7 @@ async fn until_stopped(mut stop: watch::Receiver<bool>, work: impl Future<Output
 }
 
 async fn accept(shared: Arc<Shared>, listener: TcpListener) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let handshakes = Handshakes::default();
     let told = Arc::new(Mutex::new(Told::default()));
     loop {
         let (stream, from) = match listener.accept().await {
@@ -214,7 +215,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
                 continue;
             }
         };
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+        let Some(handshake) = handshakes.begin(from.ip()) else {
             Refusal::Crowded.count();
             continue;
         };
@@ -222,7 +223,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
         let stop = shared.stop.subscribe();
         tokio::spawn(until_stopped(stop, async move {
             let greeted = tokio::time::timeout(HANDSHAKE, greet(&shared, stream)).await;
-            drop(permit);
+            drop(handshake);
             match greeted.unwrap_or(Err(Refusal::Slow.into())) {
                 Ok((stream, peer, lane, version)) => {
                     let socket = handle(stream.get_ref().0, lane);

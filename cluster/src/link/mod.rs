@@ -11,6 +11,7 @@
 )]
 
 mod connection;
+mod handshakes;
 mod hello;
 pub mod identity;
 pub mod limits;
