@@ -42,6 +42,9 @@ const FIRST_TENANT: TenantId = TenantId(1);
 /// Leaving takes at most this long: terminals and publishers have gone elsewhere by then.
 const LEAVE: Duration = Duration::from_secs(5);
 
+/// The ends of sessions are entries of their groups. One without a leader must not keep the other groups from handing over,
+/// nor publishers from their answers: whose end is not written finds its node marked down.
+const LAST_ENTRIES: Duration = Duration::from_secs(2);
 /// What sessions have said at the end of a node gets this long to leave.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Within this many milliseconds the terminals of a node that leaves come back elsewhere, spread: a second of waiting is
@@ -199,7 +202,8 @@ pub async fn run(
     let leave = async {
         registry.close(LEAVE_SPREAD);
         // Their last words go out before the ports close.
-        while registry.len() > 0 {
+        let said = Instant::now() + LAST_ENTRIES;
+        while registry.len() > 0 && Instant::now() < said {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         actors.close().await;

@@ -183,6 +183,7 @@ impl SessionActor {
         match command {
             rules::Command::Send(frame) => frame.encode(bytes),
             rules::Command::Attach(attach) => {
+                self.leave_works();
                 let older = match self.registered {
                     Some(_) => Vec::new(),
                     None => {
@@ -209,7 +210,10 @@ impl SessionActor {
                     Event::DetachDone
                 });
             }
-            rules::Command::Enrol(token) => self.enrol(token, ctx),
+            rules::Command::Enrol(token) => {
+                self.leave_works();
+                self.enrol(token, ctx);
+            }
             rules::Command::Report(report) => {
                 if let Some(cluster) = self.context.cluster.get() {
                     cluster.report(report);
@@ -239,6 +243,12 @@ impl SessionActor {
                 self.outgoing = None;
                 ctx.stop();
             }
+        }
+    }
+
+    fn leave_works(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.leave_works();
         }
     }
 

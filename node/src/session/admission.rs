@@ -26,7 +26,7 @@ const LOOK: (Duration, u32) = (Duration::from_millis(10), 5);
 /// What a node takes on.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections that are no session yet, from the beginning of TLS to the Welcome.
+    /// Connections that are in TLS, or whose Hello is awaited.
     pub at_once: usize,
     /// Handshakes begun in a second.
     pub per_second: NonZeroU32,
@@ -145,6 +145,12 @@ impl Place {
             Err(_) => return Err(Refused::Late),
         }
         Ok(())
+    }
+
+    /// It has done its part, and waits for the cluster: where a group has no leader that takes long, and must not keep out
+    /// the terminals of others. It is counted on.
+    pub fn leave_works(&mut self) {
+        drop(self.works.take());
     }
 }
 
