@@ -17,10 +17,11 @@ pub(super) const CHECKER: Checker = Checker {
 
 /// A time that something took.
 #[derive(Debug, Clone)]
-struct Gap {
-    from: Moment,
-    to: Moment,
-    whose: String,
+pub(crate) struct Gap {
+    pub(crate) from: Moment,
+    pub(crate) to: Moment,
+    /// Which terminal waited, or which push.
+    pub(crate) whose: String,
 }
 
 impl Gap {
@@ -31,7 +32,7 @@ impl Gap {
 
 /// How long somebody wanted to publish to a terminal and nothing was acknowledged that was asked for in that time: per
 /// terminal, since another group's success helps nobody.
-fn publish_gaps(facts: &Facts) -> Vec<Gap> {
+pub(crate) fn publish_gaps(facts: &Facts) -> Vec<Gap> {
     let mut gaps = Vec::new();
     for terminal in &facts.terminals {
         // By the time of the answer; what has none waits until the end.
@@ -65,7 +66,7 @@ fn publish_gaps(facts: &Facts) -> Vec<Gap> {
 }
 
 /// From the acknowledgement to the application. A push that comes before its acknowledgement took no time.
-fn delivery_gaps(facts: &Facts) -> Vec<Gap> {
+pub(crate) fn delivery_gaps(facts: &Facts) -> Vec<Gap> {
     let mut came: HashMap<u32, Moment> = HashMap::new();
     for stepped in facts.terminals.iter().flat_map(|terminal| &terminal.steps) {
         if let Step::Delivered(delivery) = stepped.step

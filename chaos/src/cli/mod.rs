@@ -5,6 +5,7 @@ mod doctor;
 mod list;
 pub(crate) mod output;
 mod plan;
+mod report;
 mod run;
 mod source;
 
@@ -37,6 +38,8 @@ enum Command {
     Replay(run::ReplayArgs),
     /// Judge a history.
     Check(check::CheckArgs),
+    /// Draw a run: one HTML file that opens at the first violation.
+    Report(report::ReportArgs),
     /// Show what a scenario does, by a seed, without starting anything.
     Plan(plan::PlanArgs),
     /// List scenarios, kinds of faults, targets, workloads and checkers, one line each.
@@ -53,6 +56,7 @@ pub fn run() -> ExitCode {
         Command::Run(run) => run.run(),
         Command::Replay(replay) => replay.run(),
         Command::Check(check) => check.run(),
+        Command::Report(report) => report.run(),
         Command::Plan(plan) => plan.run(),
         Command::List(list) => list.run(),
         Command::Schema => output::json(&scenario::schema()).map(|()| Verdict::Pass),

@@ -10,7 +10,7 @@ use reveille_chaos::facts;
 use reveille_chaos::scenario::Scenario;
 use serde::{Deserialize, Serialize};
 
-use super::{check as print, output, source};
+use super::{check as print, output, report, source};
 use crate::backend::proc::{self, Options};
 
 /// Run a scenario, and judge what happened.
@@ -149,8 +149,12 @@ fn go(scenario: Scenario, text: &str, made: Made, how: &How) -> anyhow::Result<V
     let facts = facts::read(std::io::BufReader::new(std::fs::File::open(&history)?))?;
     let judgement = check::judge(&facts, &[]);
     print::print(&judgement, None)?;
+    let again = format!("chaos replay {}", out.display());
+    let page = out.join("report.html");
+    report::write(&history, &facts, &judgement, &page, Some(&again), None)?;
     output::line(format!("history: {}", history.display()));
-    output::line(format!("replay: chaos replay {}", out.display()));
+    output::line(format!("report: {}", page.display()));
+    output::line(format!("replay: {again}"));
     if judgement.verdict == Verdict::Pass && !how.keep {
         // Logs stay; the rest is large, and of no more use.
         for folder in data(&out) {
