@@ -11,8 +11,6 @@
     reason = "a test of real folders, which stops where it is surprised"
 )]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,6 +29,7 @@ use reveille_protocol::hash::sha256;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::Reply;
 use reveille_protocol::wire::peer::SessionMessage;
+use reveille_simulation::commands;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::net::TcpListener;
 
@@ -190,7 +189,7 @@ async fn is_served_from(golden: &'static Golden) {
                 "format {}, start {boot}, terminal {terminal}",
                 golden.format
             );
-            let push = support::push(boot, *terminal, Bytes::from_static(b"new"));
+            let push = commands::push(boot, *terminal, Bytes::from_static(b"new"));
             let reply = cluster.propose(cluster.group_of(terminal), push, Duration::from_secs(5)).await;
             assert!(matches!(reply, Ok(Reply::Enqueued { .. })), "{reply:?}");
         }

@@ -7,8 +7,6 @@
     reason = "a test stops where it is surprised"
 )]
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +26,7 @@ use reveille_protocol::directory::{Directory, Node, Tenant};
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::{Command, Register, Reply};
 use reveille_protocol::wire::peer::SessionMessage;
+use reveille_simulation::commands;
 
 openraft::declare_raft_types!(pub SimTypes: D = Batch, R = Replies, AsyncRuntime = SimRuntime);
 
@@ -150,7 +149,7 @@ async fn scenario() {
     for number in 0..3000u64 {
         let terminal = (number % u64::from(terminals)) as u8;
         let body = Bytes::from(vec![number as u8; 4000]);
-        propose(&member, terminal, support::push(number, key(terminal).terminal(), body)).await;
+        propose(&member, terminal, commands::push(number, key(terminal).terminal(), body)).await;
         SimRuntime::sleep(Duration::from_millis(10)).await;
         most = most.max(disk.list().unwrap().iter().filter(|name| name.ends_with(".wal")).count());
     }

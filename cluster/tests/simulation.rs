@@ -1,5 +1,5 @@
 //! The cluster in deterministic simulation: members, sessions and terminals on virtual time, and everything that can go
-//! wrong with them, by seed. Replay one seed, told as it goes:
+//! wrong with them, by seed. The world is `reveille_simulation`; here is what is done in it. Replay one seed, told as it goes:
 //!
 //! `SEED=7 cargo test -p reveille-cluster --test simulation -- --nocapture`
 #![allow(
@@ -9,40 +9,6 @@
     missing_docs,
     reason = "a test stops where it is surprised"
 )]
-
-#[path = "../../protocol/tests/interleavings/dice.rs"]
-mod dice;
-#[path = "simulation/faults.rs"]
-mod faults;
-#[path = "simulation/history.rs"]
-mod history;
-#[path = "../../protocol/tests/interleavings/ledger.rs"]
-mod ledger;
-#[path = "../../protocol/tests/interleavings/listener.rs"]
-mod listener;
-#[path = "../../protocol/tests/interleavings/nat.rs"]
-mod nat;
-#[path = "simulation/network.rs"]
-mod network;
-#[path = "simulation/node.rs"]
-mod node;
-#[path = "../../protocol/tests/interleavings/notifier.rs"]
-mod notifier;
-#[path = "simulation/operator.rs"]
-mod operator;
-#[path = "simulation/rest.rs"]
-mod rest;
-#[path = "simulation/run.rs"]
-mod run;
-#[path = "simulation/session.rs"]
-mod session;
-mod support;
-#[path = "simulation/terminal.rs"]
-mod terminal;
-#[path = "simulation/udp.rs"]
-mod udp;
-#[path = "simulation/world.rs"]
-mod world;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -57,9 +23,9 @@ use reveille_cluster::query::{Answer, Query};
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::Settings;
 use reveille_protocol::service_list::{Command, Register, Reply, key};
-
-use node::{End, GROUPS};
-use world::{World, lock, now, pause};
+use reveille_simulation::node::{End, GROUPS};
+use reveille_simulation::run;
+use reveille_simulation::world::{World, lock, now, pause};
 
 const NODES: u64 = 3;
 /// Milliseconds of faults.

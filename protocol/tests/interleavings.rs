@@ -13,7 +13,7 @@
 
 #[path = "interleavings/device.rs"]
 mod device;
-#[path = "interleavings/dice.rs"]
+#[path = "../../simulation/src/dice.rs"]
 mod dice;
 #[path = "interleavings/faults.rs"]
 mod faults;
@@ -21,15 +21,15 @@ mod faults;
 mod history;
 #[path = "interleavings/hostile.rs"]
 mod hostile;
-#[path = "interleavings/ledger.rs"]
+#[path = "../../simulation/src/ledger.rs"]
 mod ledger;
-#[path = "interleavings/listener.rs"]
+#[path = "../../simulation/src/listener.rs"]
 mod listener;
-#[path = "interleavings/nat.rs"]
+#[path = "../../simulation/src/nat.rs"]
 mod nat;
 #[path = "interleavings/node.rs"]
 mod node;
-#[path = "interleavings/notifier.rs"]
+#[path = "../../simulation/src/notifier.rs"]
 mod notifier;
 #[path = "interleavings/route.rs"]
 mod route;

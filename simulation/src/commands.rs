@@ -1,4 +1,4 @@
-//! Commands that several tests propose. No assertions.
+//! Commands that tests propose. No assertions.
 
 use bytes::Bytes;
 use reveille_protocol::id::*;

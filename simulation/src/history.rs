@@ -19,8 +19,8 @@ use reveille_protocol::session::terminal::Memory;
 use reveille_protocol::stage::End;
 use reveille_protocol::wire::session::Push;
 
+use crate::commands;
 use crate::node::GROUPS;
-use crate::support;
 use crate::world::{World, instant, lock, true_wall};
 
 /// Group time may be off the true one by the way of a clock's word, and what a leader stood still for at its election.
@@ -132,7 +132,7 @@ impl World {
         let publication = Publication { device, ttl, at: instant().0, heard: Heard::Nothing, expired: None };
         lock(&self.history).publications.insert(number, publication);
         let body = format!("push {number} {}", "x".repeat(self.below(300) as usize));
-        let mut push = support::push(number, terminal, Bytes::from(body));
+        let mut push = commands::push(number, terminal, Bytes::from(body));
         if let Command::Enqueue(enqueue) = &mut push {
             enqueue.ttl = ttl;
         }
