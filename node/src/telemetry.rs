@@ -26,7 +26,8 @@ pub enum Count {
     Publishes,
     /// Notifications, by outcome.
     Notifications,
-    /// Answered notifications, by how they went out: `early` with the first packet (0-RTT), or after a `full` handshake.
+    /// Answered notifications, by how they went out: `early` with the first packet (0-RTT), `refused` so and again
+    /// because the terminal had forgotten the ticket, or after a `full` handshake.
     NotificationHandshakes,
     /// Dials by which terminals find out how they are reached, by outcome.
     Probes,
@@ -91,7 +92,7 @@ impl Count {
             Count::MalformedFrames => &["session"],
             Count::Publishes => &["stored", "duplicate", "refused", "unavailable"],
             Count::Notifications | Count::Probes => &OUTCOMES,
-            Count::NotificationHandshakes => &["early", "full"],
+            Count::NotificationHandshakes => &["early", "refused", "full"],
             Count::Keepalives => &KEEPALIVES,
             Count::NotificationPathBroken => &["check_in"],
             Count::HttpRefused => &[],

@@ -101,6 +101,8 @@ impl Identity {
         // arrives by it can be replayed; a notification can only cause a connection.
         server.max_early_data_size = u32::MAX;
         server.session_storage = rustls::server::ServerSessionMemoryCache::new(REMEMBERED_NODES);
+        // A node keeps one. Of two, rustls' usual number, the other would take a place among those remembered.
+        server.send_tls13_tickets = 1;
         Ok(Identity {
             session_key: session.fingerprint,
             listening_key: listening.fingerprint,

@@ -2,9 +2,12 @@
 //! connection outlives it.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::Shared;
 use moka::sync::Cache;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
@@ -101,6 +104,7 @@ pub struct Dialler {
     transport: Arc<TransportConfig>,
     identity: RwLock<Identity>,
     remembered: Cache<TerminalId, Remembered>,
+    repeat: Duration,
 }
 
 /// What is kept of a terminal between two dials.
@@ -112,26 +116,52 @@ struct Remembered {
     tickets: Arc<Ticket>,
 }
 
+/// How a notification that was answered went out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handshake {
+    /// With the first packet (0-RTT).
+    Early,
+    /// With the first packet, by a ticket that the terminal did not know any more; and again after a full handshake.
+    Refused,
+    /// After a full handshake: there was no ticket.
+    Full,
+}
+
+impl Handshake {
+    /// Its label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Handshake::Early => "early",
+            Handshake::Refused => "refused",
+            Handshake::Full => "full",
+        }
+    }
+}
+
 /// A connection whose notification is answered; it is yet to be closed.
 pub struct Answered {
     connection: Connection,
     /// It went out with the first packet; whether the terminal took it as that.
-    early: Option<ZeroRttAccepted>,
+    early: Option<Shared<ZeroRttAccepted>>,
     tickets: Arc<Ticket>,
 }
 
 impl Answered {
     /// Waits for the terminal's next ticket, then closes.
-    pub async fn close(self) {
+    pub async fn close(self) -> Handshake {
         // Without it the next dial is a full handshake.
         let _ = tokio::time::timeout(TICKET_WAIT, self.tickets.arrives()).await;
-        let early = match self.early {
+        let handshake = match self.early {
+            None => Handshake::Full,
             // Known since the handshake, which is over or has failed by now.
-            Some(accepted) => tokio::time::timeout(TICKET_WAIT, accepted).await.unwrap_or(false),
-            None => false,
+            Some(accepted) => match tokio::time::timeout(TICKET_WAIT, accepted).await {
+                Ok(true) => Handshake::Early,
+                Ok(false) | Err(_) => Handshake::Refused,
+            },
         };
-        Count::NotificationHandshakes.one(if early { "early" } else { "full" });
+        Count::NotificationHandshakes.one(handshake.label());
         self.connection.close(0u32.into(), b"");
+        handshake
     }
 }
 
@@ -167,7 +197,13 @@ impl Dialler {
         let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
         let transport = Arc::new(one_datagram_each_way(DEADLINE));
         let remembered = Cache::new(REMEMBERED);
-        Ok(Dialler { endpoint, transport, identity: RwLock::new(identity), remembered })
+        Ok(Dialler { endpoint, transport, identity: RwLock::new(identity), remembered, repeat: REPEAT })
+    }
+
+    /// One that repeats nothing by the clock.
+    #[cfg(test)]
+    pub(super) fn without_repeats(self) -> Dialler {
+        Dialler { repeat: DEADLINE, ..self }
     }
 
     /// Terminals are shown this from now on.
@@ -201,14 +237,14 @@ impl Dialler {
         let dialled = tokio::time::timeout(DEADLINE, async {
             // With a ticket from an earlier dial the datagram goes out with the first packet.
             let (connection, early) = match connecting.into_0rtt() {
-                Ok((connection, accepted)) => (connection, Some(accepted)),
+                Ok((connection, accepted)) => (connection, Some(accepted.shared())),
                 Err(connecting) => match connecting.await {
                     Ok(connection) => (connection, None),
                     Err(quinn::ConnectionError::TransportError(_)) => return Err(Outcome::WrongKey),
                     Err(_) => return Err(Outcome::Silence),
                 },
             };
-            match exchange(&connection, notification).await {
+            match exchange(&connection, early.clone(), notification, self.repeat).await {
                 Outcome::Answered => Ok(Answered { connection, early, tickets }),
                 failed => Err(failed),
             }
@@ -293,15 +329,38 @@ impl ClientSessionStore for Ticket {
     }
 }
 
-/// Sends the datagram until its acknowledgement comes.
-async fn exchange(connection: &Connection, notification: &Notification) -> Outcome {
+/// Sends the datagram until its acknowledgement comes; `repeat`: after so long for the first time.
+async fn exchange(
+    connection: &Connection,
+    early: Option<Shared<ZeroRttAccepted>>,
+    notification: &Notification,
+    mut repeat: Duration,
+) -> Outcome {
     let datagram: bytes::Bytes = notification.encode().into();
-    let mut repeat = REPEAT;
+    // A terminal that was started again does not know the ticket, and what came with it is lost: QUIC goes on with a
+    // full handshake, but without the datagram.
+    let mut refused = pin!(async {
+        let taken = match early {
+            Some(accepted) => accepted.await,
+            None => true,
+        };
+        if taken {
+            std::future::pending().await
+        }
+    });
+    let mut again = false;
     loop {
         if connection.send_datagram(datagram.clone()).is_err() && connection.close_reason().is_some() {
             return Outcome::Silence;
         }
-        let answer = tokio::time::timeout(repeat, connection.read_datagram()).await;
+        let answer = tokio::time::timeout(repeat, connection.read_datagram());
+        let answer = tokio::select! {
+            answer = answer => answer,
+            () = &mut refused, if !again => {
+                again = true;
+                continue;
+            }
+        };
         match answer {
             Ok(Ok(bytes)) => {
                 if NotificationAck::decode(&bytes).is_ok_and(|ack| ack.id == notification.id) {
@@ -314,3 +373,6 @@ async fn exchange(connection: &Connection, notification: &Notification) -> Outco
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -161,7 +161,7 @@ async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<NotifyOrder>) {
             let notified = shared.notify(&order, &target).await;
             shared.tell(&order, notified.as_ref().err().copied().unwrap_or(Outcome::Answered));
             match notified {
-                Ok(answered) => answered.close().await,
+                Ok(answered) => drop(answered.close().await),
                 Err(_) => shared.missed(order, &target),
             }
             drop(permit);

@@ -50,7 +50,7 @@ impl Herd {
     pub(super) async fn run(&self, cluster: &mut DevCluster, report: &Report) -> anyhow::Result<()> {
         let others = Arc::new(register(cluster, 1000).await?);
         let servers = cluster.nodes.iter().map(|node| node.session.clone()).collect();
-        let (world, received) = World::new(servers, &cluster.ca, self.terminals)?;
+        let (world, received) = World::new(servers, &cluster.ca)?;
         let terminals = self.terminals(&world, report).await?;
         tokio::time::sleep(REST).await;
         let before = Probe::start(cluster, &others, self.rate);

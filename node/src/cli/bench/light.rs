@@ -13,7 +13,7 @@ use anyhow::{Context, bail, ensure};
 use bytes::BytesMut;
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, TokioRuntime, UdpPoller};
+use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, TokioRuntime, TransportConfig, UdpPoller};
 use rand::seq::SliceRandom;
 use rcgen::{CertificateParams, KeyPair, PKCS_ED25519, PublicKeyData};
 use reveille_protocol::id::*;
@@ -41,6 +41,8 @@ const ONE_NODE: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_secs(15);
 /// A QUIC endpoint without a connection is closed: what is left of it is the socket.
 const LINGER: Duration = Duration::from_secs(3);
+/// Nodes that a terminal has tickets for; a cluster of the bench has three.
+const NODES: usize = 4;
 /// Terminals of one address: their sockets, and the connections that they leave behind, take ports of it.
 const OF_ONE_ADDRESS: usize = 1000;
 
@@ -50,7 +52,8 @@ pub(super) struct World {
     roots: Arc<RootCertStore>,
     /// One listening key for all: each is told apart by its port.
     listening: KeyFingerprint,
-    quic: quinn::ServerConfig,
+    tls: rustls::ServerConfig,
+    transport: Arc<TransportConfig>,
     pub(super) told: Told,
     received: mpsc::UnboundedSender<(usize, Instant)>,
 }
@@ -102,11 +105,7 @@ pub(super) type Receipts = mpsc::UnboundedReceiver<(usize, Instant)>;
 
 impl World {
     /// Terminals of the cluster behind `servers`. Which of them received a push, and when, comes by the receiver.
-    pub(super) fn new(
-        servers: Vec<String>,
-        ca: &Path,
-        terminals: usize,
-    ) -> anyhow::Result<(Arc<World>, Receipts)> {
+    pub(super) fn new(servers: Vec<String>, ca: &Path) -> anyhow::Result<(Arc<World>, Receipts)> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_file_iter(ca)? {
             roots.add(certificate?)?;
@@ -120,12 +119,21 @@ impl World {
             .with_single_cert(vec![certificate], key.into())?;
         tls.alpn_protocols = vec![ALPN.to_vec()];
         tls.max_early_data_size = u32::MAX;
-        tls.session_storage = ServerSessionMemoryCache::new(terminals);
-        let mut quic = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
-        quic.transport_config(Arc::new(one_datagram_each_way(LINGER)));
+        tls.send_tls13_tickets = 1;
+        let transport = Arc::new(one_datagram_each_way(LINGER));
         let (received, receiver) = mpsc::unbounded_channel();
         let told = Told::default();
-        Ok((Arc::new(World { servers, roots, listening, quic, told, received }), receiver))
+        Ok((Arc::new(World { servers, roots, listening, tls, transport, told, received }), receiver))
+    }
+
+    /// QUIC of one terminal, which remembers its own nodes: in a memory for all of them the oldest tickets would have
+    /// to go before they are used, and no first packet would ever be taken.
+    fn quic(&self) -> anyhow::Result<quinn::ServerConfig> {
+        let mut tls = self.tls.clone();
+        tls.session_storage = ServerSessionMemoryCache::new(NODES);
+        let mut quic = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
+        quic.transport_config(self.transport.clone());
+        Ok(quic)
     }
 
     /// The key that answers for all of them.
@@ -199,6 +207,7 @@ async fn listen(
     hint: watch::Sender<Option<String>>,
 ) {
     let mut known = None;
+    let Ok(quic) = world.quic() else { return };
     loop {
         let packet = async {
             let waiting = tokio::net::UdpSocket::from_std(socket.try_clone()?)?;
@@ -208,8 +217,7 @@ async fn listen(
             let socket = Arc::new(AFlight(socket));
             let mut config = EndpointConfig::default();
             config.grease_quic_bit(false);
-            let quic = Some(world.quic.clone());
-            Endpoint::new_with_abstract_socket(config, quic, socket, Arc::new(TokioRuntime))
+            Endpoint::new_with_abstract_socket(config, Some(quic.clone()), socket, Arc::new(TokioRuntime))
         };
         let Ok(endpoint) = packet.await else { return };
         while let Ok(Some(incoming)) = tokio::time::timeout(LINGER, endpoint.accept()).await {

@@ -1,6 +1,7 @@
 //! `bench notify`: what one notification costs the processor of the node that sends it, with a full handshake and with the
-//! first packet (0-RTT). The dialler has a thread of its own, whose time is counted; the terminals are other threads.
+//! first packet (0-RTT). The dialler has a thread of its own, whose time is the node's; all other threads are the terminals.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -8,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use clap::Args;
 use futures::StreamExt;
+use hdrhistogram::Histogram;
 use reveille_protocol::id::{Epoch, KeyFingerprint, TerminalId};
 use reveille_protocol::service_list::row::Urgency;
 use reveille_protocol::wire::notification::Notification;
@@ -18,10 +20,9 @@ use serde_json::json;
 use super::super::certs::{Ca, write_public};
 use super::super::dev::Temporary;
 use super::light::World;
-use super::{Report, histogram, quantiles, record, runtime};
+use super::{Report, histogram, quantiles, record, runtime, usage};
 use crate::notify::dial::{Dialler, Identity};
 use crate::random::random;
-use crate::telemetry;
 
 /// Notify terminals that only listen.
 #[derive(Debug, Args)]
@@ -39,6 +40,22 @@ pub(super) struct Notify {
 
 impl Notify {
     pub(super) fn run(&self, report: &Report) -> anyhow::Result<()> {
+        for (what, took) in self.measure()? {
+            let count = took.handshakes.values().sum::<usize>() as f64;
+            let mut figures = vec![("notifications", json!(count))];
+            figures.extend(took.handshakes.iter().map(|(kind, count)| (*kind, json!(count))));
+            figures.extend([
+                ("node_cpu_us_each", json!(took.node_us / count)),
+                ("terminal_cpu_us_each", json!(took.terminals_us / count)),
+                ("per_second", json!((count / took.seconds).round() as u64)),
+                ("answered_ms", quantiles(&took.answered)),
+            ]);
+            report.figures(what, &figures)?;
+        }
+        Ok(())
+    }
+
+    fn measure(&self) -> anyhow::Result<[(&'static str, Took); 2]> {
         let terminals = runtime(1)?;
         let folder = Temporary::new()?;
         let (ca, _) = Ca::new()?;
@@ -50,8 +67,7 @@ impl Notify {
             key: PrivateKeyDer::from_pem_slice(key.as_bytes())?,
         };
         let _running = terminals.enter();
-        let metrics = telemetry::init_metrics()?;
-        let (world, _received) = World::new(Vec::new(), &file, self.terminals)?;
+        let (world, _received) = World::new(Vec::new(), &file)?;
         let key = world.listening();
         let mut listening = Vec::new();
         for number in 0..self.terminals {
@@ -64,41 +80,27 @@ impl Notify {
             own.block_on(async {
                 let dialler = Dialler::new(([127, 0, 0, 1], 0).into(), identity)?;
                 let first = dial_all(&dialler, key, &listening, at_once, 1).await?;
-                Ok((first, dial_all(&dialler, key, &listening, at_once, times).await?))
+                let again = dial_all(&dialler, key, &listening, at_once, times).await?;
+                Ok([
+                    ("notify: the first", first),
+                    ("notify: again, with the ticket of the time before", again),
+                ])
             })
         };
         let measured = std::thread::spawn(measure).join();
-        let (first, then) = measured.map_err(|_| anyhow::anyhow!("the dialler's thread has panicked"))??;
-        let counted = |kind: &str| {
-            let name = format!("reveille_notification_handshakes_total{{kind=\"{kind}\"}} ");
-            let text = metrics.render();
-            text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or(0u64)
-        };
-        for (what, took) in
-            [("notify: full handshake", first), ("notify: again, with the ticket of the time before", then)]
-        {
-            report.figures(
-                what,
-                &[
-                    ("notifications", json!(took.count)),
-                    ("cpu_us_each", json!(took.cpu_us / took.count as f64)),
-                    ("per_second", json!((took.count as f64 / took.seconds).round() as u64)),
-                    ("answered_ms", took.answered),
-                ],
-            )?;
-        }
-        report.figures(
-            "notify: handshakes",
-            &[("full", json!(counted("full"))), ("early", json!(counted("early")))],
-        )
+        measured.map_err(|_| anyhow::anyhow!("the dialler's thread has panicked"))?
     }
 }
 
 struct Took {
-    count: usize,
-    cpu_us: f64,
+    /// How many went out how, and how many were not answered.
+    handshakes: BTreeMap<&'static str, usize>,
+    /// Processor time of the dialler's thread.
+    node_us: f64,
+    /// Of all others.
+    terminals_us: f64,
     seconds: f64,
-    answered: serde_json::Value,
+    answered: Histogram<u64>,
 }
 
 /// Notifies each so many times, one round after the other.
@@ -109,8 +111,8 @@ async fn dial_all(
     at_once: usize,
     times: usize,
 ) -> anyhow::Result<Took> {
-    let (mut answered, mut count) = (histogram()?, 0);
-    let (cpu, began) = (thread_us()?, Instant::now());
+    let (mut answered, mut handshakes) = (histogram()?, BTreeMap::new());
+    let (node, all, began) = (thread_us()?, usage::cpu_seconds(std::process::id())?, Instant::now());
     for _ in 0..times {
         let dials = to.iter().map(|(terminal, address)| async move {
             let notification = Notification {
@@ -124,24 +126,28 @@ async fn dial_all(
             let dialled = dialler.dial(*terminal, *address, key, &[7; 32], &notification).await;
             let took = began.elapsed();
             match dialled {
-                Ok(answered) => {
-                    answered.close().await;
-                    Ok(took)
-                }
+                Ok(answered) => Ok((took, answered.close().await)),
                 Err(outcome) => Err(outcome),
             }
         });
         let mut dials = futures::stream::iter(dials).buffer_unordered(at_once);
         while let Some(dialled) = dials.next().await {
-            match dialled {
-                Ok(took) => record(&mut answered, took),
-                Err(outcome) => ensure!(count > 0, "a terminal does not answer: {}", outcome.label()),
-            }
-            count += 1;
+            let what = match dialled {
+                Ok((took, handshake)) => {
+                    record(&mut answered, took);
+                    handshake.label()
+                }
+                Err(outcome) => {
+                    ensure!(!handshakes.is_empty(), "a terminal does not answer: {}", outcome.label());
+                    outcome.label()
+                }
+            };
+            *handshakes.entry(what).or_insert(0) += 1;
         }
     }
-    let cpu_us = thread_us()? - cpu;
-    Ok(Took { count, cpu_us, seconds: began.elapsed().as_secs_f64(), answered: quantiles(&answered) })
+    let node_us = thread_us()? - node;
+    let terminals_us = (usage::cpu_seconds(std::process::id())? - all) * 1e6 - node_us;
+    Ok(Took { handshakes, node_us, terminals_us, seconds: began.elapsed().as_secs_f64(), answered })
 }
 
 /// Microseconds of processor that the calling thread has used.
@@ -149,4 +155,19 @@ fn thread_us() -> anyhow::Result<f64> {
     let text = fs::read_to_string("/proc/thread-self/schedstat")?;
     let nanoseconds: f64 = text.split(' ').next().context("/proc/thread-self/schedstat")?.parse()?;
     Ok(nanoseconds / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// What is called the figure of a first packet is one, for every terminal.
+    #[test]
+    fn what_comes_again_comes_with_the_first_packet() {
+        let bench = Notify { terminals: 20, at_once: 4, times: 2 };
+        let [(_, first), (_, again)] = bench.measure().unwrap();
+        assert_eq!(first.handshakes, BTreeMap::from([("full", 20)]));
+        assert_eq!(again.handshakes, BTreeMap::from([("early", 40)]));
+    }
 }
