@@ -71,6 +71,7 @@ const MUST_BE_SEEN: &[&str] = &[
     "keepalives from elsewhere",
     "offers",
     "offers that were refused",
+    "anchors that came late",
     "orders for an anchor that is gone",
     "orders that a keepalive brought to their terminal",
     "orders that wait for a keepalive",

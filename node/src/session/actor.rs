@@ -57,6 +57,13 @@ impl Context {
     fn now(&self) -> Instant {
         Instant(self.origin.elapsed().as_millis() as u64)
     }
+
+    /// Where terminals keep their bindings, once the cluster is ready for that: its format comes some time after its first
+    /// start, and after the last node of an upgrade.
+    fn anchor(&self) -> Option<AnchorAt> {
+        let format = self.cluster.get()?.directory().roster.format;
+        (format >= NOTIFY_ANCHORS).then_some(self.anchor)
+    }
 }
 
 /// Frames from the terminal.
@@ -163,14 +170,21 @@ impl SessionActor {
             peer_ip: self.peer_ip.to_canonical(),
             secret,
             check_in: self.context.check_in,
-            anchor: (cluster.directory().roster.format >= NOTIFY_ANCHORS).then_some(self.context.anchor),
+            anchor: self.context.anchor(),
         };
         Some(Server::new(config, self.context.now()))
     }
 
     fn handle_event(&mut self, event: Event, ctx: &mut ActorCtx<Self>) {
         let Some(rules) = &mut self.rules else { return };
-        let commands = rules.handle(self.context.now(), event);
+        let now = self.context.now();
+        let mut commands = rules.handle(now, event);
+        // Asked whenever something happens, a ping each minute at least, so that not all sessions ask at once.
+        if rules.lacks_anchor()
+            && let Some(anchor) = self.context.anchor()
+        {
+            commands.extend(rules.handle(now, Event::Anchor(anchor)));
+        }
         let mut bytes = Vec::new();
         for command in commands {
             self.execute(command, &mut bytes, ctx);

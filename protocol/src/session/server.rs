@@ -71,6 +71,8 @@ pub enum Event {
     ReachedDone(bool),
     /// The shard leader gives pushes.
     HandOff(HandOff),
+    /// The cluster is ready for keepalives now ([`Server::lacks_anchor`]).
+    Anchor(AnchorAt),
     /// Another session took over; the epoch that is over.
     Supersede(Epoch),
     /// The node is leaving, or was fenced.
@@ -143,8 +145,8 @@ pub struct Server {
     hello: Option<Hello>,
     /// Dials that the terminal has asked for, and whether one is under way.
     tries: (u8, bool),
-    /// What was found, to be told once the row has it, and how often it was proposed again.
-    found: Option<(Class, Tried, u8)>,
+    /// What was found, what is to be told once the row has it, and how often it was proposed again.
+    found: Option<(Class, Option<Tried>, u8)>,
     /// It was not reached directly; it was not reached through its binding.
     missed: (bool, bool),
     stream: Stream,
@@ -210,6 +212,11 @@ impl Server {
         self.hello.as_ref().map(|hello| hello.attempt)
     }
 
+    /// It is online, and its terminal would like to hear of an anchor, but the cluster was not ready when it began.
+    pub fn lacks_anchor(&self) -> bool {
+        self.phase == Phase::Online && self.config.anchor.is_none() && self.offer.is_some()
+    }
+
     /// When to call again with [`Event::Timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadline
@@ -255,6 +262,7 @@ impl Server {
                     self.tried(tried, &mut out);
                 }
             }
+            (_, Event::Anchor(anchor)) => self.anchor_late(anchor, &mut out),
             (_, Event::Attached(_) | Event::Enrolled(_) | Event::DetachDone) => {}
             (Phase::Online, Event::ReachedDone(written)) => self.reached_done(written, &mut out),
             (_, Event::Supersede(_) | Event::ReachedDone(_)) => {}
@@ -383,7 +391,7 @@ impl Server {
         // The terminal keeps to what it hears, and offers it from then on: the row must have it before.
         match found {
             Some(class) => {
-                self.found = Some((class, tried, 0));
+                self.found = Some((class, Some(tried), 0));
                 self.propose_reached(class, out);
             }
             None => out.push(Command::Send(NodeFrame::Tried(tried))),
@@ -401,13 +409,29 @@ impl Server {
 
     fn reached_done(&mut self, written: bool, out: &mut Vec<Command>) {
         match self.found.take() {
-            Some((_, tried, _)) if written => out.push(Command::Send(NodeFrame::Tried(tried))),
+            Some((_, tried, _)) if written => {
+                out.extend(tried.map(|tried| Command::Send(NodeFrame::Tried(tried))));
+            }
             Some((class, tried, again)) if again < AGAIN => {
                 self.found = Some((class, tried, again + 1));
                 self.propose_reached(class, out);
             }
             // The terminal hears nothing of it, and asks in its next session.
             _ => {}
+        }
+    }
+
+    /// What a Welcome would have begun with, had the cluster been ready.
+    fn anchor_late(&mut self, anchor: AnchorAt, out: &mut Vec<Command>) {
+        if !self.lacks_anchor() {
+            return;
+        }
+        self.config.anchor = Some(anchor);
+        self.offer_anchor(out);
+        // It keeps its binding with this node from now on, of which the row knows nothing yet.
+        if self.offer.is_some_and(|offer| offer.class == Class::Pinned) {
+            self.found = Some((Class::Pinned, None, 0));
+            self.propose_reached(Class::Pinned, out);
         }
     }
 

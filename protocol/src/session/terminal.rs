@@ -266,6 +266,11 @@ impl Terminal {
             (Phase::Open, NodeFrame::Push(push)) => self.push(now, push, out),
             (Phase::Open, NodeFrame::Gap(gap)) => self.gap(now, gap, out),
             (Phase::AwaitWelcome, NodeFrame::Anchor(anchor)) => self.anchor = Some(anchor),
+            (Phase::Open, NodeFrame::Anchor(anchor)) if self.anchor.is_none() => {
+                self.anchor = Some(anchor);
+                self.anchored(now, out);
+                self.settle(now, out);
+            }
             (Phase::Open, NodeFrame::Tried(tried)) => self.tried(now, tried, out),
             (_, NodeFrame::Ping(nonce)) => out.push(Command::Send(TerminalFrame::Pong(nonce))),
             (_, NodeFrame::Pong(_)) => {

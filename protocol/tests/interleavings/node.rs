@@ -159,7 +159,23 @@ impl World {
             }
             self.server_command(number, node, command);
         }
+        self.anchor_late(number);
         self.after_server(number);
+    }
+
+    /// A session that began before the cluster was ready learns of its anchor with the next thing that happens to it.
+    fn anchor_late(&mut self, number: u64) {
+        let now = self.instant();
+        let Some(connection) = self.connections.get_mut(&number) else { return };
+        let (node, Some(server)) = (connection.node, &mut connection.server) else { return };
+        if now.0 < self.ready || !server.lacks_anchor() {
+            return;
+        }
+        *self.seen.entry("anchors that came late").or_default() += 1;
+        let anchor = AnchorAt { port: ANCHOR, period: self.period };
+        for command in server.handle(now, Event::Anchor(anchor)) {
+            self.server_command(number, node, command);
+        }
     }
 
     fn after_server(&mut self, number: u64) {

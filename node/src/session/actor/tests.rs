@@ -14,7 +14,7 @@ use reveille_cluster::member::{Beginning, MemberConfig};
 use reveille_cluster::query::{Answer, Query};
 use reveille_protocol::directory::{Directory, Node, Tenant};
 use reveille_protocol::service_list::row::{Linger, Urgency};
-use reveille_protocol::wire::session::{Ack, Bye, ByeReason, Hello, NodeFrame};
+use reveille_protocol::wire::session::{Ack, Bye, ByeReason, Hello, NodeFrame, Nonce, Offer};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
@@ -175,6 +175,32 @@ fn the_older_of_two_sessions_with_one_attempt_does_not_detach_the_later() {
         assert!(!online(&context).await);
         let again = Bye { reason: ByeReason::StaleAttempt(Attempt(1)), retry_after: 0 };
         assert_eq!(said, Some(NodeFrame::Bye(again)), "the attempt is used up");
+        context.cluster.get().unwrap().shutdown().await;
+    });
+}
+
+#[test]
+fn a_session_of_a_cluster_that_has_just_begun_hears_of_its_anchor() {
+    actix::System::new().block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let context = node(&folder).await;
+        let mut session = Session::open(&context);
+        session.tell(TerminalFrame::Offer(Offer::default()));
+        session.tell(hello(1));
+        // A terminal says something now and then; a node asks it to after a minute.
+        let heard = async {
+            loop {
+                match session.hear().await {
+                    Some(NodeFrame::Anchor(anchor)) => return anchor,
+                    Some(_) => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        session.tell(TerminalFrame::Ping(Nonce(1)));
+                    }
+                    None => panic!("the session has ended"),
+                }
+            }
+        };
+        assert_eq!(tokio::time::timeout(PATIENCE, heard).await.unwrap().port, context.anchor.port);
         context.cluster.get().unwrap().shutdown().await;
     });
 }
