@@ -10,6 +10,7 @@ mod light;
 mod load;
 mod notify;
 mod publish;
+mod pure;
 mod recovery;
 mod steady;
 mod usage;

@@ -102,7 +102,8 @@ impl Outcome {
 pub struct Dialler {
     endpoint: Endpoint,
     transport: Arc<TransportConfig>,
-    identity: RwLock<Identity>,
+    /// What is the same for all terminals.
+    tls: RwLock<rustls::ClientConfig>,
     remembered: Cache<TerminalId, Remembered>,
     repeat: Duration,
 }
@@ -196,8 +197,9 @@ impl Dialler {
         config.grease_quic_bit(false).min_reset_interval(RESETS);
         let endpoint = Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(TokioRuntime))?;
         let transport = Arc::new(one_datagram_each_way(DEADLINE));
+        let tls = RwLock::new(shown(identity).map_err(std::io::Error::other)?);
         let remembered = Cache::new(REMEMBERED);
-        Ok(Dialler { endpoint, transport, identity: RwLock::new(identity), remembered, repeat: REPEAT })
+        Ok(Dialler { endpoint, transport, tls, remembered, repeat: REPEAT })
     }
 
     /// One that repeats nothing by the clock.
@@ -208,8 +210,16 @@ impl Dialler {
 
     /// Terminals are shown this from now on.
     pub fn set_identity(&self, identity: Identity) {
-        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
-        self.remembered.invalidate_all();
+        match shown(identity) {
+            Ok(tls) => {
+                *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+                self.remembered.invalidate_all();
+            }
+            // Whoever reads certificates checks that they fit their key.
+            Err(error) => {
+                tracing::error!(%error, "terminals are shown the former certificate: the new one is no use")
+            }
+        }
     }
 
     /// Sends one notification. An answered connection is the caller's to close, after it has told of the answer.
@@ -221,12 +231,8 @@ impl Dialler {
         notify_secret: &[u8; 32],
         notification: &Notification,
     ) -> Result<Answered, Outcome> {
-        let Remembered { crypto, tickets, .. } =
-            self.remembered(terminal, listening_key).map_err(|_| Outcome::Socket)?;
-        let mut config = ClientConfig::new(crypto);
-        config.transport_config(self.transport.clone());
-        let cid = first_cid(notify_secret, u64::from_le_bytes(crate::random::random()));
-        config.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&cid)));
+        let (config, tickets) =
+            self.settings(terminal, listening_key, notify_secret).map_err(|_| Outcome::Socket)?;
         let connecting = match self.endpoint.connect_with(config, address, SERVER_NAME) {
             Ok(connecting) => connecting,
             Err(error) => {
@@ -252,24 +258,29 @@ impl Dialler {
         dialled.await.unwrap_or(Err(Outcome::Silence))
     }
 
+    /// What a terminal is dialled with, and where its tickets go.
+    pub(crate) fn settings(
+        &self,
+        terminal: TerminalId,
+        listening_key: KeyFingerprint,
+        notify_secret: &[u8; 32],
+    ) -> Result<(ClientConfig, Arc<Ticket>), Error> {
+        let Remembered { crypto, tickets, .. } = self.remembered(terminal, listening_key)?;
+        let mut config = ClientConfig::new(crypto);
+        config.transport_config(self.transport.clone());
+        let cid = first_cid(notify_secret, u64::from_le_bytes(crate::random::random()));
+        config.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&cid)));
+        Ok((config, tickets))
+    }
+
     /// The TLS settings for a terminal, with its ticket.
     fn remembered(&self, terminal: TerminalId, key: KeyFingerprint) -> Result<Remembered, Error> {
         if let Some(remembered) = self.remembered.get(&terminal).filter(|known| known.key == key) {
             return Ok(remembered);
         }
-        let provider = provider();
-        let only = BareKey::exactly(key, provider.clone());
-        let (chain, own) = {
-            let identity = self.identity.read().unwrap_or_else(PoisonError::into_inner);
-            (identity.chain.clone(), identity.key.clone_key())
-        };
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(only)
-            .with_client_auth_cert(chain, own)?;
-        tls.alpn_protocols = vec![ALPN.to_vec()];
-        tls.enable_early_data = true;
+        let mut tls = self.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let only = BareKey::exactly(key, tls.crypto_provider().clone());
+        tls.dangerous().set_certificate_verifier(only);
         let tickets = Arc::new(Ticket::default());
         tls.resumption = Resumption::store(tickets.clone());
         let crypto = QuicClientConfig::try_from(tls).map_err(|error| Error::General(error.to_string()))?;
@@ -279,9 +290,24 @@ impl Dialler {
     }
 }
 
+/// TLS with a terminal, but for the terminal's own key: reading a private key takes as long as a signature.
+fn shown(identity: Identity) -> Result<rustls::ClientConfig, Error> {
+    let provider = provider();
+    // None; each terminal's takes its place.
+    let nobody = BareKey::exactly(KeyFingerprint([0; 32]), provider.clone());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(nobody)
+        .with_client_auth_cert(identity.chain, identity.key)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.enable_early_data = true;
+    Ok(tls)
+}
+
 /// The latest ticket of one terminal. A ticket is used once (RFC 8446 appendix C.4).
 #[derive(Debug, Default)]
-struct Ticket {
+pub(crate) struct Ticket {
     held: Mutex<(Option<NamedGroup>, Option<Tls13ClientSessionValue>)>,
     arrived: Notify,
 }

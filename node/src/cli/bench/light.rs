@@ -128,7 +128,7 @@ impl World {
 
     /// QUIC of one terminal, which remembers its own nodes: in a memory for all of them the oldest tickets would have
     /// to go before they are used, and no first packet would ever be taken.
-    fn quic(&self) -> anyhow::Result<quinn::ServerConfig> {
+    pub(super) fn quic(&self) -> anyhow::Result<quinn::ServerConfig> {
         let mut tls = self.tls.clone();
         tls.session_storage = ServerSessionMemoryCache::new(NODES);
         let mut quic = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Args;
@@ -12,7 +13,7 @@ use futures::StreamExt;
 use hdrhistogram::Histogram;
 use reveille_protocol::id::{Epoch, KeyFingerprint, TerminalId};
 use reveille_protocol::service_list::row::Urgency;
-use reveille_protocol::wire::notification::Notification;
+use reveille_protocol::wire::notification::{Notification, NotificationAck};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
@@ -20,8 +21,8 @@ use serde_json::json;
 use super::super::certs::{Ca, write_public};
 use super::super::dev::Temporary;
 use super::light::World;
-use super::{Report, histogram, quantiles, record, runtime, usage};
-use crate::notify::dial::{Dialler, Identity};
+use super::{Report, histogram, pure, quantiles, record, runtime, usage};
+use crate::notify::dial::{Dialler, Handshake, Identity};
 use crate::random::random;
 
 /// Notify terminals that only listen.
@@ -55,7 +56,7 @@ impl Notify {
         Ok(())
     }
 
-    fn measure(&self) -> anyhow::Result<[(&'static str, Took); 2]> {
+    fn measure(&self) -> anyhow::Result<[(&'static str, Took); 4]> {
         let terminals = runtime(1)?;
         let folder = Temporary::new()?;
         let (ca, _) = Ca::new()?;
@@ -81,9 +82,12 @@ impl Notify {
                 let dialler = Dialler::new(([127, 0, 0, 1], 0).into(), identity)?;
                 let first = dial_all(&dialler, key, &listening, at_once, 1).await?;
                 let again = dial_all(&dialler, key, &listening, at_once, times).await?;
+                let [pure, pure_again] = pure_all(&dialler, &world, listening.len(), times)?;
                 Ok([
                     ("notify: the first", first),
                     ("notify: again, with the ticket of the time before", again),
+                    ("quinn-proto alone, from memory to memory: the first", pure),
+                    ("quinn-proto alone, from memory to memory: again", pure_again),
                 ])
             })
         };
@@ -115,13 +119,7 @@ async fn dial_all(
     let (node, all, began) = (thread_us()?, usage::cpu_seconds(std::process::id())?, Instant::now());
     for _ in 0..times {
         let dials = to.iter().map(|(terminal, address)| async move {
-            let notification = Notification {
-                id: u64::from_le_bytes(random()),
-                epoch: Epoch(1),
-                pending: 1,
-                urgency: Urgency::Normal,
-                hints: vec!["push.example.org:8443".to_owned()],
-            };
+            let notification = notification(u64::from_le_bytes(random()));
             let began = Instant::now();
             let dialled = dialler.dial(*terminal, *address, key, &[7; 32], &notification).await;
             let took = began.elapsed();
@@ -150,6 +148,43 @@ async fn dial_all(
     Ok(Took { handshakes, node_us, terminals_us, seconds: began.elapsed().as_secs_f64(), answered })
 }
 
+/// The yardstick: a first time and again, as [`dial_all`], one after the other.
+fn pure_all(dialler: &Dialler, world: &World, terminals: usize, times: usize) -> anyhow::Result<[Took; 2]> {
+    let mut all = Vec::new();
+    for _ in 0..terminals {
+        all.push((TerminalId(random()), Arc::new(world.quic()?)));
+    }
+    let round = |times: usize| -> anyhow::Result<Took> {
+        let (mut answered, mut handshakes) = (histogram()?, BTreeMap::new());
+        let (mut node, mut both) = (Duration::ZERO, Duration::ZERO);
+        let (cpu, began) = (thread_us()?, Instant::now());
+        for (terminal, quic) in all.iter().cycle().take(all.len() * times) {
+            let began = Instant::now();
+            let (settings, _) = dialler.settings(*terminal, world.listening(), &[7; 32])?;
+            let dialler = began.elapsed();
+            let id = u64::from_le_bytes(random());
+            let ack = NotificationAck { id }.encode().into();
+            let exchanged = pure::exchange(settings, quic.clone(), notification(id).encode().into(), ack)?;
+            node += dialler + exchanged.node;
+            both += began.elapsed();
+            record(&mut answered, began.elapsed());
+            let handshake = if exchanged.early { Handshake::Early } else { Handshake::Full };
+            *handshakes.entry(handshake.label()).or_insert(0) += 1;
+        }
+        let cpu_us = thread_us()? - cpu;
+        // Who else used the processor did so at both ends alike.
+        let node_us = cpu_us * node.as_secs_f64() / both.as_secs_f64();
+        let terminals_us = cpu_us - node_us;
+        Ok(Took { handshakes, node_us, terminals_us, seconds: began.elapsed().as_secs_f64(), answered })
+    };
+    Ok([round(1)?, round(times)?])
+}
+
+fn notification(id: u64) -> Notification {
+    let hints = vec!["push.example.org:8443".to_owned()];
+    Notification { id, epoch: Epoch(1), pending: 1, urgency: Urgency::Normal, hints }
+}
+
 /// Microseconds of processor that the calling thread has used.
 fn thread_us() -> anyhow::Result<f64> {
     let text = fs::read_to_string("/proc/thread-self/schedstat")?;
@@ -166,8 +201,10 @@ mod tests {
     #[test]
     fn what_comes_again_comes_with_the_first_packet() {
         let bench = Notify { terminals: 20, at_once: 4, times: 2 };
-        let [(_, first), (_, again)] = bench.measure().unwrap();
-        assert_eq!(first.handshakes, BTreeMap::from([("full", 20)]));
-        assert_eq!(again.handshakes, BTreeMap::from([("early", 40)]));
+        let [(_, first), (_, again), (_, pure), (_, pure_again)] = bench.measure().unwrap();
+        for (first, again) in [(first, again), (pure, pure_again)] {
+            assert_eq!(first.handshakes, BTreeMap::from([("full", 20)]));
+            assert_eq!(again.handshakes, BTreeMap::from([("early", 40)]));
+        }
     }
 }
