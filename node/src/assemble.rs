@@ -155,6 +155,7 @@ pub async fn run(
         registry: registry.clone(),
         node,
         check_in: Duration::from_secs(u64::from(config.notify.check_in)),
+        linger_max: config.session.linger_max(),
         anchor: AnchorAt { port: notifier.anchor_port(), period: config.notify.keepalive },
         notifier: Some(notifier.clone()),
         origin: Instant::now(),
@@ -223,13 +224,11 @@ pub async fn run(
 }
 
 fn addresses(config: &Config) -> directory::Node {
-    let advertised =
-        |port: &crate::config::Port| port.advertise.clone().unwrap_or_else(|| port.listen.to_string());
     let scheme = if config.http.tls { "https" } else { "http" };
     let http = config.http.advertise.clone().unwrap_or_else(|| format!("{scheme}://{}", config.http.listen));
     directory::Node {
-        peer: advertised(&config.peer),
-        session: advertised(&config.session),
+        peer: config.peer.told(),
+        session: config.session.told(),
         http,
         ..directory::Node::default()
     }

@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use reveille_protocol::destination::Network;
 use reveille_protocol::id::KeyFingerprint;
+use reveille_protocol::limits;
 use serde::{Deserialize, Serialize};
 
 use crate::session::admission::Limits;
@@ -33,7 +35,7 @@ pub struct Config {
     /// The port for other nodes.
     pub peer: Port,
     /// The port for terminals.
-    pub session: Port,
+    pub session: Session,
     /// The port for publishers.
     pub http: Http,
     /// The port for operators.
@@ -110,6 +112,20 @@ pub struct Port {
     /// Where others reach it, `host:port`; default: where it listens.
     #[serde(default)]
     pub advertise: Option<String>,
+}
+
+/// The terminals' port.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Session {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where terminals reach it, `host:port`; default: where it listens.
+    #[serde(default)]
+    pub advertise: Option<String>,
+    /// Seconds that a terminal may stay after its last push, however long it would like to. Default: an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linger_max: Option<u32>,
 }
 
 /// The publishers' port.
@@ -314,6 +330,25 @@ impl Config {
         [self.peer.listen, self.session.listen, self.http.listen, self.admin.listen]
             .iter()
             .all(|address| address.ip().is_loopback())
+    }
+}
+
+impl Port {
+    /// Where others are told that it is.
+    pub fn told(&self) -> String {
+        self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
+    }
+}
+
+impl Session {
+    /// Where terminals are told that it is.
+    pub fn told(&self) -> String {
+        self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
+    }
+
+    /// The longest linger that a terminal gets.
+    pub fn linger_max(&self) -> Duration {
+        self.linger_max.map_or(limits::MAX_LINGER, |seconds| Duration::from_secs(seconds.into()))
     }
 }
 

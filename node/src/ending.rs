@@ -53,7 +53,6 @@ pub fn of_start(error: StartError, config: &Config) -> anyhow::Error {
 
 /// The command that puts a new node in this one's place, at the same addresses.
 fn replacement(config: &Config, names: &[String]) -> String {
-    let at = |port: &crate::config::Port| port.advertise.clone().unwrap_or_else(|| port.listen.to_string());
     let http = config.http.advertise.clone().unwrap_or_else(|| config.http.listen.to_string());
     let http = http.split_once("://").map_or(&*http, |(_, rest)| rest).trim_end_matches('/');
     let names = if names.is_empty() { String::new() } else { format!(" --names {}", names.join(",")) };
@@ -61,8 +60,8 @@ fn replacement(config: &Config, names: &[String]) -> String {
     format!(
         "reveille cluster replace {node} --ca ca --peer {} --session {} --http {http} --admin {} --listen {}{names} --like \
          CONFIG-OF-ANY-NODE --out node-{node}-replaced",
-        at(&config.peer),
-        at(&config.session),
+        config.peer.told(),
+        config.session.told(),
         config.admin.listen,
         config.peer.listen.ip(),
     )

@@ -7,6 +7,7 @@ mod herd;
 mod idle;
 mod keepalive;
 mod light;
+mod linger;
 mod load;
 mod notify;
 mod publish;
@@ -72,6 +73,8 @@ enum What {
     Recovery(recovery::Recovery),
     /// Very many terminals get a push each at once: how they are notified and come, and what publishers see of it.
     Herd(herd::Herd),
+    /// A push every few seconds to one terminal: what a learned linger is worth.
+    Linger(linger::Hot),
     /// Nothing fails while the processors are busy: how often leadership moves all the same.
     Steady(steady::Steady),
 }
@@ -110,6 +113,7 @@ impl Bench {
                     What::Failover(failover) => failover.run(&mut cluster, &report).await,
                     What::Recovery(recovery) => recovery.run(&mut cluster, &report).await,
                     What::Herd(herd) => herd.run(&mut cluster, &report).await,
+                    What::Linger(hot) => hot.run(&cluster, &report).await,
                     What::Steady(steady) => steady.run(&cluster, &report).await,
                 }
             };

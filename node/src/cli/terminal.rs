@@ -70,7 +70,7 @@ fn parse_server(text: &str) -> Result<String, String> {
 }
 
 /// The longest linger that is learned.
-const LEARNED: Duration = Duration::from_secs(120);
+pub(in crate::cli) const LEARNED: Duration = Duration::from_secs(120);
 
 /// How long to stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

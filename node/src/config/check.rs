@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, bail, ensure};
 
+use reveille_protocol::limits;
+
 use super::Config;
 use crate::join::JoinToken;
 
@@ -80,6 +82,11 @@ impl Config {
             self.notify.forbid.len() <= MAX_FORBIDDEN,
             "notify.forbid may have {MAX_FORBIDDEN} networks, and has {}",
             self.notify.forbid.len()
+        );
+        ensure!(
+            self.session.linger_max() <= limits::MAX_LINGER,
+            "session.linger_max may be {} s at most; a terminal that is wanted longer comes again",
+            limits::MAX_LINGER.as_secs()
         );
         let ports = [
             ("peer", &self.peer.listen, self.peer.advertise.is_some()),

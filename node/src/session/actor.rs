@@ -45,6 +45,8 @@ pub struct Context {
     pub node: NodeId,
     /// What terminals are told.
     pub check_in: Duration,
+    /// The longest linger that a terminal gets.
+    pub linger_max: Duration,
     /// Dials terminals that want to know whether they are reached.
     pub notifier: Option<Notifier>,
     /// Where this node takes keepalives.
@@ -170,6 +172,7 @@ impl SessionActor {
             peer_ip: self.peer_ip.to_canonical(),
             secret,
             check_in: self.context.check_in,
+            linger_max: self.context.linger_max,
             anchor: self.context.anchor(),
         };
         Some(Server::new(config, self.context.now()))

@@ -54,6 +54,17 @@ impl Linger {
         }
     }
 
+    /// What a node lets a terminal have of its wish: for ever as well is no more than `most`, and that in whole seconds.
+    pub fn within(self, most: Duration) -> Linger {
+        let most = u32::try_from(most.as_secs()).unwrap_or(u32::MAX);
+        let wish = match self {
+            Linger::AtOnce => 0,
+            Linger::Seconds(seconds) => seconds,
+            Linger::Forever => u32::MAX,
+        };
+        Linger::Seconds(wish.min(most)).granted()
+    }
+
     /// The time after the last push; `None` for ever.
     pub fn duration(self) -> Option<Duration> {
         match self {

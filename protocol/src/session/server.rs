@@ -33,6 +33,8 @@ pub struct Config {
     pub secret: Secret,
     /// Told to the terminal in its Welcome.
     pub check_in: Duration,
+    /// The longest linger that a terminal gets, however long it would like to stay.
+    pub linger_max: Duration,
     /// Where this node takes keepalives, and how often it wants them; `None`: the cluster is not ready for them.
     pub anchor: Option<AnchorAt>,
 }
@@ -331,9 +333,19 @@ impl Server {
             last: hello.last,
             reachability,
             secret: self.config.secret.generation,
-            linger: hello.linger,
+            linger: self.linger(hello.linger),
             min_urgency: hello.min_urgency,
         })));
+    }
+
+    /// What it gets of its wish. One that no notification reaches, or of which that is not known, may stay for ever: if it
+    /// left, its pushes would wait for its check-in.
+    fn linger(&self, wish: Linger) -> Linger {
+        let reached = self.offer.is_some_and(|offer| matches!(offer.class, Class::Direct | Class::Pinned));
+        match wish {
+            Linger::Forever if !reached => wish,
+            wish => wish.within(self.config.linger_max),
+        }
     }
 
     /// What the service list says of a terminal of this class.

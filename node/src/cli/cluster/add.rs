@@ -15,7 +15,7 @@ use serde_json::json;
 use super::super::certs::{Ca, write_secret};
 use super::super::output;
 use super::{Operator, authority};
-use crate::config::{Admin, Cluster, Config, FirstTenant, Http, Port, Tls};
+use crate::config::{Admin, Cluster, Config, FirstTenant, Http, Port, Session, Tls};
 use crate::join::{JoinToken, ca_fingerprint};
 use crate::random::random;
 
@@ -165,7 +165,11 @@ impl Add {
                 key: PathBuf::from(format!("node-{node}.key")),
             },
             peer: Port { listen: at(peer), advertise: advertise(&self.peer) },
-            session: Port { listen: at(session), advertise: advertise(&self.session) },
+            session: Session {
+                listen: at(session),
+                advertise: advertise(&self.session),
+                linger_max: like.as_ref().and_then(|like| like.session.linger_max),
+            },
             http: Http {
                 listen: at(http),
                 advertise: Some(format!("{scheme}://{}", self.http)),

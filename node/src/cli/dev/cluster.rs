@@ -14,7 +14,9 @@ use reveille_protocol::hash::sha256;
 use super::super::certs::{Ca, write_public, write_secret};
 use super::super::client::Target;
 use super::network::Network;
-use crate::config::{Admin, Admission, Cluster, Config, FirstTenant, Http, Log, Notify, Port, Storage, Tls};
+use crate::config::{
+    Admin, Admission, Cluster, Config, FirstTenant, Http, Log, Notify, Port, Session, Storage, Tls,
+};
 use crate::random::random;
 
 /// A cluster must be ready within this; a slow disk zero-fills its log segments in the meantime.
@@ -267,7 +269,7 @@ fn make_files(folder: &Path, nodes: u64, groups: u16, network: Network) -> anyho
             },
             tls: Tls { ca: folder.join("ca.pem"), certificate: file("pem"), key: file("key") },
             peer: Port { listen: port(id, 0), advertise: None },
-            session: Port { listen: port(id, 1), advertise: None },
+            session: Session { listen: port(id, 1), advertise: None, linger_max: None },
             http: Http { listen: port(id, 2), advertise: None, tls: false, workers: 1 },
             admin: Admin { listen: port(id, 3) },
             admission: Admission::default(),

@@ -14,7 +14,7 @@ use reveille_cluster::member::{Beginning, MemberConfig};
 use reveille_cluster::query::{Answer, Query};
 use reveille_protocol::directory::{Directory, Node, Tenant};
 use reveille_protocol::service_list::row::{Linger, Urgency};
-use reveille_protocol::wire::session::{Ack, Bye, ByeReason, Hello, NodeFrame, Nonce, Offer};
+use reveille_protocol::wire::session::{Ack, Bye, ByeReason, Cause, Hello, NodeFrame, Nonce, Offer};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
@@ -87,6 +87,7 @@ async fn node(folder: &tempfile::TempDir) -> Arc<Context> {
         registry,
         node: NodeId(1),
         check_in: Duration::from_secs(3600),
+        linger_max: Duration::from_secs(5),
         notifier: None,
         anchor: AnchorAt { port: 1, period: 25 },
         origin: Clock::now(),
@@ -201,6 +202,43 @@ fn a_session_of_a_cluster_that_has_just_begun_hears_of_its_anchor() {
             }
         };
         assert_eq!(tokio::time::timeout(PATIENCE, heard).await.unwrap().port, context.anchor.port);
+        context.cluster.get().unwrap().shutdown().await;
+    });
+}
+
+#[test]
+fn a_terminal_stays_no_longer_than_the_node_lets_it() {
+    actix::System::new().block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let context = node(&folder).await;
+        let classes =
+            [None, Some(Class::Untried), Some(Class::None), Some(Class::Direct), Some(Class::Pinned)];
+        let wishes = [Linger::AtOnce, Linger::Seconds(4), Linger::Seconds(100), Linger::Forever];
+        let mut attempt = 0;
+        for class in classes {
+            for wish in wishes {
+                attempt += 1;
+                let mut session = Session::open(&context);
+                if let Some(class) = class {
+                    session.tell(TerminalFrame::Offer(Offer { class, cause: Cause::Start }));
+                }
+                let TerminalFrame::Hello(hello) = hello(attempt) else { panic!() };
+                session.tell(TerminalFrame::Hello(Hello { linger: wish, ..hello }));
+                let granted = loop {
+                    if let NodeFrame::Welcome(welcome) = session.hear().await.unwrap() {
+                        break welcome.linger;
+                    }
+                };
+                let reached = matches!(class, Some(Class::Direct | Class::Pinned));
+                let expected = match wish {
+                    Linger::Seconds(100) => Linger::Seconds(5),
+                    // Whoever is not reached by a notification would be out of reach.
+                    Linger::Forever if reached => Linger::Seconds(5),
+                    wish => wish,
+                };
+                assert_eq!(granted, expected, "{class:?} wishes {wish:?}");
+            }
+        }
         context.cluster.get().unwrap().shutdown().await;
     });
 }
