@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use metrics::{Counter, counter};
 use reveille_protocol::directory::{Change, Directory, FORMAT, Refused};
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::{Command, Reply};
@@ -145,6 +146,22 @@ pub struct ClusterHandle {
     member: Arc<Member<Production>>,
     links: Links,
     wal: Arc<Wal>,
+    asked: Asked,
+}
+
+/// What this node's publishers and sessions asked of the service list, wherever the answer was: a request that does not
+/// count here has looked nothing up.
+#[derive(Clone)]
+struct Asked {
+    commands: Counter,
+    queries: Counter,
+}
+
+impl Asked {
+    fn new() -> Asked {
+        let of = |kind| counter!("reveille_service_list_requests_total", "kind" => kind);
+        Asked { commands: of("command"), queries: of("query") }
+    }
 }
 
 /// Opens the tables, or makes them anew if they are of no more use; whether it did.
@@ -349,7 +366,7 @@ impl ClusterHandle {
             starts = Starts::default();
         }
         folder.set_starts(&starts)?;
-        Ok(ClusterHandle { member, links, wal })
+        Ok(ClusterHandle { member, links, wal, asked: Asked::new() })
     }
 
     /// The group that keeps a terminal.
@@ -369,6 +386,7 @@ impl ClusterHandle {
         command: Command,
         deadline: Duration,
     ) -> Result<Reply, Unavailable> {
+        self.asked.commands.increment(1);
         if let Err(refusal) = self.member.readable(&command) {
             return Ok(Reply::Refused(refusal));
         }
@@ -382,6 +400,7 @@ impl ClusterHandle {
         query: Query,
         deadline: Duration,
     ) -> Result<Answer, Unavailable> {
+        self.asked.queries.increment(1);
         self.member.query(group, query, deadline).await
     }
 

@@ -23,6 +23,7 @@ use rustls::Side;
 use rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use rustls::quic::{Keys, Version};
 use support::by_hand::ByHand;
+use support::raw::counter;
 use support::{Dev, http};
 use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 
@@ -324,6 +325,12 @@ async fn who_may_not_ask_hears_the_same_of_every_terminal() {
             answer.headers.into_iter().filter(|(name, _)| !name.eq_ignore_ascii_case("date")).collect();
         (answer.status, headers, String::from_utf8_lossy(&answer.body).into_owned())
     };
+    // Of one node's publishers and sessions; the only terminal sleeps.
+    let looked_up = || -> u64 {
+        let kinds = ["command", "query"];
+        let names = kinds.map(|kind| format!("reveille_service_list_requests_total{{kind=\"{kind}\"}}"));
+        names.iter().map(|name| counter(dev.node(1)["admin"].as_str().unwrap(), name)).sum()
+    };
     let until = Instant::now() + PATIENCE;
     while answer("GET", &format!("/v1/terminals/{asleep}"), Some(&publish_only)).0 != 403 {
         assert!(Instant::now() < until, "the token is not known");
@@ -337,6 +344,7 @@ async fn who_may_not_ask_hears_the_same_of_every_terminal() {
             // Who may publish is told whether it can.
             asked.push(("POST", "/messages"));
         }
+        let before = looked_up();
         for (method, rest) in asked {
             let [first, others @ ..] = [asleep.as_str(), unknown, "nobody"]
                 .map(|id| answer(method, &format!("/v1/terminals/{id}{rest}"), token));
@@ -345,5 +353,14 @@ async fn who_may_not_ask_hears_the_same_of_every_terminal() {
                 assert_eq!(other, first, "{method} {rest}");
             }
         }
+        // What was not looked up takes no other time for one that is there, either.
+        assert_eq!(looked_up(), before, "a {status} was looked up");
     }
+    // Who may ask does ask: the counter would have told.
+    let before = looked_up();
+    for id in [asleep.as_str(), unknown] {
+        answer("GET", &format!("/v1/terminals/{id}"), Some(dev.token()));
+        answer("POST", &format!("/v1/terminals/{id}/messages"), Some(&publish_only));
+    }
+    assert!(looked_up() >= before + 4);
 }
