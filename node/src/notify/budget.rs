@@ -21,11 +21,14 @@ pub const PERIOD: Duration = Duration::from_secs(60);
 const UNPROVEN: u32 = 1;
 /// To one at which it has, or from which its keepalives come: as many as the retry ladder has in its first minute.
 const PROVEN: u32 = 5;
-/// To all claimed ports of a host at which no terminal has ever answered: a router, whose terminals find out one after the
-/// other that they are behind it, must not hear from all of them.
+/// From all nodes together, each its share, to all claimed ports of a host at which no terminal has ever answered: a router,
+/// whose terminals find out one after the other that they are behind it, must not hear from all of them.
 const STRANGE_HOST: u32 = 16;
-/// To all claimed ports of a host at which one has: some of its terminals may be switched off.
+/// The same of a host at which one has: some of its terminals may be switched off.
 const KNOWN_HOST: u32 = 64;
+/// A node's share is no less, however many there are: terminals come to them at random, and a claim that must wait for another
+/// period has its terminal taken for one behind NAT.
+const SHARE: u32 = 2;
 /// To one address, whatever comes of them: pushes that are published and cancelled in turn begin the ladder anew each
 /// time, and must not keep a terminal awake. One that is wanted more often than twice a second should linger.
 const OFTEN: u32 = 120;
@@ -54,6 +57,8 @@ pub struct Budgets {
     proofs: Recent<SocketAddr, Proof>,
     known: Recent<IpAddr, Instant>,
     granted: Recent<SocketAddr, (Instant, u32)>,
+    /// The cluster's nodes.
+    nodes: u32,
 }
 
 /// Who answered at an address last, and when.
@@ -77,7 +82,18 @@ impl Budgets {
             proofs: Recent::of(remembered),
             known: Recent::of(remembered),
             granted: Recent::of(remembered),
+            nodes: 1,
         }
+    }
+
+    /// So many nodes share what a host gets from now on.
+    pub fn set_nodes(&mut self, nodes: usize) {
+        self.nodes = u32::try_from(nodes).unwrap_or(u32::MAX).max(1);
+    }
+
+    /// What a host gets from this node of what it gets from all.
+    fn share(&self, of: u32) -> u32 {
+        of.div_ceil(self.nodes).max(SHARE)
     }
 
     /// Has the terminal with this key answered there lately?
@@ -107,7 +123,7 @@ impl Budgets {
         // Behind a carrier's address are thousands of terminals, each at a port from which it was just heard.
         if learned == Learned::Claimed {
             let known = self.known.get(&address.ip()).is_some_and(|at| now.since(*at) < PROOF_LASTS);
-            let limit = if known { KNOWN_HOST } else { STRANGE_HOST };
+            let limit = self.share(if known { KNOWN_HOST } else { STRANGE_HOST });
             if !self.hosts.room(now, &address.ip(), limit) {
                 return Budget::Spent;
             }
@@ -277,6 +293,23 @@ mod tests {
         assert_eq!(hit(&mut budgets, 61, 12_000..22_000), KNOWN_HOST - STRANGE_HOST + 1);
         for _ in 0..100 {
             assert_eq!(budgets.ask(seconds(62), at(1, 2000), &key(2000), Claimed), Budget::Spent);
+        }
+    }
+
+    #[test]
+    fn nodes_share_what_a_host_gets() {
+        for (nodes, each) in [(0, 16), (1, 16), (3, 6), (5, 4), (8, 2), (100, SHARE)] {
+            let mut budgets = Budgets::default();
+            budgets.set_nodes(nodes);
+            let mut hit = |second, from: u16| {
+                let ports = (from..from + 1000).filter(|port| {
+                    let asked = budgets.ask(seconds(second), at(1, *port), &key(u32::from(*port)), Claimed);
+                    asked == Budget::Granted
+                });
+                ports.count()
+            };
+            assert_eq!(hit(0, 2000), each as usize, "{nodes} nodes");
+            assert_eq!((hit(59, 4000), hit(60, 4000)), (0, each as usize), "{nodes} nodes");
         }
     }
 

@@ -1,5 +1,5 @@
 //! The cluster's own addresses: what its nodes' names in configuration and directory stand for. Followed, for nodes come
-//! and names change. That nothing is sent there is `pace`'s.
+//! and names change. That nothing is sent there is `pace`'s, and so is what they share, for which their number is followed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -63,6 +63,7 @@ impl Own {
                 let own = self.look(&latest).await;
                 let Some(pace) = pace.upgrade() else { return };
                 pace.set_own(own);
+                pace.set_nodes(latest.nodes.len());
                 seen = Some(names);
             }
             if tokio::time::timeout(AGAIN, changed.notified()).await.is_err() {

@@ -104,6 +104,11 @@ impl Pace {
         *self.own.write().unwrap_or_else(PoisonError::into_inner) = own;
     }
 
+    /// So many nodes share what one host gets from now on.
+    pub fn set_nodes(&self, nodes: usize) {
+        self.budgets().set_nodes(nodes);
+    }
+
     /// May a notification go there? If so, it is counted, and waits for this node's turn; [`Pace::over`] must be told of
     /// its end. What may not go takes no turn: a burst at one prefix must not hold up the others.
     pub async fn turn(&self, place: &Place) -> Verdict {
