@@ -10,9 +10,16 @@ impl Draws {
         let mut draws = Draws(seed);
         for byte in stream.bytes() {
             draws.0 ^= u64::from(byte);
-            draws.draw();
+            // What comes out, not the counter below it: names that are nearly the same must not lead to the same.
+            draws.0 = draws.draw();
         }
         draws
+    }
+
+    /// The stream of the `n`-th of very many things that have this one in common: packets of a link.
+    pub fn of(&self, n: u64) -> Draws {
+        let mut salted = Draws(self.clone().draw().wrapping_add(n));
+        Draws(salted.draw())
     }
 
     /// The next one.
@@ -60,5 +67,18 @@ mod tests {
         some.dedup();
         assert_eq!(some.len(), 3);
         assert_ne!(Draws::new(7, "a").draw(), Draws::new(7, "b").draw());
+    }
+
+    #[test]
+    fn streams_of_like_names_and_numbers_are_strangers() {
+        let mut first = std::collections::BTreeSet::new();
+        for name in (0..100).flat_map(|n| [format!("n{} n{}", n / 10, n % 10), format!("t{n}")]) {
+            let stream = Draws::new(7, &name);
+            first.extend((0..100).map(|n| stream.of(n).draw()));
+        }
+        assert_eq!(first.len(), 20_000);
+        let stream = Draws::new(7, "link");
+        let hits = (0..10_000).filter(|n| stream.of(*n).chance(0.25)).count();
+        assert!((2350..2650).contains(&hits), "{hits}");
     }
 }

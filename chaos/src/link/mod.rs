@@ -1,0 +1,160 @@
+//! A link that can be made worse while it runs: a listener on loopback that carries TCP streams or UDP datagrams to one
+//! destination. What happens to each packet is drawn by `fate`, which knows no socket, from (seed, link, direction, number of
+//! the packet); `stream` and `datagram` carry it out. Nothing here knows nodes, terminals or scenarios.
+
+pub mod counts;
+pub mod datagram;
+pub mod fate;
+pub mod faults;
+mod pace;
+mod stream;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+pub use self::counts::{Counts, Done};
+pub use self::fate::{Direction, Lot};
+pub use self::faults::{Faults, Pass, Way};
+
+/// Where a link listens, and where it leads.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Its name, which its draws come from, too.
+    pub name: String,
+    /// What its draws come from.
+    pub seed: u64,
+    /// Where it listens; port 0 for a free one.
+    pub listen: SocketAddr,
+    /// Where it leads.
+    pub to: SocketAddr,
+    /// The address that the destination sees everything come from. Missing: the system's choice.
+    pub from: Option<IpAddr>,
+}
+
+/// What connections and flows are told to do once; each number counts how often.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Orders {
+    reset: u64,
+    /// By the end that is gone: the one that opened the connection, and the destination.
+    gone: [u64; 2],
+    rebind: u64,
+}
+
+/// What the tasks of a link share.
+#[derive(Debug)]
+struct Shared {
+    lot: Lot,
+    to: SocketAddr,
+    from: Option<IpAddr>,
+    faults: watch::Sender<Faults>,
+    orders: watch::Sender<Orders>,
+    counts: Arc<Counts>,
+}
+
+/// A link. It ends, with everything that goes through it, when it is dropped.
+#[derive(Debug)]
+pub struct Link {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+impl Link {
+    /// One that carries TCP.
+    ///
+    /// # Errors
+    /// If its address cannot be listened on.
+    pub async fn tcp(route: Route) -> io::Result<Link> {
+        let listener = TcpListener::bind(route.listen).await?;
+        let (address, shared) = (listener.local_addr()?, Shared::of(route));
+        let task = tokio::spawn(stream::serve(shared.clone(), listener));
+        Ok(Link { address, shared, task })
+    }
+
+    /// One that carries UDP. Each sender has a port of its own towards the destination, as behind a NAT.
+    ///
+    /// # Errors
+    /// If its address cannot be listened on.
+    pub async fn udp(route: Route) -> io::Result<Link> {
+        let socket = UdpSocket::bind(route.listen).await?;
+        let (address, shared) = (socket.local_addr()?, Shared::of(route));
+        let task = tokio::spawn(datagram::serve(shared.clone(), socket));
+        Ok(Link { address, shared, task })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What is wrong with it now.
+    pub fn faults(&self) -> Faults {
+        *self.shared.faults.borrow()
+    }
+
+    /// What is wrong with it from now on. What is on its way already keeps its fate, but for being held.
+    pub fn set(&self, faults: Faults) {
+        self.shared.faults.send_replace(faults);
+    }
+
+    /// Breaks all its connections, as a RST does at both ends.
+    pub fn reset(&self) {
+        self.shared.orders.send_modify(|orders| orders.reset += 1);
+    }
+
+    /// One end's connections are gone, and the other end does not learn of it: what it sends is taken and leads nowhere.
+    /// `Up`: those of who opened them are gone; `Down`: those of the destination.
+    pub fn half_open(&self, gone: Direction) {
+        self.shared.orders.send_modify(|orders| orders.gone[gone as usize] += 1);
+    }
+
+    /// The NAT gives everything that comes through it other ports; what is sent to the former ones leads nowhere.
+    pub fn rebind(&self) {
+        self.shared.orders.send_modify(|orders| orders.rebind += 1);
+    }
+
+    /// How often what happened.
+    pub fn counts(&self) -> Arc<Counts> {
+        self.shared.counts.clone()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Shared {
+    fn of(route: Route) -> Arc<Shared> {
+        Arc::new(Shared {
+            lot: Lot { seed: route.seed, name: route.name },
+            to: route.to,
+            from: route.from,
+            faults: watch::Sender::default(),
+            orders: watch::Sender::default(),
+            counts: Arc::default(),
+        })
+    }
+
+    fn way(&self, direction: Direction) -> Way {
+        self.faults.borrow().way(direction)
+    }
+}
+
+/// The runtime's clock ticks by the millisecond, and wakes at the tick after: half of that earlier is right in the mean.
+const HALF_A_TICK: Duration = Duration::from_micros(500);
+
+async fn sleep_until_about(due: Instant) {
+    let early = due - HALF_A_TICK.min(due.saturating_duration_since(Instant::now()));
+    if early > Instant::now() {
+        tokio::time::sleep_until(early).await;
+    }
+}
