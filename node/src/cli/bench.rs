@@ -3,6 +3,7 @@
 
 mod deliver;
 mod failover;
+mod far;
 mod herd;
 mod idle;
 mod keepalive;

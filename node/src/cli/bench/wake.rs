@@ -1,4 +1,5 @@
-//! `bench wake`: pushes to terminals that are asleep, from the publish to the acknowledgement.
+//! `bench wake`: pushes to terminals that are asleep, from the publish to the acknowledgement; with `--rtt` through links
+//! of that round trip between terminals and nodes.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use serde_json::json;
 use super::super::client::Client;
 use super::super::dev::cluster::DevCluster;
 use super::super::dev::demo;
+use super::far::Far;
 use super::{Report, connect, histogram, quantiles, record, usage};
 
 /// Wake sleeping terminals.
@@ -29,6 +31,10 @@ pub(super) struct Wake {
     /// The terminals keep no TLS ticket: every session is a full handshake.
     #[arg(long)]
     no_resumption: bool,
+    /// Round trip between terminals and nodes, sessions and notifications alike: by links in this process. 0: links
+    /// that add nothing. Default: no links.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    rtt: Option<Duration>,
 }
 
 /// Wakes of each terminal before it counts: tickets, caches, addresses.
@@ -37,6 +43,8 @@ const WARM_UP: usize = 10;
 /// When each stage of a wake was reached, from the publish on.
 struct Took {
     stored: Histogram<u64>,
+    notified: Histogram<u64>,
+    connected: Histogram<u64>,
     delivered: Histogram<u64>,
     acked: Histogram<u64>,
     asleep: Histogram<u64>,
@@ -44,11 +52,20 @@ struct Took {
 
 impl Took {
     fn new() -> anyhow::Result<Took> {
-        Ok(Took { stored: histogram()?, delivered: histogram()?, acked: histogram()?, asleep: histogram()? })
+        Ok(Took {
+            stored: histogram()?,
+            notified: histogram()?,
+            connected: histogram()?,
+            delivered: histogram()?,
+            acked: histogram()?,
+            asleep: histogram()?,
+        })
     }
 
     fn add(&mut self, other: &Took) -> anyhow::Result<()> {
         self.stored.add(&other.stored)?;
+        self.notified.add(&other.notified)?;
+        self.connected.add(&other.connected)?;
         self.delivered.add(&other.delivered)?;
         self.acked.add(&other.acked)?;
         self.asleep.add(&other.asleep)?;
@@ -66,13 +83,21 @@ struct Subject {
 
 impl Wake {
     pub(super) async fn run(&self, cluster: &DevCluster, report: &Report) -> anyhow::Result<()> {
+        let mut far = match self.rtt {
+            Some(rtt) => Some(Far::new(cluster, rtt).await?),
+            None => None,
+        };
         let mut subjects = Vec::new();
         for number in 0..self.terminals.max(1) {
-            subjects.push(self.subject(cluster, number).await?);
+            subjects.push(self.subject(cluster, number, far.as_mut()).await?);
         }
         for subject in &mut subjects {
             subject.wake(WARM_UP, &mut Took::new()?).await?;
         }
+        let round_trip = match &far {
+            Some(far) => Some(far.round_trip().await?.as_secs_f64() * 1000.0),
+            None => None,
+        };
         let me = std::process::id();
         let each = self.count.div_ceil(subjects.len());
         let count = each * subjects.len();
@@ -101,8 +126,12 @@ impl Wake {
                 ("pushes", json!(count)),
                 ("terminals", json!(terminals.len())),
                 ("resumption", json!(!self.no_resumption)),
+                ("rtt_ms", json!(self.rtt.map(|rtt| rtt.as_millis() as u64))),
+                ("rtt_measured_ms", json!(round_trip)),
                 ("per_second", json!(rate.round() as u64)),
                 ("stored_ms", quantiles(&took.stored)),
+                ("notified_ms", quantiles(&took.notified)),
+                ("connected_ms", quantiles(&took.connected)),
                 ("delivered_ms", quantiles(&took.delivered)),
                 ("acked_ms", quantiles(&took.acked)),
                 ("asleep_ms", quantiles(&took.asleep)),
@@ -116,11 +145,24 @@ impl Wake {
         Ok(())
     }
 
-    async fn subject(&self, cluster: &DevCluster, number: usize) -> anyhow::Result<Subject> {
-        let servers: Vec<_> = cluster.nodes.iter().map(|node| node.session.clone()).collect();
+    async fn subject(
+        &self,
+        cluster: &DevCluster,
+        number: usize,
+        far: Option<&mut Far>,
+    ) -> anyhow::Result<Subject> {
         let state = cluster.folder.join(format!("bench-terminal-{number}"));
-        let mut terminal =
-            Builder::new(servers, &cluster.ca, state).resumption(!self.no_resumption).start().await?;
+        let builder = match far {
+            Some(far) => {
+                let listen = far.terminal().await?;
+                Builder::new(far.servers(), &cluster.ca, state).listen(listen)
+            }
+            None => {
+                let servers = cluster.nodes.iter().map(|node| node.session.clone());
+                Builder::new(servers, &cluster.ca, state)
+            }
+        };
+        let mut terminal = builder.resumption(!self.no_resumption).start().await?;
         demo::asleep(&mut terminal).await?;
         let mut clients = Vec::new();
         for node in &cluster.nodes {
@@ -150,9 +192,12 @@ impl Subject {
                 Ok((stored, began.elapsed()))
             };
             let receive = async {
+                let (mut notified, mut connected) = (None, None);
                 let mut at = Duration::ZERO;
                 loop {
                     match terminal.next().await.context("the terminal has ended")? {
+                        Event::Notified { .. } => drop(notified.get_or_insert(began.elapsed())),
+                        Event::Connected { .. } => drop(connected.get_or_insert(began.elapsed())),
                         Event::Received(push) => {
                             at = began.elapsed();
                             push.confirm();
@@ -161,10 +206,14 @@ impl Subject {
                         _ => {}
                     }
                 }
-                Ok((at, began.elapsed()))
+                Ok((notified, connected, at, began.elapsed()))
             };
-            let ((stored, acked), (delivered, asleep)) = tokio::try_join!(publish, receive)?;
+            let ((stored, acked), (notified, connected, delivered, asleep)) =
+                tokio::try_join!(publish, receive)?;
             record(&mut took.stored, stored);
+            // One that the node's repetition reached is notified by that; none is delivered without a session.
+            notified.into_iter().for_each(|at| record(&mut took.notified, at));
+            connected.into_iter().for_each(|at| record(&mut took.connected, at));
             record(&mut took.delivered, delivered);
             record(&mut took.acked, acked);
             record(&mut took.asleep, asleep);
