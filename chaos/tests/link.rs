@@ -331,7 +331,7 @@ async fn a_nat_gives_other_ports_and_forgets() {
     let (_, first) = got(&server).await.unwrap();
     client.send(b"2").await.unwrap();
     assert_eq!(got(&server).await.unwrap().1, first);
-    link.rebind();
+    link.rebind(None);
     while link.counts().of(Done::Unmapped) == 0 {
         tokio::time::sleep(ms(5)).await;
     }
@@ -346,6 +346,28 @@ async fn a_nat_gives_other_ports_and_forgets() {
     assert!(got(&client).await.is_none());
     client.send(b"4").await.unwrap();
     assert_ne!(got(&server).await.unwrap().1, second);
+    // Of one sender alone: another one's port stays, and what is wrong for it is not so for others.
+    link.set(Faults::default());
+    let other = UdpSocket::bind(LOCAL).await.unwrap();
+    other.connect(link.address()).await.unwrap();
+    other.send(b"5").await.unwrap();
+    let (_, others) = got(&server).await.unwrap();
+    link.set_apart(
+        client.local_addr().unwrap(),
+        Some(Faults { up: Way { pass: Pass::Lost, ..Way::default() }, ..Faults::default() }),
+    );
+    let unmapped = link.counts().of(Done::Unmapped);
+    link.rebind(Some(client.local_addr().unwrap()));
+    while link.counts().of(Done::Unmapped) == unmapped {
+        tokio::time::sleep(ms(5)).await;
+    }
+    client.send(b"6").await.unwrap();
+    other.send(b"7").await.unwrap();
+    assert_eq!(got(&server).await.unwrap(), (b"7".to_vec(), others));
+    assert!(got(&server).await.is_none());
+    link.set_apart(client.local_addr().unwrap(), None);
+    client.send(b"8").await.unwrap();
+    assert_eq!(got(&server).await.unwrap().0, b"8");
     // A stranger does not come in through it.
     let stranger = UdpSocket::bind(LOCAL).await.unwrap();
     stranger.send_to(b"hello?", second).await.unwrap();

@@ -61,6 +61,32 @@ target = "terminals"
 cover = { "fault.kill" = 1, "fault.terminal-kill" = 5, "fault.ack-withheld" = 1, "fault.reconnect" = 1 }
 "#;
 
+const LINKS: &str = r#"
+name = "links"
+about = "everything that can be wrong on the way, one after the other"
+claims = ["safety", "coverage", "logs"]
+[workload]
+terminals = 8
+connected = 0.5
+[phases]
+warmup = "1s"
+chaos = "16s"
+heal = "3s"
+drain = "60s"
+FAULTS
+[expect]
+cover = { COVER }
+"#;
+
+/// A scenario with these faults, a line each.
+fn links(faults: &[&str]) -> String {
+    let lines: String =
+        faults.iter().map(|fault| format!("[[fault]]\n{}\n", fault.replace("; ", "\n"))).collect();
+    let kinds = faults.iter().filter_map(|fault| fault.split("kind = \"").nth(1)?.split('"').next());
+    let cover: Vec<String> = kinds.map(|kind| format!("\"fault.{kind}\" = 1")).collect();
+    LINKS.replace("FAULTS", &lines).replace("COVER", &cover.join(", "))
+}
+
 /// One cluster at a time: they take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -132,6 +158,83 @@ fn a_run_leaves_a_history_that_passes_and_nothing_else() {
     assert!(late || !out.join("terminals").exists());
     assert!(out.join("cluster/run-1.log").exists());
     assert!(nothing_is_left(folder.path()));
+}
+
+/// Runs a scenario, which passes, or would on a machine that has less to do; the lines of its faults.
+fn faults_of(scenario: &str) -> Vec<serde_json::Value> {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("links.toml"), folder.path().join("out"));
+    std::fs::write(&file, scenario).unwrap();
+    let run =
+        Command::new(CHAOS).arg("run").arg(&file).args(["--seed", "5", "--out"]).arg(&out).output().unwrap();
+    let said = String::from_utf8_lossy(&run.stdout).into_owned();
+    let late = run.status.code() == Some(3) && said.contains("the machine stood still");
+    let failed = said.lines().any(|line| line.starts_with("FAIL"));
+    assert!(run.status.success() || (late && !failed), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    assert!(nothing_is_left(folder.path()));
+    let history = std::fs::read_to_string(out.join("history.jsonl")).unwrap();
+    let lines = history.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.filter_map(|line| line.get("fault").cloned()).collect()
+}
+
+/// How often a fault of this kind had this done, as the history says at its end.
+fn done(faults: &[serde_json::Value], kind: &str, what: &str) -> u64 {
+    let ended = faults.iter().filter(|fault| fault["kind"] == kind && fault["step"] == "ended");
+    let details = ended.filter_map(|fault| fault["detail"].as_str());
+    let counts = details.flat_map(|detail| detail.split(", ").filter_map(|count| count.split_once(' ')));
+    counts.filter(|(name, _)| *name == what).filter_map(|(_, count)| count.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn links_between_nodes_and_to_terminals_are_made_worse_and_nothing_is_lost() {
+    if there_is_no_reveille() {
+        return;
+    }
+    let _turn = turn();
+    let faults = faults_of(&links(&[
+        "at = \"1s\"; kind = \"cut\"; from = \"n1\"; to = \"n2+n3\"; for = \"3s\"",
+        "at = \"4s\"; kind = \"cut-one-way\"; from = \"n2\"; to = \"all\"; for = \"2s\"",
+        "at = \"6s\"; kind = \"jam\"; from = \"n3\"; to = \"n1\"; for = \"2s\"",
+        "at = \"8s\"; kind = \"delay\"; from = \"terminals\"; to = \"all\"; by = \"20ms\"; for = \"6s\"",
+        "at = \"8s\"; kind = \"loss\"; from = \"all\"; to = \"all\"; share = 0.05; for = \"4s\"",
+        "at = \"9s\"; kind = \"corrupt\"; from = \"n1\"; to = \"n2\"; share = 0.2; for = \"2s\"",
+        "at = \"12s\"; kind = \"bandwidth\"; from = \"n2\"; to = \"n3\"; share = 0.01; for = \"2s\"",
+        "at = \"13s\"; kind = \"reset\"; from = \"n2\"; to = \"n3\"",
+        "at = \"13s\"; kind = \"half-open\"; from = \"n1\"; to = \"n3\"",
+        "at = \"10s\"; kind = \"notification-loss\"; target = \"terminals\"; share = 0.5; for = \"4s\"",
+        "at = \"2s\"; kind = \"notification-replay\"; target = \"terminals\"; by = \"3s\"; for = \"4s\"",
+        "at = \"2s\"; kind = \"notification-forged\"; target = \"t1\"; for = \"4s\"",
+    ]));
+    for (kind, what) in [
+        ("cut", "held"),
+        ("cut-one-way", "held"),
+        ("jam", "held"),
+        ("loss", "lost"),
+        ("corrupt", "corrupted"),
+        ("notification-loss", "lost"),
+        ("notification-replay", "replayed"),
+    ] {
+        assert!(done(&faults, kind, what) > 0, "{kind}: {faults:#?}");
+    }
+    assert_eq!(faults[0]["target"], "link 1 -> 2, 3", "{faults:#?}");
+    assert!(
+        faults.iter().any(|fault| fault["kind"] == "delay" && fault["detail"] == "by 20ms"),
+        "{faults:#?}"
+    );
+}
+
+#[test]
+fn terminals_behind_a_nat_are_reached_through_their_anchors() {
+    if there_is_no_reveille() {
+        return;
+    }
+    let _turn = turn();
+    let faults = faults_of(&links(&[
+        "at = \"1s\"; kind = \"rebind\"; target = \"terminals\"",
+        "at = \"2s\"; kind = \"nat-timeout\"; target = \"t1\"; by = \"1s\"; for = \"10s\"",
+        "at = \"3s\"; kind = \"kill\"; target = \"anchor(t2)\"; for = \"2s\"",
+    ]));
+    assert!(done(&faults, "nat-timeout", "unmapped") > 0, "{faults:#?}");
 }
 
 #[test]

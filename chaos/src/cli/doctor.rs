@@ -55,6 +55,11 @@ fn looks() -> Vec<Look> {
     let needs_root = |or: fn() -> Result<(), String>| root.clone().and_then(|()| or());
     vec![
         look("signals", "kill, stop, pause, restart", Ok(())),
+        look(
+            "links",
+            "cut, jam, delay, loss, duplicate, reorder, corrupt, bandwidth, reset, half-open, NATs, notifications",
+            links(),
+        ),
         look("root", "what follows with namespaces, nft and mounts", root.clone()),
         look("netns", "partitions and cuts between processes", needs_root(netns)),
         look("nft", "cuts, one-way cuts, loss", needs_root(nft)),
@@ -95,6 +100,12 @@ fn root() -> Result<(), String> {
 /// In a namespace that ends with the command.
 fn netns() -> Result<(), String> {
     runs("unshare", &["--net", "ip", "link", "set", "lo", "up"])
+}
+
+/// The process backend's links are this program's own sockets, at other addresses of loopback: 127.0.1.1 and on.
+fn links() -> Result<(), String> {
+    let at = std::net::SocketAddr::from(([127, 0, 1, 1], 0));
+    std::net::UdpSocket::bind(at).map(drop).map_err(|error| format!("127.0.1.1 is no address here: {error}"))
 }
 
 fn nft() -> Result<(), String> {

@@ -37,10 +37,10 @@ const LOOK: Duration = Duration::from_millis(100);
 struct Passing {
     due: Instant,
     direction: Direction,
+    /// Whose flow it belongs to.
+    sender: SocketAddr,
     bytes: Vec<u8>,
     by: Arc<UdpSocket>,
-    /// Of a socket that is connected: nobody.
-    to: Option<SocketAddr>,
 }
 
 /// One sender's port towards the destination.
@@ -60,7 +60,11 @@ struct Carrier {
 }
 
 /// Carries datagrams for as long as the link is there.
-pub(super) async fn serve(shared: Arc<Shared>, socket: UdpSocket) {
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    socket: UdpSocket,
+    mut rebinds: mpsc::Receiver<Option<SocketAddr>>,
+) {
     let socket = Arc::new(socket);
     let (way, passing) = mpsc::channel(TAKEN);
     let mut tasks = JoinSet::new();
@@ -71,32 +75,24 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: UdpSocket) {
         numbers: Default::default(),
         paces: Default::default(),
     });
-    let mut orders = shared.orders.subscribe();
-    let mut rebinds = orders.borrow_and_update().rebind;
     let mut flows: HashMap<SocketAddr, Flow> = HashMap::new();
     let mut buffer = vec![0; LARGEST];
     loop {
         let received = tokio::select! {
             received = socket.recv_from(&mut buffer) => received,
-            _ = orders.changed() => {
-                let now = orders.borrow_and_update().rebind;
-                if now != std::mem::replace(&mut rebinds, now) {
-                    forget(&shared, &mut flows, |_| true);
-                }
+            Some(whose) = rebinds.recv() => {
+                forget(&shared, &mut flows, |sender, _| whose.is_none_or(|whose| whose == *sender));
                 continue;
             }
             () = tokio::time::sleep(LOOK), if !flows.is_empty() => {
-                let after = shared.faults.borrow().nat_timeout.unwrap_or(FORGET);
-                forget(&shared, &mut flows, |flow| flow.heard.elapsed() > after);
+                forget_silent(&shared, &mut flows);
                 while tasks.try_join_next().is_some() {}
                 continue;
             }
         };
         // What a receiver refused comes back as an error of the socket, and says nothing of the next one.
         let Ok((length, from)) = received else { continue };
-        let after = shared.faults.borrow().nat_timeout;
-        let late = |flow: &Flow| after.is_some_and(|after| flow.heard.elapsed() > after);
-        forget(&shared, &mut flows, late);
+        forget_silent(&shared, &mut flows);
         if !flows.contains_key(&from) {
             match port(&carrier, &mut tasks, &socket, from, flows.len()).await {
                 Some(flow) => flows.insert(from, flow),
@@ -108,13 +104,20 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: UdpSocket) {
         }
         let Some(flow) = flows.get_mut(&from) else { continue };
         flow.heard = Instant::now();
-        carrier.take(Direction::Up, &buffer[..length], flow.socket.clone(), None).await;
+        carrier.take(Direction::Up, from, &buffer[..length], flow.socket.clone()).await;
     }
 }
 
-fn forget(shared: &Shared, flows: &mut HashMap<SocketAddr, Flow>, whom: impl Fn(&Flow) -> bool) {
-    flows.retain(|_, flow| {
-        let goes = whom(flow);
+fn forget_silent(shared: &Shared, flows: &mut HashMap<SocketAddr, Flow>) {
+    let silent = |sender: &SocketAddr, flow: &Flow| {
+        flow.heard.elapsed() > shared.faults_of(*sender).nat_timeout.unwrap_or(FORGET)
+    };
+    forget(shared, flows, silent);
+}
+
+fn forget(shared: &Shared, flows: &mut HashMap<SocketAddr, Flow>, whom: impl Fn(&SocketAddr, &Flow) -> bool) {
+    flows.retain(|sender, flow| {
+        let goes = whom(sender, flow);
         if goes {
             flow.back.abort();
             shared.counts.add(&[Done::Unmapped]);
@@ -146,9 +149,7 @@ async fn port(
         let mut buffer = vec![0; LARGEST];
         loop {
             match own.recv(&mut buffer).await {
-                Ok(length) => {
-                    carrier.take(Direction::Down, &buffer[..length], back.clone(), Some(from)).await
-                }
+                Ok(length) => carrier.take(Direction::Down, from, &buffer[..length], back.clone()).await,
                 // The destination does not listen, now; the sender sees nothing of that, as through the Internet.
                 Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
             }
@@ -158,9 +159,9 @@ async fn port(
 }
 
 impl Carrier {
-    async fn take(&self, direction: Direction, bytes: &[u8], by: Arc<UdpSocket>, to: Option<SocketAddr>) {
+    async fn take(&self, direction: Direction, sender: SocketAddr, bytes: &[u8], by: Arc<UdpSocket>) {
         let n = self.numbers[direction as usize].fetch_add(1, Ordering::Relaxed);
-        let way = self.shared.way(direction);
+        let way = self.shared.faults_of(sender).way(direction);
         let fate = fate::datagram(&self.shared.lot, direction, n, bytes.len(), &way);
         let now = Instant::now();
         let carried = {
@@ -177,8 +178,13 @@ impl Carrier {
         };
         self.shared.counts.add(&fate.done);
         for copy in fate.copies {
-            let passing =
-                Passing { due: carried + copy.after, direction, bytes: copy.of(bytes), by: by.clone(), to };
+            let passing = Passing {
+                due: carried + copy.after,
+                direction,
+                sender,
+                bytes: copy.of(bytes),
+                by: by.clone(),
+            };
             // Room comes at once: who takes them never waits. An error is the link's end.
             let _ = self.way.send(passing).await;
         }
@@ -207,7 +213,7 @@ async fn on_the_way(shared: Arc<Shared>, mut taken: mpsc::Receiver<Passing>) {
             }
             () = sleep_until_about(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                 let Some((_, passing)) = waiting.pop_first() else { continue };
-                match shared.way(passing.direction).pass {
+                match shared.faults_of(passing.sender).way(passing.direction).pass {
                     Pass::Held => {
                         shared.counts.add(&[Done::Held]);
                         held.push_back(passing);
@@ -221,7 +227,7 @@ async fn on_the_way(shared: Arc<Shared>, mut taken: mpsc::Receiver<Passing>) {
             _ = faults.changed() => {
                 faults.borrow_and_update();
                 for passing in std::mem::take(&mut held) {
-                    if shared.way(passing.direction).pass == Pass::Held {
+                    if shared.faults_of(passing.sender).way(passing.direction).pass == Pass::Held {
                         held.push_back(passing);
                     } else {
                         bytes -= passing.bytes.len();
@@ -235,8 +241,8 @@ async fn on_the_way(shared: Arc<Shared>, mut taken: mpsc::Receiver<Passing>) {
 
 /// What cannot be sent is lost, as on any way.
 async fn send(passing: Passing) {
-    let _ = match passing.to {
-        Some(to) => passing.by.send_to(&passing.bytes, to).await,
-        None => passing.by.send(&passing.bytes).await,
+    let _ = match passing.direction {
+        Direction::Up => passing.by.send(&passing.bytes).await,
+        Direction::Down => passing.by.send_to(&passing.bytes, passing.sender).await,
     };
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::fate::Direction;
 
-/// Whether anything passes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Whether anything passes; the later, the less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Pass {
     /// Yes.
     #[default]
@@ -45,6 +45,27 @@ pub struct Way {
     pub replay_after: Duration,
 }
 
+impl Way {
+    /// What is wrong here, and what is wrong there as well.
+    pub fn and(self, other: Way) -> Way {
+        // Of two that draw on their own.
+        let either = |one: f64, other: f64| 1.0 - (1.0 - one) * (1.0 - other);
+        Way {
+            pass: self.pass.max(other.pass),
+            delay: self.delay + other.delay,
+            jitter: self.jitter + other.jitter,
+            rate: [self.rate, other.rate].into_iter().flatten().min(),
+            loss: either(self.loss, other.loss),
+            duplicate: either(self.duplicate, other.duplicate),
+            reorder: either(self.reorder, other.reorder),
+            corrupt: either(self.corrupt, other.corrupt),
+            truncate: either(self.truncate, other.truncate),
+            replay: either(self.replay, other.replay),
+            replay_after: self.replay_after.max(other.replay_after),
+        }
+    }
+}
+
 /// Both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Faults {
@@ -68,5 +89,22 @@ impl Faults {
             Direction::Up => self.up,
             Direction::Down => self.down,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_adds_up() {
+        let (open, held) = (Way::default(), Way { pass: Pass::Held, ..Way::default() });
+        assert_eq!(open.and(held), held);
+        assert_eq!(held.and(Way { pass: Pass::Lost, ..open }).pass, Pass::Lost);
+        let one = Way { loss: 0.5, delay: Duration::from_millis(3), rate: NonZeroU64::new(9), ..open };
+        let two = Way { loss: 0.5, delay: Duration::from_millis(4), rate: NonZeroU64::new(5), ..open };
+        let both = one.and(two);
+        assert_eq!((both.loss, both.delay, both.rate), (0.75, Duration::from_millis(7), two.rate));
+        assert_eq!(one.and(open), one);
     }
 }

@@ -9,19 +9,23 @@ pub mod faults;
 mod pace;
 mod stream;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub use self::counts::{Counts, Done};
 pub use self::fate::{Direction, Lot};
 pub use self::faults::{Faults, Pass, Way};
+
+/// Rebinds that wait to be done: each is done at once.
+const REBINDS: usize = 64;
 
 /// Where a link listens, and where it leads.
 #[derive(Debug, Clone)]
@@ -44,7 +48,6 @@ struct Orders {
     reset: u64,
     /// By the end that is gone: the one that opened the connection, and the destination.
     gone: [u64; 2],
-    rebind: u64,
 }
 
 /// What the tasks of a link share.
@@ -54,6 +57,8 @@ struct Shared {
     to: SocketAddr,
     from: Option<IpAddr>,
     faults: watch::Sender<Faults>,
+    /// What is wrong for these senders alone, instead.
+    apart: Mutex<HashMap<SocketAddr, Faults>>,
     orders: watch::Sender<Orders>,
     counts: Arc<Counts>,
 }
@@ -63,6 +68,8 @@ struct Shared {
 pub struct Link {
     address: SocketAddr,
     shared: Arc<Shared>,
+    /// Who gets another port, of a link of datagrams; `None`: everybody.
+    rebinds: Option<mpsc::Sender<Option<SocketAddr>>>,
     task: JoinHandle<()>,
 }
 
@@ -75,7 +82,7 @@ impl Link {
         let listener = TcpListener::bind(route.listen).await?;
         let (address, shared) = (listener.local_addr()?, Shared::of(route));
         let task = tokio::spawn(stream::serve(shared.clone(), listener));
-        Ok(Link { address, shared, task })
+        Ok(Link { address, shared, rebinds: None, task })
     }
 
     /// One that carries UDP. Each sender has a port of its own towards the destination, as behind a NAT.
@@ -85,8 +92,9 @@ impl Link {
     pub async fn udp(route: Route) -> io::Result<Link> {
         let socket = UdpSocket::bind(route.listen).await?;
         let (address, shared) = (socket.local_addr()?, Shared::of(route));
-        let task = tokio::spawn(datagram::serve(shared.clone(), socket));
-        Ok(Link { address, shared, task })
+        let (rebinds, rebound) = mpsc::channel(REBINDS);
+        let task = tokio::spawn(datagram::serve(shared.clone(), socket, rebound));
+        Ok(Link { address, shared, rebinds: Some(rebinds), task })
     }
 
     /// Where it listens.
@@ -104,6 +112,17 @@ impl Link {
         self.shared.faults.send_replace(faults);
     }
 
+    /// What is wrong for this sender alone, instead of what is wrong with the link; `None`: nothing else any more. Of
+    /// links of datagrams, which know their senders.
+    pub fn set_apart(&self, sender: SocketAddr, faults: Option<Faults>) {
+        match faults {
+            Some(faults) => self.shared.apart().insert(sender, faults),
+            None => self.shared.apart().remove(&sender),
+        };
+        // What is held looks again.
+        self.shared.faults.send_modify(|_| ());
+    }
+
     /// Breaks all its connections, as a RST does at both ends.
     pub fn reset(&self) {
         self.shared.orders.send_modify(|orders| orders.reset += 1);
@@ -115,9 +134,12 @@ impl Link {
         self.shared.orders.send_modify(|orders| orders.gone[gone as usize] += 1);
     }
 
-    /// The NAT gives everything that comes through it other ports; what is sent to the former ones leads nowhere.
-    pub fn rebind(&self) {
-        self.shared.orders.send_modify(|orders| orders.rebind += 1);
+    /// The NAT gives this sender, or everybody, another port; what is sent to the former one leads nowhere.
+    pub fn rebind(&self, sender: Option<SocketAddr>) {
+        if let Some(rebinds) = &self.rebinds {
+            // One that is told so often at once needs no more.
+            let _ = rebinds.try_send(sender);
+        }
     }
 
     /// How often what happened.
@@ -139,6 +161,7 @@ impl Shared {
             to: route.to,
             from: route.from,
             faults: watch::Sender::default(),
+            apart: Mutex::default(),
             orders: watch::Sender::default(),
             counts: Arc::default(),
         })
@@ -146,6 +169,16 @@ impl Shared {
 
     fn way(&self, direction: Direction) -> Way {
         self.faults.borrow().way(direction)
+    }
+
+    fn apart(&self) -> MutexGuard<'_, HashMap<SocketAddr, Faults>> {
+        self.apart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is wrong for this sender.
+    fn faults_of(&self, sender: SocketAddr) -> Faults {
+        let apart = self.apart().get(&sender).copied();
+        apart.unwrap_or_else(|| *self.faults.borrow())
     }
 }
 

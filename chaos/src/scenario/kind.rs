@@ -61,6 +61,15 @@ pub struct KindInfo {
     pub proc: bool,
 }
 
+impl KindInfo {
+    /// It is done to what goes between nodes, or terminals and nodes, and not to those themselves.
+    pub fn is_on_the_way(&self) -> bool {
+        let of_terminals =
+            ["rebind", "nat-timeout", "notification-loss", "notification-replay", "notification-forged"];
+        self.on == On::Link || of_terminals.contains(&self.name)
+    }
+}
+
 const fn kind(name: &'static str, about: &'static str, on: On, takes: Takes, lasts: Lasts) -> KindInfo {
     KindInfo { name, about, on, takes, lasts, disables: false, proc: false }
 }
@@ -103,22 +112,23 @@ pub static KINDS: &[KindInfo] = &[
     disables(kind("out-of-memory", "killed for its memory", Nodes, Nothing, Yes)),
     disables(kind("upgrade", "stopped, and started as the other version", Nodes, Nothing, No)),
     // Links.
-    kind("cut", "nothing goes either way", Link, Nothing, Yes),
-    kind("cut-one-way", "nothing goes from `from` to `to`", Link, Nothing, Yes),
-    kind("jam", "held up, and let go all at once", Link, Nothing, Yes),
-    kind("delay", "later by `by`", Link, By, Yes),
-    kind("loss", "`share` of the packets is lost", Link, Share, Yes),
-    kind("duplicate", "`share` of the packets comes twice", Link, Share, Yes),
-    kind("reorder", "`share` of the packets comes late", Link, Share, Yes),
-    kind("corrupt", "`share` of the packets is changed", Link, Share, Yes),
-    kind("bandwidth", "only `share` of what it carries otherwise", Link, Share, Yes),
-    kind("reset", "connections are broken", Link, Nothing, No),
-    kind("half-open", "one end's connections are gone, and the other does not know", Link, Nothing, No),
+    proc(kind("cut", "nothing goes either way", Link, Nothing, Yes)),
+    proc(kind("cut-one-way", "nothing goes from `from` to `to`", Link, Nothing, Yes)),
+    proc(kind("jam", "held up, and let go all at once", Link, Nothing, Yes)),
+    proc(kind("delay", "later by `by`", Link, By, Yes)),
+    proc(kind("loss", "`share` of the packets is lost", Link, Share, Yes)),
+    proc(kind("duplicate", "`share` of the packets comes twice", Link, Share, Yes)),
+    proc(kind("reorder", "`share` of the packets comes late", Link, Share, Yes)),
+    proc(kind("corrupt", "`share` of the packets is changed", Link, Share, Yes)),
+    proc(kind("bandwidth", "only `share` of what it carries otherwise", Link, Share, Yes)),
+    proc(kind("reset", "connections are broken", Link, Nothing, No)),
+    proc(kind("half-open", "one end's connections are gone, and the other does not know", Link, Nothing, No)),
     // Between terminals and nodes.
-    kind("rebind", "the NAT gives the terminal another address", Clients, Nothing, No),
-    kind("notification-loss", "`share` of the notifications is lost", Clients, Share, Yes),
-    kind("notification-replay", "notifications come again after `by`", Clients, By, Yes),
-    kind("notification-forged", "notifications that no node has sent", Clients, Nothing, Yes),
+    proc(kind("rebind", "the NAT gives the terminal another address", Clients, Nothing, No)),
+    proc(kind("notification-loss", "`share` of the notifications is lost", Clients, Share, Yes)),
+    proc(kind("nat-timeout", "the NAT forgets a terminal that is silent for `by`", Clients, By, Yes)),
+    proc(kind("notification-replay", "notifications come again after `by`", Clients, By, Yes)),
+    proc(kind("notification-forged", "notifications that no node has sent", Clients, Nothing, Yes)),
     // Disks.
     kind("lose-unsynced", "what was not synced is lost at the next kill", Nodes, Nothing, Yes),
     kind("torn-write", "the last write before a kill is there in part", Nodes, File, Yes),

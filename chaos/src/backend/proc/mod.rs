@@ -1,7 +1,9 @@
-//! Real nodes as processes on loopback, terminals made of the SDK, publishers over HTTP, faults by signals. Needs no
-//! rights beyond those of its user. Power, disks, clocks and networks are not its to break.
+//! Real nodes as processes on loopback, terminals made of the SDK, publishers over HTTP; faults by signals, and by links of
+//! this program's that stand in between. Needs no rights beyond those of its user. Power, disks and clocks are not its to
+//! break.
 
 mod http;
+mod links;
 mod nodes;
 mod observe;
 mod publish;
@@ -44,8 +46,13 @@ pub(crate) fn cannot(scenario: &Scenario) -> Vec<String> {
         if let Some(when) = fault.when.filter(|when| !SEEN.contains(when)) {
             no(format!("it does not see {}", when.name()));
         }
-        for role in fault.target.iter().flat_map(|target| &target.0) {
+        if let Some(what) = links::cannot(scenario, fault) {
+            no(what);
+        }
+        let targets = [&fault.target, &fault.from, &fault.to];
+        for role in targets.into_iter().flatten().flat_map(|target| &target.0) {
             match role {
+                Role::Anchor(_) if links::behind_nat(scenario) => {}
                 Role::Anchor(_) | Role::HandoffSource | Role::HandoffTarget => {
                     no(format!("it does not know who {role} is"));
                 }

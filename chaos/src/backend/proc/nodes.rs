@@ -6,10 +6,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use reveille_chaos::scenario::Scenario;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
+
+use super::links::Links;
 
 /// A cluster that is new is ready within this, also on a machine that is busy.
 const READY: Duration = Duration::from_secs(90);
@@ -50,9 +53,15 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// Has the binary make a cluster in this folder, which is not there yet, and starts its nodes.
-    pub(super) async fn start(bin: &Path, folder: &Path, nodes: u64, shards: u64) -> anyhow::Result<Nodes> {
-        let ready = make(bin, folder, nodes, shards).await?;
+    /// Has the binary make a cluster in this folder, which is not there yet, and starts its nodes, with the links between
+    /// them that the scenario needs.
+    pub(super) async fn start(
+        bin: &Path,
+        folder: &Path,
+        scenario: &Scenario,
+        seed: u64,
+    ) -> anyhow::Result<(Nodes, Links)> {
+        let ready = make(bin, folder, scenario.cluster.nodes, scenario.cluster.shards).await?;
         let text = |value: &Value, key: &str| -> anyhow::Result<String> {
             Ok(value[key].as_str().with_context(|| format!("`reveille dev` says no {key}"))?.to_owned())
         };
@@ -77,10 +86,12 @@ impl Nodes {
                 state: State::Gone,
             });
         }
+        let configs: Vec<_> = made.all.iter().map(|node| (node.id, node.config.as_path())).collect();
+        let links = Links::open(scenario, seed, &configs).await.context("links")?;
         for id in made.ids() {
             made.start_node(id)?;
         }
-        Ok(made)
+        Ok((made, links))
     }
 
     pub(super) fn ids(&self) -> Vec<u64> {

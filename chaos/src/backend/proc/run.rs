@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::BufWriter;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::links::Links;
 use super::nodes::Nodes;
 use super::strike::Striker;
 use super::terminals::{Device, Order};
@@ -47,6 +49,7 @@ pub(super) struct Run {
     pub(super) quiet: bool,
     events: mpsc::Sender<When>,
     known: Mutex<Known>,
+    links: Mutex<Links>,
 }
 
 /// What is known of the run while it goes on.
@@ -56,6 +59,8 @@ pub(super) struct Known {
     terminals: BTreeMap<usize, String>,
     /// With which node each has its session.
     pub(super) owners: HashMap<usize, u64>,
+    /// Which node keeps the binding of each, of those that have one.
+    pub(super) anchors: HashMap<usize, u64>,
     /// Acknowledged and not given yet: payload and message.
     waiting: HashMap<String, String>,
     given: HashSet<String>,
@@ -71,6 +76,20 @@ pub(super) struct Known {
 impl Run {
     pub(super) fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn links(&self) -> MutexGuard<'_, Links> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A terminal keeps a binding with who takes keepalives at this address, or with nobody.
+    pub(super) fn bound(&self, number: usize, anchor: Option<SocketAddr>) {
+        let node = anchor.and_then(|at| self.links().anchor(at));
+        let mut known = self.known();
+        match node {
+            Some(node) => known.anchors.insert(number, node),
+            None => known.anchors.remove(&number),
+        };
     }
 
     pub(super) fn see(&self, seen: Observation) {
@@ -172,13 +191,12 @@ impl Run {
 /// If the run could not be begun, or its history not be written: then there is nothing to judge.
 pub(crate) async fn run(scenario: Scenario, options: &Options) -> anyhow::Result<PathBuf> {
     let folder = options.out.join("cluster");
-    let cluster = &scenario.cluster;
     if !options.quiet
         && let Some(busy) = observe::busy()
     {
         crate::cli::output::line(busy);
     }
-    let mut nodes = Nodes::start(&options.bin, &folder, cluster.nodes, cluster.shards).await?;
+    let (mut nodes, links) = Nodes::start(&options.bin, &folder, &scenario, options.seed).await?;
     let path = options.out.join("history.jsonl");
     let begin = Begin {
         version: 0,
@@ -195,7 +213,7 @@ pub(crate) async fn run(scenario: Scenario, options: &Options) -> anyhow::Result
     let run = Arc::new(Run {
         recorder: Recorder::new(BufWriter::new(file), begin),
         http: addresses(|node| &node.http),
-        sessions: addresses(|node| &node.session),
+        sessions: links.sessions().unwrap_or_else(|| addresses(|node| &node.session)),
         admin: addresses(|node| &node.admin),
         ca: nodes.ca.clone(),
         token: nodes.token.clone(),
@@ -203,6 +221,7 @@ pub(crate) async fn run(scenario: Scenario, options: &Options) -> anyhow::Result
         quiet: options.quiet,
         events,
         known: Mutex::default(),
+        links: Mutex::new(links),
         scenario,
     });
     run.processes(&nodes);

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::http::Request;
+use super::links::{OnWay, Place};
 use super::nodes::{Nodes, State};
 use super::observe;
 use super::run::Run;
@@ -28,6 +29,8 @@ const LATE: Duration = Duration::from_secs(5);
 
 /// What an operator orders is answered within this.
 const ORDER: Duration = Duration::from_secs(10);
+/// Both ends may be drawn as one and the same: then the other is drawn again, so often.
+const ENDS: u32 = 16;
 /// A node has started, and mostly is ready, after this.
 const STARTED: Duration = Duration::from_secs(2);
 
@@ -37,6 +40,8 @@ enum Victims {
     Nodes(Vec<u64>),
     /// Numbers from 0.
     Terminals(Vec<usize>),
+    /// What goes from one to another.
+    Ways(BTreeSet<(Place, Place)>),
 }
 
 /// A fault that is there.
@@ -73,6 +78,8 @@ pub(super) struct Striker {
     orders: Vec<mpsc::Sender<Order>>,
     happened: mpsc::Receiver<When>,
     next: u64,
+    /// What forged notifications are made of.
+    forger: Draws,
     /// By fault of the scenario: whom it hit last.
     hit: BTreeMap<usize, Vec<u64>>,
 }
@@ -100,6 +107,7 @@ impl Striker {
             orders,
             happened,
             next: 0,
+            forger: Draws::new(plan.seed, "forged"),
             hit: BTreeMap::new(),
         }
     }
@@ -188,11 +196,12 @@ impl Striker {
         until: Option<Instant>,
     ) -> anyhow::Result<bool> {
         let fault = self.fault(number);
-        let Some(victims) =
-            fault.target.as_ref().and_then(|target| self.resolve(nodes, number, target, draw))
-        else {
-            return Ok(false);
+        let victims = match (&fault.from, &fault.to, &fault.target) {
+            (Some(from), Some(to), _) => self.ways(nodes, number, (from, to), draw),
+            (_, _, Some(target)) => self.resolve(nodes, number, target, draw),
+            _ => None,
         };
+        let Some(victims) = victims else { return Ok(false) };
         if let Victims::Nodes(victims) = &victims {
             if !self.may(nodes, fault.kind, victims) {
                 return Ok(false);
@@ -203,7 +212,19 @@ impl Striker {
         let id = self.next;
         let lasts = fault.kind.info().lasts == Lasts::Yes;
         let words = words(&victims);
-        self.tell(id, if lasts { FaultStep::Began } else { FaultStep::Ended }, fault.kind, &words);
+        let on_the_way = match &victims {
+            Victims::Ways(ways) => Some(OnWay::Ways(ways.clone())),
+            Victims::Terminals(numbers) if fault.kind.info().is_on_the_way() => {
+                Some(OnWay::Terminals(numbers.clone()))
+            }
+            Victims::Nodes(_) | Victims::Terminals(_) => None,
+        };
+        let step = if lasts { FaultStep::Began } else { FaultStep::Ended };
+        let detail = match on_the_way.is_some() {
+            true => super::links::detail(&fault),
+            false => String::new(),
+        };
+        self.tell(id, step, fault.kind, &words, detail);
         // Noted first: whatever interrupts this, it is taken back.
         let (back, door) = watch::channel(false);
         if lasts {
@@ -216,15 +237,19 @@ impl Striker {
                 last: Instant::now(),
             });
         }
-        self.break_it(nodes, fault.kind, &victims, &door).await?;
+        if let Some(on) = on_the_way {
+            self.run.links().strike(id, &fault, on);
+        } else {
+            self.break_it(nodes, fault.kind, &victims, &door).await?;
+        }
         self.run.processes(nodes);
         self.run.say(&format!("FAULT {} {words}", fault.kind.name()));
         Ok(true)
     }
 
-    fn tell(&self, id: u64, step: FaultStep, kind: Kind, target: &str) {
+    fn tell(&self, id: u64, step: FaultStep, kind: Kind, target: &str, detail: String) {
         let (kind, target) = (kind.name().to_owned(), target.to_owned());
-        self.run.recorder.tell(What::Fault(Told { id, step, kind, target, detail: String::new() }));
+        self.run.recorder.tell(What::Fault(Told { id, step, kind, target, detail }));
     }
 
     /// No fault takes more nodes away than the scenario allows, and none hits a node that another one has.
@@ -266,6 +291,8 @@ impl Striker {
                     }
                 }
             }
+            // Struck on the way.
+            Victims::Ways(_) => {}
             Victims::Terminals(numbers) => {
                 for number in numbers {
                     let order = match kind.name() {
@@ -292,10 +319,19 @@ impl Striker {
         }
     }
 
-    /// Nodes in a crash loop are killed again when they have started.
+    /// Nodes in a crash loop are killed again when they have started; forgers send one each time that is looked.
     async fn loops(&mut self, nodes: &mut Nodes) -> anyhow::Result<()> {
         for at in 0..self.there.len() {
             let there = &self.there[at];
+            if there.kind.name() == "notification-forged"
+                && let Victims::Terminals(numbers) = &there.victims
+            {
+                let links = self.run.links();
+                for number in numbers {
+                    links.forge(*number, &mut self.forger);
+                }
+                continue;
+            }
             let Victims::Nodes(ids) = &there.victims else { continue };
             if there.kind.name() != "crash-loop" || there.last.elapsed() < STARTED {
                 continue;
@@ -331,7 +367,8 @@ impl Striker {
             self.run.processes(nodes);
             fault.back.send_replace(true);
             let words = words(&fault.victims);
-            self.tell(fault.id, FaultStep::Ended, fault.kind, &words);
+            let detail = self.run.links().heal(fault.id);
+            self.tell(fault.id, FaultStep::Ended, fault.kind, &words, detail);
             self.run.say(&format!("HEAL  {} {words}", fault.kind.name()));
         }
         Ok(())
@@ -340,6 +377,33 @@ impl Striker {
     /// Takes everything back.
     pub(super) async fn heal(&mut self, nodes: &mut Nodes) -> anyhow::Result<()> {
         self.take_back(nodes, |_| true).await.context("a fault could not be taken back")
+    }
+
+    /// What goes between those whom the two ends stand for.
+    fn ways(
+        &self,
+        nodes: &Nodes,
+        number: usize,
+        (from, to): (&Target, &Target),
+        draw: u64,
+    ) -> Option<Victims> {
+        let mut draws = Draws::new(draw, "to");
+        let places = |victims: Victims| -> Vec<Place> {
+            match victims {
+                Victims::Nodes(ids) => ids.into_iter().map(Place::Node).collect(),
+                Victims::Terminals(_) | Victims::Ways(_) => vec![Place::Terminals],
+            }
+        };
+        let from = places(self.resolve(nodes, number, from, draw)?);
+        for _ in 0..ENDS {
+            let to = places(self.resolve(nodes, number, to, draws.draw())?);
+            let all = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
+            let ways: BTreeSet<(Place, Place)> = all.filter(|(from, to)| from != to).collect();
+            if !ways.is_empty() {
+                return Some(Victims::Ways(ways));
+            }
+        }
+        None
     }
 
     fn resolve(&self, nodes: &Nodes, number: usize, target: &Target, draw: u64) -> Option<Victims> {
@@ -377,6 +441,15 @@ impl Striker {
                     owners.sort_unstable();
                     found.insert(draws.some(&owners, 1).first()?.1);
                 }
+                Role::Anchor(Which::Number(number)) => {
+                    found.insert(*known.anchors.get(&(*number as usize - 1))?);
+                }
+                Role::Anchor(Which::Any) => {
+                    let mut anchors: Vec<(usize, u64)> =
+                        known.anchors.iter().map(|(t, n)| (*t, *n)).collect();
+                    anchors.sort_unstable();
+                    found.insert(draws.some(&anchors, 1).first()?.1);
+                }
                 Role::Any => {
                     found.insert(drawn(&mut draws, &all)?);
                 }
@@ -395,7 +468,7 @@ impl Striker {
                 }
                 Role::Terminals => terminals.extend(0..self.orders.len()),
                 // Refused before anything started.
-                Role::Anchor(_) | Role::HandoffSource | Role::HandoffTarget | Role::Publishers => {
+                Role::HandoffSource | Role::HandoffTarget | Role::Publishers => {
                     return None;
                 }
             }
@@ -410,6 +483,13 @@ impl Striker {
 fn words(victims: &Victims) -> String {
     let list = |name: &str, numbers: Vec<String>| format!("{name} {}", numbers.join(", "));
     match victims {
+        Victims::Ways(ways) => {
+            let ends = |end: fn(&(Place, Place)) -> Place| {
+                let places: BTreeSet<Place> = ways.iter().map(end).collect();
+                places.iter().map(Place::to_string).collect::<Vec<_>>().join(", ")
+            };
+            format!("link {} -> {}", ends(|(from, _)| *from), ends(|(_, to)| *to))
+        }
         Victims::Nodes(ids) => list("node", ids.iter().map(u64::to_string).collect()),
         Victims::Terminals(numbers) => {
             list("terminal", numbers.iter().take(5).map(|number| (number + 1).to_string()).collect())

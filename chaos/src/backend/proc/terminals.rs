@@ -86,7 +86,10 @@ impl Device {
             let killed = loop {
                 tokio::select! {
                     event = terminal.next() => match event {
-                        Some(event) => self.seen(&id, event, &mut epoch, &mut held),
+                        Some(event) => {
+                            self.seen(&id, event, &mut epoch, &mut held);
+                            self.run.bound(self.number, terminal.reachability().anchor);
+                        }
                         None => {
                             self.run.trouble(format!("terminal {} has ended by itself", self.number + 1));
                             return;
@@ -126,10 +129,11 @@ impl Device {
 
     async fn start(&self) -> Option<Terminal> {
         let linger = if self.stays { Linger::Forever } else { Linger::AtOnce };
+        let listen = self.run.links().listens(self.number).unwrap_or(([127, 0, 0, 1], 0).into());
         let started = tokio::time::timeout(OPEN, async {
             loop {
                 let builder = Builder::new(self.run.sessions.clone(), &self.run.ca, &self.state);
-                match builder.linger(linger).listen(([127, 0, 0, 1], 0).into()).start().await {
+                match builder.linger(linger).listen(listen).start().await {
                     Ok(terminal) => return terminal,
                     // Its former process has the state's lock until its task is dropped.
                     Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
