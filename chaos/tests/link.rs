@@ -1,5 +1,6 @@
 //! Links: the fate of each packet, exactly, and what real sockets on loopback see of it. No test asserts a short time:
 //! deadlines only end a wait.
+#![allow(clippy::unwrap_used, reason = "a test stops where it is surprised")]
 
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
