@@ -26,7 +26,7 @@ const ANCHORS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 2, 1));
 const PEERS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 3, 1));
 /// Where who forges notifications is.
 const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 7));
-/// Ports for terminals: below those that the system gives out, so that no socket that any port is good for takes one.
+/// Ports for terminals and anchors: below those that the system gives out, so that no socket that any port is good for takes one.
 const PORTS: (u16, u16) = (10_000, 30_000);
 /// What a link carries otherwise, in bytes a second: 100 Mbit/s. Of this, `bandwidth` leaves a share.
 const CARRIES: f64 = 12_500_000.0;
@@ -144,16 +144,19 @@ impl Links {
             }
         }
         if terminals {
+            let mut free = free_ports();
             for id in &ids {
                 let to = listens(*id, "session")?;
                 links.sessions.insert(*id, sessions(seed, *id, to, &taken).await?);
                 let name = format!("terminals to anchor {id}");
-                let (listen, to) = (SocketAddr::new(HERE, 0), SocketAddr::new(ANCHORS, 0));
+                // The same port: it is the one that the node names.
+                let port = free.next().context("there is no free port")?;
+                let (listen, to) = (SocketAddr::new(HERE, port), SocketAddr::new(ANCHORS, port));
                 let route = Route { name, seed, listen, to, from: Some(TERMINALS) };
                 links.anchors.insert(*id, Link::udp(route).await?);
             }
             let nat = behind_nat(scenario);
-            links.listen(scenario.workload.terminals, seed, nat).await?;
+            links.listen(scenario.workload.terminals, seed, nat, free).await?;
             links.stranger = Some(stranger()?);
         }
         for (id, (path, mut table)) in files {
@@ -164,31 +167,21 @@ impl Links {
     }
 
     /// Finds a port for each terminal, and opens the links to them.
-    async fn listen(&mut self, terminals: u64, seed: u64, nat: bool) -> anyhow::Result<()> {
-        let ports = PORTS.1 - PORTS.0;
-        // Runs that go on at once begin elsewhere.
-        let first = Draws::new(u64::from(std::process::id()), "ports").below(u64::from(ports)) as u16;
-        let mut ports = (0..ports).map(|at| PORTS.0 + (first + at) % ports);
+    async fn listen(
+        &mut self,
+        terminals: u64,
+        seed: u64,
+        nat: bool,
+        mut free: impl Iterator<Item = u16>,
+    ) -> anyhow::Result<()> {
         for number in 1..=terminals {
-            loop {
-                let port = ports.next().context("there are not so many free ports")?;
-                let listen = SocketAddr::new(HERE, port);
-                if std::net::UdpSocket::bind(listen).is_err() {
-                    continue;
-                }
-                let name = format!("nodes to terminal {number}");
-                let route =
-                    Route { name, seed, listen: SocketAddr::new(TERMINALS, port), to: listen, from: None };
-                let link = match nat {
-                    true => None,
-                    false => match Link::udp(route).await {
-                        Ok(link) => Some(link),
-                        Err(_) => continue,
-                    },
-                };
-                self.terminals.push(Terminal { listen, link });
-                break;
-            }
+            let port = free.next().context("there are not so many free ports")?;
+            let listen = SocketAddr::new(HERE, port);
+            let name = format!("nodes to terminal {number}");
+            let route =
+                Route { name, seed, listen: SocketAddr::new(TERMINALS, port), to: listen, from: None };
+            let link = if nat { None } else { Some(Link::udp(route).await?) };
+            self.terminals.push(Terminal { listen, link });
         }
         Ok(())
     }
@@ -371,6 +364,17 @@ impl Links {
         let _ = stranger.send_to(&forged(draws), link.address());
         true
     }
+}
+
+/// Ports that nobody has at any of the addresses. Runs that go on at once begin elsewhere.
+fn free_ports() -> impl Iterator<Item = u16> {
+    let all = PORTS.1 - PORTS.0;
+    let first = Draws::new(u64::from(std::process::id()), "ports").below(u64::from(all)) as u16;
+    let is_free = |port: &u16| {
+        let at = |ip| std::net::UdpSocket::bind(SocketAddr::new(ip, *port)).is_ok();
+        [HERE, TERMINALS, ANCHORS].into_iter().all(at)
+    };
+    (0..all).map(move |at| PORTS.0 + (first + at) % all).filter(is_free)
 }
 
 /// A link to a node's session port, at a port that no node will want.

@@ -242,6 +242,9 @@ async fn live(
     happened: mpsc::Receiver<When>,
     options: &Options,
 ) -> anyhow::Result<()> {
+    if super::links::behind_nat(&run.scenario) {
+        settled(run).await?;
+    }
     let (end, ending) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let mut orders = Vec::new();
@@ -306,6 +309,23 @@ async fn phases(run: &Arc<Run>, nodes: &mut Nodes, striker: &mut Striker, seed: 
     run.phase(Phase::Drain);
     drain(run, Instant::now() + phases.drain.0).await;
     Ok(())
+}
+
+/// The cluster is settled: one that is new tells terminals of anchors only then, and who comes before, sleeps unreached
+/// behind its NAT until it checks in.
+async fn settled(run: &Run) -> anyhow::Result<()> {
+    let until = Instant::now() + FIRST;
+    loop {
+        let answer = super::http::Request::get("/cluster", &run.token);
+        let answer = answer.send(&run.admin[0], Duration::from_secs(5)).await;
+        if answer.ok().and_then(|answer| answer.json()).is_some_and(|json| json["settled"] == true) {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            bail!("after {FIRST:?} the cluster is not settled");
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Every terminal has had a session, and every node is ready.

@@ -171,7 +171,8 @@ impl Device {
             }
             Event::CheckIn => self.run.cover("terminal.check-in"),
             Event::Problem { .. } => self.run.cover("terminal.problem"),
-            Event::Listening { .. } | Event::Reachable { .. } => {}
+            Event::Reachable { class } => self.run.cover(&format!("terminal.{class:?}").to_lowercase()),
+            Event::Listening { .. } => {}
         }
     }
 
