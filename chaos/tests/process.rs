@@ -197,7 +197,7 @@ fn links_between_nodes_and_to_terminals_are_made_worse_and_nothing_is_lost() {
         "at = \"6s\"; kind = \"jam\"; from = \"n3\"; to = \"n1\"; for = \"2s\"",
         "at = \"8s\"; kind = \"delay\"; from = \"terminals\"; to = \"all\"; by = \"20ms\"; for = \"6s\"",
         "at = \"8s\"; kind = \"loss\"; from = \"all\"; to = \"all\"; share = 0.05; for = \"4s\"",
-        "at = \"9s\"; kind = \"corrupt\"; from = \"n1\"; to = \"n2\"; share = 0.2; for = \"2s\"",
+        "at = \"9s\"; kind = \"corrupt\"; from = \"all\"; to = \"all\"; share = 0.5; for = \"2s\"",
         "at = \"12s\"; kind = \"bandwidth\"; from = \"n2\"; to = \"n3\"; share = 0.01; for = \"2s\"",
         "at = \"13s\"; kind = \"reset\"; from = \"n2\"; to = \"n3\"",
         "at = \"13s\"; kind = \"half-open\"; from = \"n1\"; to = \"n3\"",
