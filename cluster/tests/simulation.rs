@@ -333,3 +333,28 @@ async fn torn_link(world: Arc<World>) {
 fn whoever_reaches_all_leads_while_two_do_not_reach_each_other() {
     (1..=3).for_each(|seed| run::one(seed, torn_link));
 }
+
+/// The certificate of a node that is to leave has ended: it keeps the links that it has, and makes none to who replaces it.
+async fn leaves_without_a_link(world: Arc<World>) {
+    begin(&world).await;
+    pause(1000).await;
+    let leaves = NodeId(1);
+    let newcomer = world.replace(leaves).await;
+    for (from, to) in [(leaves, newcomer), (newcomer, leaves)] {
+        world.cut(from, to);
+    }
+    world.start(newcomer).await;
+    let belongs =
+        || world.any_member().is_none_or(|member| member.directory().roster.records.contains_key(&leaves));
+    let began = now();
+    while belongs() {
+        assert!(now() - began < 120_000_000, "it leads still");
+        pause(100).await;
+    }
+    world.close().await;
+}
+
+#[test]
+fn a_node_is_replaced_by_one_that_it_does_not_reach() {
+    (1..=3).for_each(|seed| run::one(seed, leaves_without_a_link));
+}

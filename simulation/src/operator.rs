@@ -127,6 +127,20 @@ impl World {
         }
     }
 
+    /// A node takes another one's place, as soon as it is started.
+    pub async fn replace(self: &Arc<World>, node: NodeId) -> NodeId {
+        let number = self.number();
+        let token = KeyFingerprint([number as u8; 32]);
+        let (peer, expires) = (format!("machine{number}"), GroupTime(true_wall() + 600_000));
+        let invite = Change::Invite { peer: peer.clone(), token, expires, replaces: Some(node) };
+        let Ok(Outcome::Invited(newcomer)) = self.change(invite).await else { panic!("not invited") };
+        let join = Change::Join { node: newcomer, token, store: number };
+        assert_eq!(self.change(join).await, Ok(Outcome::Done));
+        let node = SimNode::new(newcomer, number, peer, self.addresses());
+        lock(&self.nodes).insert(newcomer, Arc::new(node));
+        newcomer
+    }
+
     /// Who leads a group, as any node knows it.
     pub fn leader(&self, group: GroupId) -> Option<NodeId> {
         self.any_member()?.leader(group)

@@ -91,9 +91,10 @@ fn judge<F: Future<Output = ()>>(
     Ok(told.seen)
 }
 
-/// Runs one seed of a small scenario.
+/// Runs one seed of a small scenario, told as it goes if the environment has a `SEED`.
 pub fn one<F: Future<Output = ()>>(seed: u64, scenario: impl Fn(Arc<World>) -> F) {
-    if let Err((why, story)) = judge(seed, false, true, scenario) {
+    let loud = std::env::var_os("SEED").is_some();
+    if let Err((why, story)) = judge(seed, loud, true, scenario) {
         panic!("seed {seed} fails: {why}\n{}", story.join("\n"));
     }
 }
