@@ -338,7 +338,7 @@ fn whoever_reaches_all_leads_while_two_do_not_reach_each_other() {
 async fn leaves_without_a_link(world: Arc<World>) {
     begin(&world).await;
     pause(1000).await;
-    let leaves = NodeId(1);
+    let leaves = world.leader(GroupId(1)).unwrap();
     let newcomer = world.replace(leaves).await;
     for (from, to) in [(leaves, newcomer), (newcomer, leaves)] {
         world.cut(from, to);
