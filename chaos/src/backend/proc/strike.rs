@@ -29,6 +29,8 @@ const LATE: Duration = Duration::from_secs(5);
 
 /// What an operator orders is answered within this.
 const ORDER: Duration = Duration::from_secs(10);
+/// So many terminals are named where a fault hits several.
+const NAMED: usize = 5;
 /// Both ends may be drawn as one and the same: then the other is drawn again, so often.
 const ENDS: u32 = 16;
 /// A node has started, and mostly is ready, after this.
@@ -492,7 +494,11 @@ fn words(victims: &Victims) -> String {
         }
         Victims::Nodes(ids) => list("node", ids.iter().map(u64::to_string).collect()),
         Victims::Terminals(numbers) => {
-            list("terminal", numbers.iter().take(5).map(|number| (number + 1).to_string()).collect())
+            let named = numbers.iter().take(NAMED).map(|number| (number + 1).to_string()).collect();
+            match numbers.len().saturating_sub(NAMED) {
+                0 => list("terminal", named),
+                more => format!("{} and {more} more", list("terminal", named)),
+            }
         }
     }
 }
