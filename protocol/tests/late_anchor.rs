@@ -64,12 +64,12 @@ impl Session {
             linger: Linger::Forever,
         };
         let welcomed = session.server.handle(Instant(0), server::Event::Attached(Some(Ok(attached))));
-        session.tell(Instant(0), welcomed);
+        session.hears(Instant(0), welcomed);
         session
     }
 
     /// What the terminal does, and what the service list is to be told.
-    fn tell(
+    fn hears(
         &mut self,
         now: Instant,
         commands: Vec<server::Command>,
@@ -89,7 +89,7 @@ impl Session {
 
     fn anchor_comes(&mut self, now: Instant) -> (Vec<terminal::Command>, Vec<SetReachability>) {
         let commands = self.server.handle(now, server::Event::Anchor(ANCHOR));
-        self.tell(now, commands)
+        self.hears(now, commands)
     }
 }
 
