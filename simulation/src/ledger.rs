@@ -41,11 +41,16 @@ impl Ledger {
     /// A notification goes only to an address that has proven itself to this very life of the node, or to one that a
     /// session of the terminal came from.
     pub fn check_dial(&self, device: usize, node: (u64, u64), pinned: bool, to: SocketAddr) {
-        let right = match pinned {
+        let right = self.is_proven(device, node, pinned, to);
+        assert!(right, "n{} dials t{device} at {to}, which nobody has proven", node.0);
+    }
+
+    /// Is it?
+    pub fn is_proven(&self, device: usize, node: (u64, u64), pinned: bool, to: SocketAddr) -> bool {
+        match pinned {
             true => self.proven.contains(&(device, node, to)),
             false => self.peers.contains(&(device, to)),
-        };
-        assert!(right, "n{} dials t{device} at {to}, which nobody has proven", node.0);
+        }
     }
 
     pub fn is_cut(&self, networks: &Networks, packet: &Packet) -> bool {

@@ -12,10 +12,12 @@
     reason = "a world for tests: it stops where it is surprised, and tells its story"
 )]
 
+pub mod ask;
 pub mod commands;
 pub mod dice;
 pub mod faults;
 pub mod history;
+pub mod ills;
 pub mod ledger;
 pub mod listener;
 pub mod nat;
@@ -23,8 +25,10 @@ pub mod network;
 pub mod node;
 pub mod notifier;
 pub mod operator;
+pub mod process;
 pub mod rest;
 pub mod run;
+pub mod seen;
 pub mod session;
 pub mod terminal;
 pub mod udp;

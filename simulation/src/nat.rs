@@ -49,11 +49,19 @@ pub struct Network {
 #[derive(Debug, Default)]
 pub struct Networks(Vec<Network>);
 
+/// The public address of a terminal.
+fn home(number: usize) -> [u8; 4] {
+    let [_, _, high, low] = (number as u32).to_be_bytes();
+    match number {
+        0..250 => [203, 0, 113, low + 1],
+        _ => [11, 0, high, low],
+    }
+}
+
 impl Networks {
     /// `period`: how often terminals speak, in milliseconds; NATs remember for longer, if nothing is lost.
     pub fn new(terminals: usize, period: u64, dice: &mut Dice) -> Networks {
-        let public =
-            (0..terminals).map(|number| Network::new(Kind::Public, [203, 0, 113, number as u8 + 1], 0));
+        let public = (0..terminals).map(|number| Network::new(Kind::Public, home(number), 0));
         let mut all: Vec<Network> = public.collect();
         for number in 0..3 {
             let lifetime = period * 11 / 10 + dice.between(200, period * 2);

@@ -11,10 +11,11 @@ use reveille_cluster::member::Member;
 use reveille_protocol::directory::FORMAT;
 use reveille_protocol::id::NodeId;
 
+use crate::seen::Seen;
 use crate::world::{Sim, World, lock, now};
 
 /// Milliseconds after which a link breaks that brings nothing across.
-const SILENCE: u64 = 3000;
+pub(crate) const SILENCE: u64 = 3000;
 
 #[derive(Default)]
 pub struct Network {
@@ -115,13 +116,14 @@ impl World {
         if self.bad_luck(10) {
             delay += self.below(100_000);
         }
+        let (late, busy) = self.late(wire.from, to, frame.len());
         let mut network = lock(&self.network);
         if network.ports.get(&wire.from).is_none_or(|port| port.life != wire.life) {
             return Err(SendError::Down);
         }
         let link = network.links.get_mut(&pair(wire.from, to)).ok_or(SendError::Down)?;
         let arrival = link.arrivals.entry((to, lane)).or_default();
-        *arrival = (*arrival + 1).max(now() + delay);
+        *arrival = (*arrival + 1).max(now() + delay + late) + busy;
         let (at, number, from) = (*arrival, link.number, wire.from);
         drop(network);
         if lane == Lane::Bulk {
@@ -134,6 +136,7 @@ impl World {
     /// A snapshot is on its way: something may happen to it.
     fn bulk(self: &Arc<World>, from: NodeId, to: NodeId) {
         self.saw("frames of snapshots");
+        self.tell(Seen::Snapshot { from, to });
         if self.bad_luck(120) {
             self.saw("snapshots cut off");
             self.say(format!("n{from} and n{to} lose their link in a snapshot"));
@@ -147,6 +150,9 @@ impl World {
     }
 
     fn arrives(self: &Arc<World>, number: u64, from: NodeId, to: NodeId, lane: Lane, frame: Bytes) {
+        if self.is_paused(to) {
+            return self.later(to, move |world| world.arrives(number, from, to, lane, frame));
+        }
         let member = {
             let mut network = lock(&self.network);
             let held = network.cut.contains_key(&(from, to));
@@ -201,6 +207,9 @@ impl World {
     }
 
     fn tell_down(&self, node: NodeId, peer: NodeId) {
+        if self.is_paused(node) {
+            return self.later(node, move |world| world.tell_down(node, peer));
+        }
         let member = lock(&self.network).member(node);
         if let Some(member) = member {
             Lane::ALL.into_iter().for_each(|lane| member.link_down(peer, lane));
@@ -234,13 +243,15 @@ impl World {
     fn dial(self: &Arc<World>, pair: (NodeId, NodeId)) {
         let number = self.number();
         let wait = self.between(20, 300);
+        // Nobody shakes hands with one that stands still.
+        let still = self.is_paused(pair.0) || self.is_paused(pair.1);
         let members = {
             let mut network = lock(&self.network);
             if !network.wanted(pair) || network.links.contains_key(&pair) {
                 network.dialling.remove(&pair);
                 return;
             }
-            if network.is_cut(pair) {
+            if still || network.is_cut(pair) {
                 return self.after(wait, move |world| world.dial(pair));
             }
             network.dialling.remove(&pair);
@@ -253,6 +264,34 @@ impl World {
             self.notice(member.node(), peer);
             Lane::ALL.into_iter().for_each(|lane| member.link_up(peer, lane));
         }
+    }
+
+    /// What links a node has break.
+    pub(crate) fn break_links_of(self: &Arc<World>, node: NodeId) {
+        let of: Vec<(NodeId, NodeId)> = {
+            let network = lock(&self.network);
+            network.links.keys().filter(|(one, other)| *one == node || *other == node).copied().collect()
+        };
+        of.into_iter().for_each(|pair| self.break_link(pair));
+    }
+
+    /// The link between two nodes is reset; it is made anew at once.
+    pub fn reset_link(self: &Arc<World>, one: NodeId, other: NodeId) {
+        self.break_link(pair(one, other));
+    }
+
+    /// One end of a link is gone. The other does not know until it has heard nothing for a while.
+    pub fn half_open(self: &Arc<World>, gone: NodeId, unaware: NodeId) {
+        {
+            let mut network = lock(&self.network);
+            if network.links.remove(&pair(gone, unaware)).is_none() {
+                return;
+            }
+            network.unaware.insert((unaware, gone));
+        }
+        self.tell_down(gone, unaware);
+        self.after(SILENCE, move |world| world.notice(unaware, gone));
+        self.mind_links();
     }
 
     fn break_link(self: &Arc<World>, pair: (NodeId, NodeId)) {
@@ -282,10 +321,34 @@ impl World {
             network.cut.clear();
             network.links.values_mut().flat_map(|link| std::mem::take(&mut link.held)).collect()
         };
+        self.let_go(held);
+    }
+
+    /// Something gets from the one to the other again; what was held arrives.
+    pub fn mend_way(self: &Arc<World>, from: NodeId, to: NodeId) {
+        let held: Vec<_> = {
+            let mut network = lock(&self.network);
+            network.cut.remove(&(from, to));
+            let link = network.links.get_mut(&pair(from, to));
+            let held =
+                link.map(|link| link.held.extract_if(.., |held| (held.0, held.1) == (from, to)).collect());
+            held.unwrap_or_default()
+        };
+        self.let_go(held);
+    }
+
+    fn let_go(self: &Arc<World>, held: Vec<(NodeId, NodeId, Lane, Bytes)>) {
         for (from, to, lane, frame) in held {
             let member = lock(&self.network).member(to);
-            if let Some(member) = member {
-                member.received(from, lane, frame);
+            match member {
+                Some(_) if self.is_paused(to) => self.later(to, move |world| {
+                    let member = lock(&world.network).member(to);
+                    if let Some(member) = member {
+                        member.received(from, lane, frame);
+                    }
+                }),
+                Some(member) => member.received(from, lane, frame),
+                None => {}
             }
         }
     }

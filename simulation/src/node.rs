@@ -1,11 +1,14 @@
 //! A node: what of it survives its process (disk, tables, id), the running member, and how it starts and ends.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
+use openraft::alias::LogIdOf;
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
 use reveille_cluster::Starts;
@@ -16,17 +19,22 @@ use reveille_cluster::wal::disk::{Disk, Fault, SimDisk};
 use reveille_cluster::wal::{Owner, Wal, WalConfig};
 use reveille_protocol::directory::{Directory, Node, Tenant};
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::TableMut;
+use reveille_protocol::service_list::{TableMut, key};
+use reveille_protocol::wire::codec;
 use reveille_protocol::wire::peer::SessionMessage;
 
 use crate::network::Wire;
-use crate::world::{Sim, World, lock, true_wall};
+use crate::process::Process;
+use crate::seen::Seen;
+use crate::world::{Setting, Sim, SimTypes, World, lock, true_wall};
 
+/// Shard groups of the tests' worlds.
 pub const GROUPS: u16 = 2;
 const CLUSTER: u64 = 0xc1;
 
 pub struct SimNode {
     pub id: NodeId,
+    setting: Setting,
     /// The random name of its data folder.
     pub store: u64,
     address: String,
@@ -38,7 +46,18 @@ pub struct SimNode {
     tables: Mutex<BTreeMap<GroupId, MemoryTables>>,
     /// Milliseconds that its wall clock is ahead.
     pub ahead: Arc<AtomicI64>,
+    /// What becomes of unsynced writes when its process is killed, if its disk is worse than the system promises.
+    pub tear: Mutex<Option<Tear>>,
     state: Mutex<State>,
+}
+
+/// How a disk loses what was not synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tear {
+    /// All of it.
+    Whole,
+    /// A part of each write.
+    Part,
 }
 
 #[derive(Default)]
@@ -63,7 +82,11 @@ struct Running {
     _wal: Arc<Wal>,
     /// Its disk obeys it no longer once this is false.
     alive: Arc<AtomicBool>,
+    process: Arc<Process>,
 }
+
+/// A node's log, and what its groups have of it.
+type Opened = (Arc<Wal>, BTreeMap<GroupId, GroupStorage<Sim>>);
 
 /// How a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +95,12 @@ pub enum End {
     Power,
     /// The system keeps what was written.
     Kill,
+}
+
+/// The log entry that tables say they have taken in, if this is where they say it.
+fn applied(key: &[u8], value: &[u8]) -> Option<u64> {
+    let id = || codec::decode::<LogIdOf<SimTypes>, 1024>(value).ok();
+    if key == [0] { id().map(|id| id.index) } else { None }
 }
 
 /// The disk as one life of a node has it.
@@ -164,21 +193,29 @@ impl Host for SimHost {
 
 impl SimNode {
     /// A node of a new cluster.
-    fn founder(id: NodeId, configured: BTreeMap<NodeId, String>) -> SimNode {
-        SimNode { founder: true, ..SimNode::new(id, id.0, configured[&id].clone(), configured) }
+    fn founder(id: NodeId, setting: Setting, configured: BTreeMap<NodeId, String>) -> SimNode {
+        SimNode { founder: true, ..SimNode::new(id, id.0, setting, configured[&id].clone(), configured) }
     }
 
     /// A node that joins.
-    pub fn new(id: NodeId, store: u64, address: String, configured: BTreeMap<NodeId, String>) -> SimNode {
+    pub fn new(
+        id: NodeId,
+        store: u64,
+        setting: Setting,
+        address: String,
+        configured: BTreeMap<NodeId, String>,
+    ) -> SimNode {
         SimNode {
             id,
+            setting,
             store,
             address,
             configured,
             founder: false,
             disk: SimDisk::default(),
-            tables: Mutex::new((0..=GROUPS).map(|group| (GroupId(group), MemoryTables::default())).collect()),
+            tables: Mutex::new(setting.all_groups().map(|group| (group, MemoryTables::default())).collect()),
             ahead: Arc::default(),
+            tear: Mutex::default(),
             state: Mutex::default(),
         }
     }
@@ -203,6 +240,10 @@ impl SimNode {
 
     pub fn member(&self) -> Option<Arc<Member<Sim>>> {
         lock(&self.state).running.as_ref().map(|running| running.member.clone())
+    }
+
+    pub fn process(&self) -> Option<Arc<Process>> {
+        lock(&self.state).running.as_ref().map(|running| running.process.clone())
     }
 
     pub fn gone(&self) -> Option<&'static str> {
@@ -231,17 +272,16 @@ impl SimNode {
         self.tables(group).write().put(key, Bytes::new());
     }
 
-    fn open(&self, alive: &Arc<AtomicBool>) -> (Arc<Wal>, BTreeMap<GroupId, GroupStorage<Sim>>) {
+    fn open(&self, alive: &Arc<AtomicBool>) -> Result<Opened, String> {
         let config = WalConfig {
-            // What waits for a leader for seconds comes as one entry, and must fit.
-            segment_bytes: 40 * 1024,
+            segment_bytes: self.setting.segment_bytes,
             max_segments: 4,
             cache_bytes: 8 * 1024,
             create: !std::mem::replace(&mut lock(&self.state).has_log, true),
-            ..WalConfig::new(Owner { cluster: CLUSTER, node: self.id.0 }, GROUPS + 1)
+            ..WalConfig::new(Owner { cluster: CLUSTER, node: self.id.0 }, self.setting.groups + 1)
         };
         let disk = Arc::new(OwnDisk(self.disk.clone(), alive.clone()));
-        let wal = Arc::new(Wal::open_inline(disk, config).expect("the log opens"));
+        let wal = Arc::new(Wal::open_inline(disk, config).map_err(|error| error.to_string())?);
         let storage = lock(&self.tables).clone().into_iter().map(|(group, tables)| {
             let log = wal.group(group.0).expect("a group of this node");
             let behind = Arc::downgrade(&wal);
@@ -252,7 +292,7 @@ impl SimNode {
             (group, GroupStorage::<Sim> { log, tables })
         });
         let storage = storage.collect();
-        (wal, storage)
+        Ok((wal, storage))
     }
 
     fn config(&self, life: u64) -> MemberConfig {
@@ -269,7 +309,7 @@ impl SimNode {
         MemberConfig {
             node: self.id,
             cluster: CLUSTER,
-            groups: GROUPS,
+            groups: self.setting.groups,
             nodes: self.configured.clone(),
             addresses: at(&self.address),
             store: self.store,
@@ -287,7 +327,7 @@ impl World {
     pub fn found(&self, nodes: u64) {
         let configured: BTreeMap<_, _> = (1..=nodes).map(|id| (NodeId(id), format!("host{id}"))).collect();
         for id in configured.keys() {
-            lock(&self.nodes).insert(*id, Arc::new(SimNode::founder(*id, configured.clone())));
+            lock(&self.nodes).insert(*id, Arc::new(SimNode::founder(*id, self.setting, configured.clone())));
         }
     }
 
@@ -328,7 +368,18 @@ impl World {
     }
 
     /// Its process starts, and goes as far as it gets by itself.
-    pub async fn start(self: &Arc<World>, id: NodeId) {
+    pub fn start(self: &Arc<World>, id: NodeId) -> BoxFuture<'_, ()> {
+        // Boxed here, so that all of openraft is compiled with this crate, optimised, and not with whoever waits for it.
+        Box::pin(async move {
+            if let Err(why) = self.try_start(id).await {
+                assert!(!self.setting.strict, "n{id} does not start: {why}");
+                self.say(format!("n{id} does not start: {why}"));
+                self.tell(Seen::Fell { node: id, why });
+            }
+        })
+    }
+
+    async fn try_start(self: &Arc<World>, id: NodeId) -> Result<(), String> {
         let node = self.node(id);
         let life = {
             let mut state = lock(&node.state);
@@ -339,17 +390,22 @@ impl World {
         };
         self.say(format!("n{id} starts, life {life}"));
         let alive = Arc::new(AtomicBool::new(true));
-        let (wal, storage) = node.open(&alive);
+        if !self.setting.strict {
+            self.setting.all_groups().for_each(|group| self.watch_tables(&node, group));
+        }
+        let (wal, storage) = node.open(&alive)?;
         let wire = Wire { world: Arc::downgrade(self), from: id, life };
         let host = Arc::new(SimHost { world: Arc::downgrade(self), node: id, life });
-        let member = Member::start(node.config(life), storage, wire, host).await;
-        let member = member.expect("the member starts");
-        lock(&node.state).running = Some(Running { member: member.clone(), _wal: wal, alive });
+        let process = Process::new(id);
+        let member = process.run(Member::start(node.config(life), storage, wire, host)).await;
+        let member = member.map_err(|error| error.to_string())?;
+        let running = Running { member: member.clone(), _wal: wal, alive, process: process.clone() };
+        lock(&node.state).running = Some(running);
         self.open_port(id, life, &member);
         self.open_sockets(id, life);
-        member.initialise().await.expect("the groups begin");
+        process.run(member.initialise()).await.map_err(|error| error.to_string())?;
         let world = self.clone();
-        let _detached = SimRuntime::spawn(async move {
+        let _detached = SimRuntime::spawn(process.run(async move {
             let joined = member.join().await;
             match joined {
                 _ if !world.is_life(id, life) => {}
@@ -359,15 +415,47 @@ impl World {
                 }
                 Err(error) => world.failed(id, error.to_string()),
             }
+        }));
+        Ok(())
+    }
+
+    /// Notes which log entry stores which push.
+    fn watch_tables(self: &Arc<World>, node: &SimNode, group: GroupId) {
+        let (world, entry) = (Arc::downgrade(self), AtomicU64::new(0));
+        node.tables(group).watch(move |key, value| {
+            if let Some(index) = applied(key, value) {
+                entry.store(index, Ordering::Relaxed);
+            } else if let Some((terminal, seq)) = key::parse_pending(key)
+                && let Some(world) = world.upgrade()
+            {
+                let position = (group, entry.load(Ordering::Relaxed));
+                lock(&world.positions).entry((terminal, seq)).or_insert(position);
+            }
         });
     }
 
+    /// After which log entry a node's tables of a group are, and what they hold, as one number.
+    pub fn state_of(&self, node: NodeId, group: GroupId) -> Option<(u64, u64)> {
+        let contents = self.node(node).tables(group).contents();
+        let index = contents.0.iter().next().and_then(|(key, value)| applied(key, value))?;
+        let mut hash = DefaultHasher::new();
+        contents.0.hash(&mut hash);
+        Some((index, hash.finish()))
+    }
+
     /// Its process ends.
-    pub async fn stop(self: &Arc<World>, id: NodeId, end: End) {
+    pub fn stop(self: &Arc<World>, id: NodeId, end: End) -> BoxFuture<'_, ()> {
+        Box::pin(self.end_process(id, end))
+    }
+
+    async fn end_process(self: &Arc<World>, id: NodeId, end: End) {
         let node = self.node(id);
         let Some(running) = lock(&node.state).running.take() else { return };
         self.say(format!("n{id} ends: {end:?}"));
         running.alive.store(false, Ordering::Relaxed);
+        // Of one that stands still, too, everything ends.
+        running.process.resume();
+        lock(&self.backlog).remove(&id);
         let silent = self.bad_luck(200);
         self.close_port(id, silent);
         self.close_sockets(id);
@@ -375,9 +463,11 @@ impl World {
         node.crash_tables().await;
         running.member.shutdown().await;
         drop(running);
+        let tear = *lock(&node.tear);
         match end {
-            End::Kill => node.disk.kill(),
-            End::Power => {
+            End::Kill if tear == Some(Tear::Whole) => node.disk.crash(|_, _| 0),
+            End::Kill if tear.is_none() => node.disk.kill(),
+            End::Kill | End::Power => {
                 let kept = self.below(u64::MAX);
                 node.disk.crash(|number, len| (kept.rotate_left(number as u32) % (len as u64 + 1)) as usize);
             }
@@ -392,8 +482,15 @@ impl World {
         let expected = state.may_fail || state.gone.is_some() || told;
         if state.failed.is_none() {
             self.say(format!("n{id} must end: {why}"));
-            assert!(expected, "n{id} must end for no reason that was given to it: {why}");
-            state.failed = Some(why);
+            assert!(
+                expected || !self.setting.strict,
+                "n{id} must end for no reason that was given to it: {why}"
+            );
+            state.failed = Some(why.clone());
+            drop(state);
+            if !expected {
+                self.tell(Seen::Fell { node: id, why });
+            }
         }
     }
 }

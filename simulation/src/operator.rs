@@ -112,7 +112,7 @@ impl World {
             assert!(refused.is_err(), "another folder used the token of n{node}");
         }
         self.saw(if replaces.is_some() { "replacements" } else { "joins" });
-        let newcomer = SimNode::new(node, number, peer, self.addresses());
+        let newcomer = SimNode::new(node, number, self.setting, peer, self.addresses());
         lock(&self.nodes).insert(node, Arc::new(newcomer));
         // Started by the loop of the faults, as one that crashed would be.
         let wait = self.below(500);

@@ -1,16 +1,20 @@
 //! Runs seeds, some of them twice, on as many threads as there are processors; tells of each that fails how to replay it.
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once};
+use std::time::Duration;
 
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
+#[cfg(feature = "canary")]
+use reveille_protocol::canary::canary;
 
-use crate::world::World;
+use crate::world::{Setting, World};
 
 /// Lines of its story that are told of a seed that failed.
 const LAST: usize = 60;
@@ -23,9 +27,19 @@ struct Told {
     seen: Seen,
 }
 
+/// A panic, also one that became the end of a task.
+#[derive(Debug, Clone)]
+pub struct Panic {
+    pub what: String,
+    /// The source file where it was.
+    pub file: String,
+}
+
 thread_local! {
-    /// Panics of this thread, also those that became the end of a task.
-    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// Panics of this thread.
+    static PANICS: RefCell<Vec<Panic>> = const { RefCell::new(Vec::new()) };
+    /// They are told by whoever runs the world, not as they happen.
+    static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
 fn note_panics() {
@@ -33,8 +47,14 @@ fn note_panics() {
     ONCE.call_once(|| {
         let before = take_hook();
         set_hook(Box::new(move |info| {
-            PANICS.with(|panics| panics.borrow_mut().push(info.to_string()));
-            before(info);
+            let file = info.location().map_or(String::new(), |location| location.file().to_owned());
+            let quiet = QUIET.try_with(Cell::get).unwrap_or(false);
+            // A thread that ends has no place for them any more.
+            let _ =
+                PANICS.try_with(|panics| panics.borrow_mut().push(Panic { what: info.to_string(), file }));
+            if !quiet {
+                before(info);
+            }
         }));
     });
 }
@@ -51,9 +71,9 @@ fn run<F: Future<Output = ()>>(
     traced: bool,
     scenario: impl Fn(Arc<World>) -> F,
 ) -> Result<Told, (String, Vec<String>)> {
+    let world = World::new(seed, Setting { loud, ..Setting::default() });
     note_panics();
     PANICS.take();
-    let world = World::new(seed, loud);
     let mut runtime = SimRuntime::with_seed(seed);
     runtime.record_trace(traced);
     let both = async {
@@ -63,7 +83,7 @@ fn run<F: Future<Output = ()>>(
     let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(both)));
     let panics = PANICS.take();
     let failed = ended.err().map(|panic| told_by(&*panic));
-    match panics.first().cloned().or(failed) {
+    match panics.into_iter().next().map(|panic| panic.what).or(failed) {
         None => Ok(Told { story: world.story(), trace: runtime.take_trace(), seen: world.seen() }),
         Some(why) => {
             let story = world.story();
@@ -72,6 +92,38 @@ fn run<F: Future<Output = ()>>(
             Err((why, story))
         }
     }
+}
+
+/// Runs a world to the end of `life`, or of the first panic; what panicked, in order. Whoever made the world watches it.
+pub fn live<F: Future<Output = ()>>(seed: u64, world: &Arc<World>, life: F) -> Vec<Panic> {
+    note_panics();
+    PANICS.take();
+    QUIET.set(true);
+    let mut runtime = SimRuntime::with_seed(seed);
+    let both = async {
+        let stop = world.clone();
+        // What a task of a node panicked with ends the run: nothing after it is worth looking at.
+        let panicked = async {
+            while PANICS.with_borrow(Vec::is_empty) {
+                SimRuntime::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let life = futures::future::select(Box::pin(life), Box::pin(panicked));
+        futures::future::select(life, Box::pin(stop.turn())).await;
+    };
+    let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(both)));
+    QUIET.set(false);
+    let mut panics = PANICS.take();
+    if let Err(panic) = &ended
+        && panics.is_empty()
+    {
+        panics.push(Panic { what: told_by(&**panic), file: String::new() });
+    }
+    if !panics.is_empty() {
+        // What it left behind may be in any state: it is not taken down.
+        std::mem::forget((runtime, world.clone()));
+    }
+    panics
 }
 
 fn judge<F: Future<Output = ()>>(
@@ -83,6 +135,11 @@ fn judge<F: Future<Output = ()>>(
     let told = run(seed, loud, twice, &scenario)?;
     if twice {
         let again = run(seed, false, true, &scenario)?;
+        if loud {
+            let mut hash = DefaultHasher::new();
+            (&told.story, &again.trace).hash(&mut hash);
+            println!("trace of seed {seed}: {:016x}", hash.finish());
+        }
         let first = told.story.iter().zip(&again.story).position(|(one, other)| one != other);
         if told.story != again.story || told.trace != again.trace {
             return Err((format!("it ran differently the second time, from line {first:?}"), told.story));

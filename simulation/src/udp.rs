@@ -15,6 +15,7 @@ use crate::ledger::{change_of_class, check_class};
 use crate::listener::{self, Told};
 use crate::nat::Kind;
 use crate::notifier::{self, Asked, Notifier, Packet};
+use crate::seen::Seen;
 use crate::terminal::Doing;
 use crate::world::{World, instant, lock, now};
 
@@ -44,9 +45,9 @@ impl World {
         self.node(node).member().map(|member| member.directory().secrets.clone()).unwrap_or_default()
     }
 
-    fn fly(&self, packet: Packet) {
+    fn fly(self: &Arc<World>, packet: Packet) {
         let cut = lock(&self.ledger).is_cut(&lock(&self.networks), &packet);
-        if cut || self.bad_luck(LOSS) {
+        if cut || self.bad_luck(LOSS) || self.notification_ails(&packet) {
             self.saw("datagrams lost");
             return lock(&self.ledger).watch(&packet, true);
         }
@@ -58,11 +59,15 @@ impl World {
         }
     }
 
-    fn datagram_arrives(self: &Arc<World>, packet: &Packet) {
+    pub(crate) fn datagram_arrives(self: &Arc<World>, packet: &Packet) {
         if lock(&self.ledger).is_cut(&lock(&self.networks), packet) {
             return self.saw("datagrams lost");
         }
         if let Some(node) = notifier::node_at(packet.to).map(NodeId) {
+            if self.is_paused(node) {
+                let packet = packet.clone();
+                return self.later(node, move |world| world.datagram_arrives(&packet));
+            }
             lock(&self.ledger).watch(packet, false);
             return self.at_node(node, |notifier, secrets| notifier.received(instant(), secrets, packet));
         }
@@ -105,6 +110,9 @@ impl World {
     }
 
     fn notifier_timer(self: &Arc<World>, node: NodeId, life: u64) {
+        if self.is_paused(node) {
+            return self.later(node, move |world| world.notifier_timer(node, life));
+        }
         let due = lock(&self.notifiers).get(&node).is_some_and(|(of, notifier)| {
             *of == life && notifier.poll_timeout().is_some_and(|at| at <= instant())
         });
@@ -113,14 +121,22 @@ impl World {
         }
     }
 
-    fn notifier_deed(&self, node: NodeId, life: u64, deed: notifier::Deed) {
+    fn notifier_deed(self: &Arc<World>, node: NodeId, life: u64, deed: notifier::Deed) {
         match deed {
             notifier::Deed::Send(packet) => self.fly(packet),
             notifier::Deed::Dial(order, to) => {
                 let device = self.device_of(&order.terminal);
                 let pinned = matches!(order.reachability, Reachability::Pinned { .. });
                 self.say(format!("n{node} dials t{device} at {to}, {} wait", order.pending));
-                lock(&self.ledger).check_dial(device, (node.0, life), pinned, to);
+                let of = (node.0, life);
+                if self.setting.strict {
+                    lock(&self.ledger).check_dial(device, of, pinned, to);
+                }
+                // What a session tries has nothing pending, and wakes nobody.
+                if order.pending > 0 {
+                    let proven = lock(&self.ledger).is_proven(device, of, pinned, to);
+                    self.tell(Seen::Notifying { device, node, pending: order.pending.into(), proven });
+                }
                 self.saw(if pinned { "dials through a binding" } else { "dials of an address" });
             }
             notifier::Deed::Told(order, notified) => {
@@ -164,6 +180,9 @@ impl World {
     }
 
     pub fn send_notification(self: &Arc<World>, node: NodeId, order: NotifyOrder, asked: Asked) {
+        if self.is_paused(node) {
+            return self.later(node, move |world| world.send_notification(node, order, asked));
+        }
         self.at_node(node, |notifier, secrets| notifier.order(instant(), secrets, order, asked));
     }
 
@@ -180,6 +199,9 @@ impl World {
     }
 
     fn check_class(&self, number: u64, class: Class) {
+        if !self.setting.strict {
+            return;
+        }
         let tried = lock(&self.connections)[&number].tried.clone();
         check_class(&tried, class);
     }
@@ -326,7 +348,10 @@ impl World {
             return;
         }
         match doing {
-            Doing::Listening => self.come(device, Cause::Notified),
+            Doing::Listening => {
+                self.tell(Seen::Notified { device });
+                self.come(device, Cause::Notified);
+            }
             Doing::Session(number) => self.terminal_event(number, terminal::Event::Notified),
             Doing::BackingOff | Doing::Nothing => {}
         }
@@ -363,13 +388,7 @@ impl World {
                 let network = lock(&self.devices)[device].network;
                 self.cut_datagrams(nodes.into_iter().filter(|node| all || *node == one).collect(), network);
             }
-            _ => {
-                let forged = lock(&self.ledger).forge(&mut lock(&self.dice));
-                if let Some(packet) = forged {
-                    self.saw("keepalives from elsewhere");
-                    self.after(1, move |world| world.datagram_arrives(&packet));
-                }
-            }
+            _ => self.forge_keepalive(),
         }
     }
 

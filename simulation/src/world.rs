@@ -12,25 +12,28 @@ use reveille_cluster::env::Env;
 use reveille_cluster::raft::types::{Batch, Replies};
 use reveille_cluster::tables::MemoryTables;
 use reveille_cluster::wal::WalGroup;
-use reveille_protocol::id::NodeId;
+use reveille_protocol::id::{GroupId, NodeId, Seq, TerminalId};
 use reveille_protocol::time::Instant;
 use tokio::sync::Notify;
 
 use crate::dice::Dice;
 use crate::faults::Order;
 use crate::history::History;
+use crate::ills::Ills;
 use crate::ledger::Ledger;
 use crate::nat::Networks;
 use crate::network::{Network, Wire};
-use crate::node::SimNode;
+use crate::node::{GROUPS, SimNode};
 use crate::notifier::Notifier;
+use crate::process::NodeRuntime;
+use crate::seen::Watch;
 use crate::session::Connection;
 use crate::terminal::Device;
 
 /// Seconds between two keepalives.
 pub const PERIOD: u16 = 1;
 
-openraft::declare_raft_types!(pub SimTypes: D = Batch, R = Replies, AsyncRuntime = SimRuntime);
+openraft::declare_raft_types!(pub SimTypes: D = Batch, R = Replies, AsyncRuntime = NodeRuntime);
 
 pub struct Sim;
 
@@ -60,9 +63,38 @@ pub async fn pause(millis: u64) {
     SimRuntime::sleep(Duration::from_millis(millis)).await;
 }
 
-type Happening = Box<dyn FnOnce(&Arc<World>) + Send>;
+pub(crate) type Happening = Box<dyn FnOnce(&Arc<World>) + Send>;
+
+/// What a world is like.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Shard groups.
+    pub groups: u16,
+    /// Bytes of a log's segment.
+    pub segment_bytes: usize,
+    /// Its own rules are judged as it runs, and end it. Otherwise whoever watches judges.
+    pub strict: bool,
+    /// Its story is told as it goes.
+    pub loud: bool,
+}
+
+impl Setting {
+    /// The meta group and the shards.
+    pub fn all_groups(self) -> impl Iterator<Item = GroupId> {
+        (0..=self.groups).map(GroupId)
+    }
+}
+
+impl Default for Setting {
+    /// As the tests of the cluster have it: a log so small that it is cut all the time.
+    fn default() -> Setting {
+        // What waits for a leader for seconds comes as one entry, and must fit.
+        Setting { groups: GROUPS, segment_bytes: 40 * 1024, strict: true, loud: false }
+    }
+}
 
 pub struct World {
+    pub setting: Setting,
     pub dice: Mutex<Dice>,
     agenda: Mutex<BTreeMap<(u64, u64), Happening>>,
     order: Mutex<u64>,
@@ -70,7 +102,6 @@ pub struct World {
     chaos: AtomicBool,
     pub operating: AtomicBool,
     story: Mutex<Vec<String>>,
-    loud: bool,
     /// How often each thing happened that the runs are for.
     seen: Mutex<BTreeMap<&'static str, u64>>,
     pub network: Mutex<Network>,
@@ -85,6 +116,13 @@ pub struct World {
     pub orders: Mutex<BTreeMap<(u64, u64), Order>>,
     /// The one node whose clock may be wrong: a minority.
     pub wrong: Mutex<Option<NodeId>>,
+    /// What ails links and notifications.
+    pub ills: Mutex<Ills>,
+    /// What nodes that stand still will find.
+    pub backlog: Mutex<BTreeMap<NodeId, Vec<Happening>>>,
+    pub watch: Mutex<Option<Watch>>,
+    /// Which log entry stored a push first: group and index.
+    pub positions: Mutex<BTreeMap<(TerminalId, Seq), (GroupId, u64)>>,
 }
 
 pub fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -92,8 +130,9 @@ pub fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl World {
-    pub fn new(seed: u64, loud: bool) -> Arc<World> {
+    pub fn new(seed: u64, setting: Setting) -> Arc<World> {
         Arc::new(World {
+            setting,
             dice: Mutex::new(Dice::new(seed)),
             agenda: Mutex::default(),
             order: Mutex::default(),
@@ -101,7 +140,6 @@ impl World {
             chaos: AtomicBool::new(false),
             operating: AtomicBool::new(false),
             story: Mutex::default(),
-            loud,
             seen: Mutex::default(),
             network: Mutex::default(),
             nodes: Mutex::default(),
@@ -113,6 +151,10 @@ impl World {
             history: Mutex::default(),
             orders: Mutex::default(),
             wrong: Mutex::default(),
+            ills: Mutex::default(),
+            backlog: Mutex::default(),
+            watch: Mutex::default(),
+            positions: Mutex::default(),
         })
     }
 
@@ -165,6 +207,7 @@ impl World {
     /// Nothing that is on its way arrives any more.
     pub fn end(&self) {
         lock(&self.agenda).clear();
+        lock(&self.backlog).clear();
     }
 
     pub fn draw_networks(&self, terminals: usize) {
@@ -203,7 +246,7 @@ impl World {
 
     pub fn say(&self, line: String) {
         let line = format!("{:>9.3} {line}", now() as f64 / 1e6);
-        if self.loud {
+        if self.setting.loud {
             println!("{line}");
         }
         lock(&self.story).push(line);

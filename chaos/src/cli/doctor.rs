@@ -42,7 +42,8 @@ impl DoctorArgs {
                 output::line(format!("{mark:3} {:18} {}{why}", look.name, look.faults));
             }
             output::line(
-                "What the process backend of this build does with them: `chaos list faults`, marked [proc].",
+                "What the process backend of this build does with them: `chaos list faults`, marked [proc]. The simulation \
+                 needs none of them: [sim].",
             );
         }
         Ok(Verdict::Pass)

@@ -6,9 +6,9 @@ use reveille_chaos::check::{CHECKERS, Verdict};
 use reveille_chaos::scenario::{self, KINDS, ROLES, When, Work, shipped};
 
 use super::output;
-use crate::backend::proc;
+use crate::backend::{proc, sim};
 
-/// List what there is, one line each. `[proc]`: the process backend of this build does it.
+/// List what there is, one line each. `[proc]`: the process backend of this build does it, `[sim]`: the simulation does.
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     /// Only these.
@@ -42,18 +42,29 @@ impl ListArgs {
     }
 }
 
+/// Which backends do it.
+fn marks(proc: bool, sim: bool) -> &'static str {
+    match (proc, sim) {
+        (true, true) => " [proc] [sim]",
+        (true, false) => " [proc]",
+        (false, true) => " [sim]",
+        (false, false) => "",
+    }
+}
+
 fn list(what: What) -> anyhow::Result<()> {
     let line = |name: &str, about: &str| output::line(format!("  {name:30} {about}"));
     match what {
         What::Scenarios => {
             for (name, text) in shipped::SHIPPED {
                 let scenario = scenario::load(&format!("{name}.toml"), text).context("a shipped scenario")?;
-                let runs = proc::cannot(&scenario).is_empty();
-                line(name, &format!("{}{}", scenario.about, if runs { " [proc]" } else { "" }));
+                let (proc, sim) = (proc::cannot(&scenario).is_empty(), sim::cannot(&scenario).is_empty());
+                line(name, &format!("{}{}", scenario.about, marks(proc, sim)));
             }
         }
         What::Faults => KINDS.iter().for_each(|kind| {
-            line(kind.name, &format!("{}{}", kind.about, if kind.proc { " [proc]" } else { "" }))
+            let sim = sim::KINDS.contains(&kind.name);
+            line(kind.name, &format!("{}{}", kind.about, marks(kind.proc, sim)));
         }),
         What::Targets => ROLES.iter().for_each(|(name, about)| line(name, about)),
         What::Events => When::ALL.iter().for_each(|when| line(when.name(), "")),

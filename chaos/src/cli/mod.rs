@@ -7,6 +7,7 @@ pub(crate) mod output;
 mod plan;
 mod report;
 mod run;
+mod seeds;
 mod source;
 
 use std::process::ExitCode;
@@ -32,7 +33,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a scenario against real nodes on this machine, and judge what happened.
+    /// Run a scenario on real nodes on this machine, or in simulation, and judge what happened.
     Run(run::RunArgs),
     /// Do again what a run did.
     Replay(run::ReplayArgs),

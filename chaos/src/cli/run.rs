@@ -1,4 +1,4 @@
-//! `chaos run` and `chaos replay`: a scenario against real nodes, its history, and the verdict.
+//! `chaos run` and `chaos replay`: a scenario on a backend, its history, and the verdict.
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,8 +10,9 @@ use reveille_chaos::facts;
 use reveille_chaos::scenario::Scenario;
 use serde::{Deserialize, Serialize};
 
-use super::{check as print, output, report, source};
+use super::{check as print, output, report, seeds, source};
 use crate::backend::proc::{self, Options};
+use crate::backend::sim;
 
 /// Run a scenario, and judge what happened.
 #[derive(Debug, Args)]
@@ -26,6 +27,10 @@ pub(super) struct RunArgs {
     /// What all draws come from. Default: a new one, which is said.
     #[arg(long)]
     seed: Option<u64>,
+    /// Run so many seeds, from that of `--seed` or 1 on. Only of the simulation; the histories of those that do not pass
+    /// are kept.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    seeds: Option<u64>,
 }
 
 /// Do again what a run did: the same scenario with the same seed. What processes make of it may differ.
@@ -55,21 +60,44 @@ struct How {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Backend {
+pub(super) enum Backend {
     /// The release binary on loopback, terminals of the SDK, faults by signals.
     Proc,
+    /// The simulation: virtual time, exact by its seed, and the inside of nodes to look at.
+    Sim,
+}
+
+impl Backend {
+    fn name(self) -> &'static str {
+        match self {
+            Backend::Proc => "process",
+            Backend::Sim => "simulation",
+        }
+    }
+
+    fn cannot(self, scenario: &Scenario) -> Vec<String> {
+        match self {
+            Backend::Proc => proc::cannot(scenario),
+            Backend::Sim => sim::cannot(scenario),
+        }
+    }
 }
 
 /// What a replay needs to know: `run.json`. The scenario is beside it.
 #[derive(Debug, Serialize, Deserialize)]
-struct Made {
-    seed: u64,
-    backend: Backend,
+pub(super) struct Made {
+    pub(super) seed: u64,
+    pub(super) backend: Backend,
 }
 
 impl RunArgs {
     pub(super) fn run(self) -> anyhow::Result<Verdict> {
         let (scenario, text) = source::scenario(&self.scenario)?;
+        if let Some(count) = self.seeds {
+            ensure!(self.backend == Backend::Sim, "--seeds is for the simulation: --backend sim");
+            let out = made(&scenario, "seeds", &self.how, self.backend)?;
+            return seeds::run(&scenario, &text, self.seed.unwrap_or(1), count, &out);
+        }
         let seed = self.seed.unwrap_or_else(new_seed);
         go(scenario, &text, Made { seed, backend: self.backend }, &self.how)
     }
@@ -124,28 +152,20 @@ fn build(beside: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn go(scenario: Scenario, text: &str, made: Made, how: &How) -> anyhow::Result<Verdict> {
-    let cannot = proc::cannot(&scenario);
-    if !cannot.is_empty() {
-        bail!("the process backend of this build cannot run {}:\n  {}", scenario.name, cannot.join("\n  "));
-    }
-    let bin = binary(how.bin.as_deref())?;
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let out = how
-        .out
-        .clone()
-        .unwrap_or_else(|| Path::new("chaos-out").join(format!("{}-{}-{time}", scenario.name, made.seed)));
-    if let Some(parent) = out.parent() {
-        std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
-    }
-    std::fs::create_dir(&out).with_context(|| format!("{}: a run makes its folder", out.display()))?;
-    let out = out.canonicalize()?;
-    std::fs::write(out.join("scenario.toml"), text)?;
-    std::fs::write(out.join("run.json"), serde_json::to_vec_pretty(&made)?)?;
-    output::line(format!("{}: {} · seed {} · {}", scenario.name, scenario.about, made.seed, out.display()));
-    let options = Options { seed: made.seed, bin, out: out.clone(), quiet: how.quiet };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let history = runtime.block_on(proc::run(scenario, &options))?;
+fn go(scenario: Scenario, text: &str, made_of: Made, how: &How) -> anyhow::Result<Verdict> {
+    let out = made(&scenario, &made_of.seed.to_string(), how, made_of.backend)?;
+    keep(&out, text, &made_of)?;
+    let seed = made_of.seed;
+    output::line(format!("{}: {} · seed {seed} · {}", scenario.name, scenario.about, out.display()));
+    let history = match made_of.backend {
+        Backend::Proc => {
+            let bin = binary(how.bin.as_deref())?;
+            let options = Options { seed, bin, out: out.clone(), quiet: how.quiet };
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(proc::run(scenario, &options))?
+        }
+        Backend::Sim => seeds::one(&scenario, seed, how.quiet, &out)?,
+    };
     let facts = facts::read(std::io::BufReader::new(std::fs::File::open(&history)?))?;
     let judgement = check::judge(&facts, &[]);
     print::print(&judgement, None)?;
@@ -162,6 +182,32 @@ fn go(scenario: Scenario, text: &str, made: Made, how: &How) -> anyhow::Result<V
         }
     }
     Ok(judgement.verdict)
+}
+
+/// The scenario and what it is run by, for a replay.
+pub(super) fn keep(out: &Path, text: &str, made: &Made) -> anyhow::Result<()> {
+    std::fs::write(out.join("scenario.toml"), text)?;
+    std::fs::write(out.join("run.json"), serde_json::to_vec_pretty(made)?)?;
+    Ok(())
+}
+
+/// The run's folder, new; unless the backend cannot run the scenario.
+fn made(scenario: &Scenario, name: &str, how: &How, backend: Backend) -> anyhow::Result<PathBuf> {
+    let cannot = backend.cannot(scenario);
+    if !cannot.is_empty() {
+        let (backend, name) = (backend.name(), &scenario.name);
+        bail!("the {backend} backend of this build cannot run {name}:\n  {}", cannot.join("\n  "));
+    }
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let out = how
+        .out
+        .clone()
+        .unwrap_or_else(|| Path::new("chaos-out").join(format!("{}-{name}-{time}", scenario.name)));
+    if let Some(parent) = out.parent() {
+        std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+    }
+    std::fs::create_dir(&out).with_context(|| format!("{}: a run makes its folder", out.display()))?;
+    Ok(out.canonicalize()?)
 }
 
 /// What nodes and terminals left behind besides logs.

@@ -17,7 +17,11 @@ pub struct MemoryTables {
     now: Arc<RwLock<MemoryTable>>,
     durable: Arc<RwLock<MemoryTable>>,
     behind: Arc<RwLock<Option<Barrier>>>,
+    watch: Arc<RwLock<Option<Watch>>>,
 }
+
+/// Told of each pair that is put, in order.
+type Watch = Arc<dyn Fn(&[u8], &[u8]) + Send + Sync>;
 
 /// Succeeds once the log is durable up to everything that was applied.
 type Barrier = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
@@ -36,6 +40,11 @@ impl MemoryTables {
         *self.behind.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(barrier));
     }
 
+    /// From now on this is told of each pair that is put: a simulation sees by it which log entry stored what.
+    pub fn watch(&self, watch: impl Fn(&[u8], &[u8]) + Send + Sync + 'static) {
+        *self.watch.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(watch));
+    }
+
     /// The machine lost power: what was not flushed is gone.
     pub fn crash(&self) {
         *write(&self.now) = read(&self.durable).clone();
@@ -51,7 +60,7 @@ impl MemoryTables {
 pub struct MemoryReader<'a>(RwLockReadGuard<'a, MemoryTable>);
 
 /// The right to change [`MemoryTables`].
-pub struct MemoryWriter<'a>(RwLockWriteGuard<'a, MemoryTable>);
+pub struct MemoryWriter<'a>(RwLockWriteGuard<'a, MemoryTable>, Option<Watch>);
 
 macro_rules! delegate_table {
     ($name:ty, $field:tt) => {
@@ -78,6 +87,9 @@ delegate_table!(MemorySnapshot, table);
 
 impl TableMut for MemoryWriter<'_> {
     fn put(&mut self, key: &[u8], value: Bytes) {
+        if let Some(watch) = &self.1 {
+            watch(key, &value);
+        }
         self.0.put(key, value);
     }
 
@@ -97,7 +109,8 @@ impl Tables for MemoryTables {
     }
 
     fn write(&self) -> MemoryWriter<'_> {
-        MemoryWriter(write(&self.now))
+        let watch = self.watch.read().unwrap_or_else(PoisonError::into_inner).clone();
+        MemoryWriter(write(&self.now), watch)
     }
 
     async fn fetch(&self, _keys: Vec<Vec<u8>>) -> Result<(), TableError> {

@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::http::{Answer, Request, Silence};
 use super::run::Run;
-use super::terminals::payload;
+use crate::backend::payload::payload;
 
 /// A try is given up after this, and the next node asked under the same key: one that is stopped takes requests and says
 /// nothing.

@@ -10,6 +10,7 @@ use reveille_terminal::{Builder, Event, Linger, Received, Terminal};
 use tokio::sync::{mpsc, watch};
 
 use super::run::Run;
+use crate::backend::payload::name;
 
 /// A new process of a terminal can open its state within this: the one before lets go of it.
 const OPEN: Duration = Duration::from_secs(10);
@@ -41,25 +42,6 @@ impl Held {
             Some(until) => drop(until.wait_for(|over| *over).await),
             None => std::future::pending().await,
         }
-    }
-}
-
-/// A push's bytes: its name, and a filler that follows from it.
-pub(super) fn payload(name: &str, length: usize) -> Vec<u8> {
-    let mut bytes = format!("{name} ").into_bytes();
-    // The length is in it, so that bytes that were cut are not those of a shorter push.
-    let filler =
-        name.bytes().cycle().zip(length..).map(|(byte, at)| b'a' + ((usize::from(byte) + at) % 26) as u8);
-    bytes.extend(filler.take(length.saturating_sub(bytes.len())));
-    bytes
-}
-
-/// The name of the push that these are the bytes of; another name for bytes that were changed.
-fn name(body: &[u8]) -> String {
-    let text = std::str::from_utf8(body).ok().and_then(|text| text.split_once(' '));
-    match text.filter(|(name, _)| payload(name, body.len()) == body) {
-        Some((name, _)) => name.to_owned(),
-        None => format!("damaged: {} bytes", body.len()),
     }
 }
 
@@ -195,22 +177,5 @@ impl Device {
         let seq = push.seq.0;
         self.run.see(Observation::Confirmed { terminal: terminal.to_owned(), copy: 0, seq });
         push.confirm();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_that_were_changed_get_another_name() {
-        let bytes = payload("p1-2", 64);
-        assert_eq!((bytes.len(), name(&bytes)), (64, "p1-2".to_owned()));
-        for at in 0..bytes.len() {
-            let mut changed = bytes.clone();
-            changed[at] ^= 1;
-            assert_ne!(name(&changed), "p1-2", "{at}");
-        }
-        assert_ne!(name(&bytes[..63]), "p1-2");
     }
 }

@@ -24,6 +24,8 @@ pub enum Fault {
         /// Syncs that succeed before.
         after: usize,
     },
+    /// There is no room for another file, until the fault is taken away.
+    Full,
     /// The power goes, or the process, at the `n`-th write or sync from now: it and everything after fail until
     /// `crash` or `kill`.
     Power {
@@ -174,6 +176,9 @@ impl Disk for SimDisk {
 
     fn create(&self, name: &str, len: u64) -> io::Result<()> {
         let mut state = self.state();
+        if state.fault == Some(Fault::Full) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         if state.fails(true).is_some() {
             return Err(io::Error::other("simulated: create failed"));
         }

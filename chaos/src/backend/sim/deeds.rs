@@ -1,0 +1,198 @@
+//! What each kind of fault is in the world, and how it is taken back.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
+use reveille_cluster::wal::disk::Fault as DiskFault;
+use reveille_protocol::id::NodeId;
+use reveille_simulation::ills::Ill;
+use reveille_simulation::node::{End, Tear};
+use reveille_simulation::world::{lock, now};
+
+use super::strike::{Striker, There};
+use super::whom::Victims;
+
+/// A node in a crash loop is killed again so long after it was started, in microseconds.
+const STARTED: u64 = 2_000_000;
+/// A clock that strobes jumps so often.
+const STROBE: u64 = 200_000;
+/// An attacker sends something so often.
+const FORGED: u64 = 100_000;
+/// A disk that fails does so at one of so many next writes.
+const WRITES: u64 = 20;
+
+impl There {
+    fn kind(&self) -> &'static str {
+        self.fault.kind.name()
+    }
+
+    /// Its victim is not to run before it is over.
+    pub(super) fn keeps_down(&self, id: u64) -> bool {
+        let kinds = ["kill", "stop", "power", "out-of-memory", "io-error", "disk-full"];
+        matches!(&self.victims, Victims::Nodes(ids) if ids.contains(&id)) && kinds.contains(&self.kind())
+    }
+
+    fn share(&self) -> f64 {
+        self.fault.share.map_or(1.0, |share| share.0)
+    }
+
+    fn by_ms(&self) -> u64 {
+        self.fault.by.map_or(0, |by| by.0.as_millis() as u64)
+    }
+}
+
+impl Striker {
+    pub(super) async fn break_it(&mut self, there: &There) {
+        match &there.victims {
+            Victims::Nodes(ids) => {
+                for id in ids.clone() {
+                    self.break_node(there, NodeId(id)).await;
+                }
+            }
+            Victims::Ways(ways) => {
+                ways.iter().for_each(|(from, to)| self.break_way(there, NodeId(*from), NodeId(*to)))
+            }
+            Victims::Terminals(devices) => self.break_terminals(there, devices),
+            Victims::Publishers => self.run.storm.store(true, Ordering::Relaxed),
+        }
+    }
+
+    async fn break_node(&mut self, there: &There, id: NodeId) {
+        let world = self.run.world.clone();
+        let node = world.node(id);
+        match there.kind() {
+            "kill" | "out-of-memory" => world.stop(id, End::Kill).await,
+            "power" => world.stop(id, End::Power).await,
+            "stop" => world.stop_gently(id).await,
+            "pause" => world.pause_node(id),
+            "restart" | "crash-loop" => {
+                world.stop(id, End::Kill).await;
+                self.start(id.0).await;
+            }
+            "lose-unsynced" => *lock(&node.tear) = Some(Tear::Whole),
+            "torn-write" => *lock(&node.tear) = Some(Tear::Part),
+            "io-error" => {
+                let after = world.below(WRITES) as usize;
+                node.break_disk(DiskFault::Write { after, keep: world.below(80) as usize });
+            }
+            "sync-error" => node.break_disk(DiskFault::Sync { after: 0 }),
+            "disk-full" => node.break_disk(DiskFault::Full),
+            "clock-step" => node.ahead.store(there.by_ms() as i64, Ordering::Relaxed),
+            "move-leaders" => drop(world.have_leaders_moved(id)),
+            "snapshot" => drop(world.have_logs_cut(id)),
+            // What lasts and comes again and again does so from `again`.
+            _ => {}
+        }
+    }
+
+    fn break_way(&self, there: &There, from: NodeId, to: NodeId) {
+        let world = &self.run.world;
+        let ill = match there.kind() {
+            "cut" => {
+                world.cut(from, to);
+                return world.cut(to, from);
+            }
+            "cut-one-way" | "jam" => return world.cut(from, to),
+            "reset" => return world.reset_link(from, to),
+            "half-open" => return world.half_open(from, to),
+            "delay" => Ill::Delay(there.by_ms() * 1000),
+            "reorder" => Ill::Reorder(there.share()),
+            "bandwidth" => Ill::Bandwidth(there.share()),
+            // What is changed on its way is thrown away by the seal of the link, and sent again.
+            _ => Ill::Loss(there.share()),
+        };
+        world.ail_link(there.id, from, to, ill);
+    }
+
+    fn break_terminals(&self, there: &There, devices: &[usize]) {
+        let world = &self.run.world;
+        let all: BTreeSet<usize> = devices.iter().copied().collect();
+        match there.kind() {
+            "notification-loss" => world.lose_notifications(there.id, all, there.share()),
+            "notification-replay" => world.replay_notifications(there.id, all, there.by_ms()),
+            "terminal-kill" => all.into_iter().for_each(|device| world.end_terminal(device)),
+            "ack-withheld" => all.into_iter().for_each(|device| world.withhold(device, true)),
+            "reconnect" => all.into_iter().for_each(|device| world.reconnect(device)),
+            "rebind" => all.into_iter().for_each(|device| world.rebind(device)),
+            _ => {}
+        }
+    }
+
+    /// What lasts and comes again and again.
+    pub(super) async fn again(&mut self) {
+        for at in 0..self.there.len() {
+            let there = &self.there[at];
+            let (kind, since, began) = (there.kind(), now() - there.last, there.began);
+            let (share, by) = (there.share(), there.by_ms() as i64);
+            let world = self.run.world.clone();
+            match (kind, there.victims.clone()) {
+                ("crash-loop", Victims::Nodes(ids)) if since >= STARTED => {
+                    for id in ids {
+                        world.stop(NodeId(id), End::Kill).await;
+                        self.start(id).await;
+                    }
+                    self.run.cover("crash-loop.killed-again");
+                }
+                ("clock-strobe", Victims::Nodes(ids)) if since >= STROBE => {
+                    for id in ids {
+                        let ahead = &world.node(NodeId(id)).ahead;
+                        ahead.store(by - ahead.load(Ordering::Relaxed), Ordering::Relaxed);
+                    }
+                }
+                ("clock-drift", Victims::Nodes(ids)) => {
+                    let ahead = ((now() - began) as f64 / 1000.0 * share) as i64;
+                    ids.iter().for_each(|id| world.node(NodeId(*id)).ahead.store(ahead, Ordering::Relaxed));
+                }
+                ("notification-forged", Victims::Terminals(devices)) if since >= FORGED => {
+                    world.forge_keepalive();
+                    devices.into_iter().for_each(|device| world.forge_notification(device));
+                }
+                _ => continue,
+            }
+            self.there[at].last = now();
+        }
+    }
+
+    pub(super) async fn undo(&mut self, there: &There) {
+        let world = self.run.world.clone();
+        world.cure(there.id);
+        match &there.victims {
+            Victims::Nodes(ids) => {
+                for id in ids.iter().map(|id| NodeId(*id)) {
+                    let node = world.node(id);
+                    match there.kind() {
+                        "pause" => world.resume_node(id),
+                        "lose-unsynced" | "torn-write" => *lock(&node.tear) = None,
+                        "io-error" | "disk-full" => node.disk.set_fault(None),
+                        "clock-step" | "clock-strobe" | "clock-drift" => {
+                            node.ahead.store(0, Ordering::Relaxed)
+                        }
+                        _ => {}
+                    }
+                    if there.keeps_down(id.0) {
+                        self.ended.remove(&id.0);
+                        self.start(id.0).await;
+                    }
+                }
+            }
+            Victims::Ways(ways) => {
+                for (from, to) in ways.iter().map(|(from, to)| (NodeId(*from), NodeId(*to))) {
+                    match there.kind() {
+                        "cut" => {
+                            world.mend_way(from, to);
+                            world.mend_way(to, from);
+                        }
+                        "cut-one-way" | "jam" => world.mend_way(from, to),
+                        _ => {}
+                    }
+                }
+            }
+            Victims::Terminals(devices) => match there.kind() {
+                "terminal-kill" => devices.iter().for_each(|device| world.start_terminal(*device)),
+                "ack-withheld" => devices.iter().for_each(|device| world.withhold(*device, false)),
+                _ => {}
+            },
+            Victims::Publishers => self.run.storm.store(false, Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What is seen of the world: what happens to terminals, as it happens; and of nodes, looked at again and again, whether
+//! they are ready, who leads, and what their replicas hold.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use reveille_chaos::history::{Observation, Problem, What};
+use reveille_chaos::scenario::When;
+use reveille_protocol::id::*;
+use reveille_simulation::seen::{Seen, Watch};
+use reveille_simulation::world::pause;
+
+use super::record::Record;
+use super::run::{Known, Run, lock};
+use crate::backend::payload;
+
+/// Between two looks, in milliseconds.
+const LOOK: u64 = 100;
+/// Replicas are compared at each so many looks.
+const STATES: u64 = 20;
+
+/// Writes down what the world tells of.
+pub(super) fn watch(record: Arc<Record>, known: Arc<Mutex<Known>>) -> Watch {
+    Box::new(move |at, seen| {
+        let seen = observed(&mut lock(&known), seen);
+        record.tell(at, What::Observe(seen));
+    })
+}
+
+fn observed(known: &mut Known, seen: Seen) -> Observation {
+    let copy = 0;
+    let name = |known: &Known, device: usize| known.names.get(device).cloned().unwrap_or_default();
+    match seen {
+        Seen::Started { device } => Observation::Started { terminal: name(known, device), copy },
+        Seen::Stopped { device } => {
+            known.owners.remove(&device);
+            Observation::Stopped { terminal: name(known, device), copy }
+        }
+        Seen::Notified { device } => Observation::Notified { terminal: name(known, device), copy },
+        Seen::Connected { device, node, epoch } => {
+            known.owners.insert(device, node.0);
+            known.met.insert(device);
+            known.happened.insert(When::Attached);
+            Observation::Connected { terminal: name(known, device), copy, node: node.0, epoch: epoch.0 }
+        }
+        Seen::Disconnected { device } => {
+            known.owners.remove(&device);
+            Observation::Disconnected { terminal: name(known, device), copy }
+        }
+        Seen::Reset { device, next } => {
+            Observation::Reset { terminal: name(known, device), copy, next: next.0 }
+        }
+        Seen::Delivered { device, push, node, epoch } => {
+            let payload = payload::name(&push.body);
+            known.delivered(&payload);
+            Observation::Delivered {
+                terminal: name(known, device),
+                copy,
+                payload,
+                seq: push.seq.0,
+                prev: None,
+                maybe_seen: push.maybe_seen,
+                node: node.0,
+                epoch: Some(epoch.0),
+            }
+        }
+        Seen::Confirmed { device, seq } => {
+            Observation::Confirmed { terminal: name(known, device), copy, seq: seq.0 }
+        }
+        Seen::Saved { device, seq } => Observation::Saved { terminal: name(known, device), copy, seq: seq.0 },
+        Seen::Notifying { device, node, pending, proven } => Observation::Notifying {
+            terminal: name(known, device),
+            node: node.0,
+            // Its leader ordered it for that reason; what came to be while the order was on its way is nobody's fault.
+            online: false,
+            pending,
+            proven,
+        },
+        Seen::Snapshot { .. } => {
+            known.happened.insert(When::SnapshotStarted);
+            Observation::Cover { point: "snapshot.frame".to_owned(), count: 1 }
+        }
+        Seen::Fell { node, why } => {
+            let line = format!("it ended by itself: {why}");
+            Observation::LogFound { node: node.0, problem: Problem::Panic, line }
+        }
+    }
+}
+
+/// Looks until the load is over and nobody needs it any more: the run's end takes it down.
+pub(super) async fn nodes(run: Arc<Run>) {
+    for count in 0u64.. {
+        pause(LOOK).await;
+        let ids: Vec<u64> = (1..=run.scenario.cluster.nodes).collect();
+        for id in &ids {
+            let ready = ready(&run, *id);
+            let before = run.known().ready.insert(*id, ready);
+            if before != Some(ready) {
+                run.see(Observation::Ready { node: *id, ready });
+                if ready && before.is_some() {
+                    run.known().happened.insert(When::NodeReady);
+                }
+            }
+        }
+        ids.iter().for_each(|id| leaders(&run, *id));
+        if count % STATES == 0 && run.load.load(Ordering::Relaxed) {
+            states(&run);
+        }
+    }
+}
+
+fn ready(run: &Run, id: u64) -> bool {
+    let node = NodeId(id);
+    let member = run.world.node(node).member();
+    !run.world.is_paused(node)
+        && member
+            .is_some_and(|member| member.incarnation() != Incarnation(0) && member.leaderless().is_empty())
+}
+
+/// Who leads, as this node sees it. What it says of a term that is over is written down only if it contradicts another.
+fn leaders(run: &Run, id: u64) {
+    let node = NodeId(id);
+    let Some(member) = run.world.node(node).member().filter(|_| !run.world.is_paused(node)) else { return };
+    for group in member.status().groups {
+        let Some(leader) = group.leader else { continue };
+        let (of, term) = (u64::from(group.group.0), group.term);
+        let before = run.known().leaders.get(&of).copied();
+        match before {
+            Some((_, known)) if known > term => continue,
+            Some((led, known)) if known == term && led == leader.0 => continue,
+            _ => {}
+        }
+        run.see(Observation::Leader { group: of, node: leader.0, term });
+        let mut known = run.known();
+        known.leaders.insert(of, (leader.0, term));
+        if before.is_some_and(|(led, _)| led != leader.0) {
+            known.happened.insert(When::LeaderChanged);
+        }
+    }
+}
+
+/// What the replicas of all running nodes hold.
+pub(super) fn states(run: &Run) {
+    for (node, group, index, hash) in replicas(run) {
+        let hash = format!("{hash:016x}");
+        run.see(Observation::State { node: node.0, group: u64::from(group.0), index, hash });
+    }
+}
+
+/// All replicas of each group have applied the same index.
+pub(super) fn settled(run: &Run) -> bool {
+    let all = replicas(run);
+    run.world.setting.all_groups().all(|group| {
+        let mut of = all.iter().filter(|(_, other, ..)| *other == group).map(|(_, _, index, _)| index);
+        let first = of.next();
+        of.all(|index| Some(index) == first)
+    })
+}
+
+fn replicas(run: &Run) -> Vec<(NodeId, GroupId, u64, u64)> {
+    let mut all = Vec::new();
+    for member in run.world.members() {
+        let (node, directory) = (member.node(), member.directory());
+        for group in run.world.setting.all_groups() {
+            let replicates = group == GroupId(0) || directory.replicas_of(group).contains(&node);
+            if let Some((index, hash)) = run.world.state_of(node, group).filter(|_| replicates) {
+                all.push((node, group, index, hash));
+            }
+        }
+    }
+    all
+}

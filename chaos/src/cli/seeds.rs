@@ -1,0 +1,131 @@
+//! Runs on the simulation: one seed, or many, each on a thread of its own. Says how fast the world went.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use anyhow::{Context, anyhow};
+use reveille_chaos::check::{self, Judgement, Verdict};
+use reveille_chaos::facts;
+use reveille_chaos::scenario::Scenario;
+
+use super::output;
+use super::run::{Backend, Made, keep};
+use crate::backend::sim::{self, Ran};
+
+/// A world's tasks nest deeply where openraft's do.
+const STACK: usize = 16 << 20;
+
+/// Runs a seed on a thread that nothing has run on before.
+pub(super) fn alone(scenario: &Scenario, seed: u64, quiet: bool) -> anyhow::Result<Ran> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().stack_size(STACK);
+        let ran = thread.spawn_scoped(scope, || sim::run(scenario, seed, quiet))?;
+        ran.join().map_err(|_| anyhow!("seed {seed}: the simulation itself panicked"))
+    })
+}
+
+/// The verdict on a history in memory.
+pub(super) fn judge(ran: &Ran) -> anyhow::Result<Judgement> {
+    Ok(check::judge(&facts::read(&ran.history[..])?, &[]))
+}
+
+fn speed(ran: &Ran) -> String {
+    let (world, real) = (ran.virtual_seconds, ran.real_seconds);
+    format!("{world:.1} virtual s in {real:.1} s: {:.0} a second", world / real.max(1e-3))
+}
+
+/// Runs one seed; its history.
+pub(super) fn one(scenario: &Scenario, seed: u64, quiet: bool, out: &Path) -> anyhow::Result<PathBuf> {
+    let ran = alone(scenario, seed, quiet)?;
+    output::line(speed(&ran));
+    write(&ran, out)
+}
+
+fn write(ran: &Ran, out: &Path) -> anyhow::Result<PathBuf> {
+    let path = out.join("history.jsonl");
+    std::fs::write(&path, &ran.history).with_context(|| path.display().to_string())?;
+    Ok(path)
+}
+
+/// What many seeds came to.
+#[derive(Default)]
+struct Sum {
+    /// By verdict: pass, fail, unknown, harness.
+    verdicts: [u64; 4],
+    world: f64,
+    failed: Vec<String>,
+}
+
+/// Runs seeds, on as many threads as there are processors. The worst verdict counts.
+pub(super) fn run(
+    scenario: &Scenario,
+    text: &str,
+    first: u64,
+    count: u64,
+    out: &Path,
+) -> anyhow::Result<Verdict> {
+    let began = std::time::Instant::now();
+    let (next, sum) = (AtomicU64::new(first), Mutex::new(Sum::default()));
+    let work = || -> anyhow::Result<()> {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                return Ok(());
+            }
+            let ran = alone(scenario, seed, true)?;
+            let judgement = judge(&ran)?;
+            let verdict = judgement.verdict;
+            output::line(format!("seed {seed:<6} {verdict:7} {}{}", speed(&ran), said(&judgement)));
+            let mut sum = sum.lock().map_err(|_| anyhow!("another seed ended the run"))?;
+            sum.verdicts[usize::from(verdict.exit_code())] += 1;
+            sum.world += ran.virtual_seconds;
+            if verdict != Verdict::Pass {
+                let folder = out.join(format!("seed-{seed}"));
+                std::fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
+                keep(&folder, text, &Made { seed, backend: Backend::Sim })?;
+                write(&ran, &folder)?;
+                sum.failed.push(format!("replay: chaos replay {}", folder.display()));
+            }
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        all.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow!("a thread of seeds panicked"))?)
+    })?;
+    let Sum { verdicts, world, failed } = sum.into_inner().map_err(|_| anyhow!("a seed ended the run"))?;
+    let real = began.elapsed().as_secs_f64();
+    let [pass, fail, unknown, harness] = verdicts;
+    output::line(format!(
+        "{count} seeds, {world:.0} virtual s in {real:.0} s ({:.0} a second): {pass} pass, {fail} fail, {unknown} unknown, \
+         {harness} harness",
+        world / real.max(1e-3)
+    ));
+    failed.iter().for_each(output::line);
+    Ok(match () {
+        () if fail > 0 => Verdict::Fail,
+        () if harness > 0 => Verdict::Harness,
+        () if unknown > 0 => Verdict::Unknown,
+        () => Verdict::Pass,
+    })
+}
+
+/// Of a run that did not pass: what each checker found first.
+fn said(judgement: &Judgement) -> String {
+    let mut said = String::new();
+    for judged in &judgement.judged {
+        if judged.outcome.verdict == Verdict::Pass
+            || (!judged.claimed && judged.outcome.verdict != Verdict::Fail)
+        {
+            continue;
+        }
+        let first = judged.outcome.findings.first().map_or(&judged.outcome.summary, |finding| &finding.what);
+        said.push_str(&format!("\n            {} {}: {first}", judged.outcome.verdict, judged.checker.id));
+    }
+    for trouble in judgement.trouble.iter().take(2) {
+        said.push_str(&format!("\n            HARNESS {}", trouble.what));
+    }
+    said
+}

@@ -1,0 +1,136 @@
+//! Runs on the simulation: exact by their seed, judged by the same checkers, and refused where they cannot be.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test stops where it is surprised")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use reveille_chaos::check;
+use reveille_chaos::facts;
+
+const CHAOS: &str = env!("CARGO_BIN_EXE_chaos");
+
+/// Something of everything that the world can do, in little time.
+const SCENARIO: &str = r#"
+name = "much"
+about = "something of everything"
+claims = ["safety", "convergence", "coverage", "logs"]
+[workload]
+terminals = 8
+connected = 0.5
+rate = 10
+[phases]
+warmup = "1s"
+chaos = "12s"
+heal = "5s"
+drain = "60s"
+[[fault]]
+at = "500ms"
+kind = "cut-one-way"
+from = "leader"
+to = "all"
+for = "2s"
+[[fault]]
+at = "1s"
+kind = "loss"
+from = "all"
+to = "all"
+share = 0.1
+[[fault]]
+at = "3s"
+kind = "power"
+target = "leader"
+for = "1s"
+[[fault]]
+at = "6s"
+kind = "pause"
+target = "n2"
+for = "2s"
+[[fault]]
+at = "9s"
+kind = "sync-error"
+target = "follower"
+[[fault]]
+at = "5s"
+kind = "clock-step"
+target = "n1"
+by = "1h"
+for = "2s"
+[[fault]]
+every = "2s"
+kind = "terminal-kill"
+target = "t"
+for = "200ms"
+[[fault]]
+every = "3s"
+kind = "rebind"
+target = "t"
+[[fault]]
+every = "4s"
+kind = "snapshot"
+target = "any"
+[expect]
+cover = { "fault.power" = 1, "fault.pause" = 1, "fault.sync-error" = 1, "fault.terminal-kill" = 3 }
+"#;
+
+fn run(folder: &Path, out: &str, more: &[&str]) -> Output {
+    let file = folder.join("much.toml");
+    std::fs::write(&file, SCENARIO).unwrap();
+    let mut command = Command::new(CHAOS);
+    command.arg("run").arg(&file).args(["--backend", "sim", "--out"]).arg(folder.join(out)).args(more);
+    command.output().unwrap()
+}
+
+#[test]
+fn a_seed_gives_the_same_history_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = run(folder.path(), "first", &["--seed", "3"]);
+    let said = String::from_utf8_lossy(&first.stdout).into_owned();
+    assert_eq!(first.status.code(), Some(0), "{said}");
+    assert!(said.contains("virtual s in"), "{said}");
+    let again = Command::new(CHAOS)
+        .args(["replay", "--quiet"])
+        .arg(folder.path().join("first"))
+        .arg("--out")
+        .arg(folder.path().join("again"))
+        .output()
+        .unwrap();
+    assert_eq!(again.status.code(), Some(0), "{}", String::from_utf8_lossy(&again.stdout));
+    let history = |run: &str| std::fs::read(folder.path().join(run).join("history.jsonl")).unwrap();
+    let (one, two) = (history("first"), history("again"));
+    assert!(one == two, "the second run differs from the first");
+
+    let facts = facts::read(&one[..]).unwrap();
+    let judgement = check::judge(&facts, &[]);
+    let said = |id: &str| {
+        let judged = judgement.judged.iter().find(|judged| judged.checker.id == id).unwrap();
+        judged.outcome.summary.clone()
+    };
+    // The inside is seen: the log's positions, and what replicas hold.
+    assert!(!said("C5").contains("not in this history"), "{}", said("C5"));
+    assert!(said("C10").contains("comparisons"), "{}", said("C10"));
+    assert!(!facts.notifying.is_empty());
+}
+
+#[test]
+fn seeds_are_run_one_by_one_and_the_worst_of_them_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let ran = run(folder.path(), "seeds", &["--seed", "5", "--seeds", "2"]);
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert_eq!(ran.status.code(), Some(0), "{said}");
+    assert!(said.contains("2 seeds") && said.contains("2 pass"), "{said}");
+}
+
+#[test]
+fn what_it_cannot_do_is_said_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let ran = Command::new(CHAOS)
+        .args(["run", "mixed-version", "--backend", "sim", "--out"])
+        .arg(&out)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert_eq!(ran.status.code(), Some(3), "{said}");
+    assert!(said.contains("upgrade"), "{said}");
+    assert!(!out.exists());
+}
