@@ -134,3 +134,13 @@ fn what_it_cannot_do_is_said_before_anything_starts() {
     assert!(said.contains("upgrade"), "{said}");
     assert!(!out.exists());
 }
+
+#[test]
+fn a_build_without_the_feature_has_no_bugs_to_plant() {
+    if cfg!(feature = "canary") {
+        return;
+    }
+    let ran = Command::new(CHAOS).args(["canary", "drop-one-in-thousand"]).output().unwrap();
+    assert_eq!(ran.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&ran.stderr).contains("no bugs to plant"));
+}

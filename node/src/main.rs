@@ -18,6 +18,13 @@ mod telemetry;
 
 use std::process::ExitCode;
 
+use reveille_protocol::canary;
+
+const _: () = assert!(
+    !canary::PLANTABLE,
+    "`reveille` is not to be built with bugs that can be planted: the feature `canary` is for `chaos` alone"
+);
+
 /// A publish is some hundred small allocations on one thread, freed on another: glibc's allocator took a sixth of
 /// the processor for them.
 #[global_allocator]

@@ -12,6 +12,7 @@
 //! - [`session`]: the rules of both ends of a session.
 
 pub mod anchor;
+pub mod canary;
 pub mod destination;
 pub mod directory;
 pub mod dispatch;

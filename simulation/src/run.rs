@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
+use reveille_protocol::canary::Canary;
 #[cfg(feature = "canary")]
 use reveille_protocol::canary::canary;
 
@@ -92,6 +93,18 @@ fn run<F: Future<Output = ()>>(
             Err((why, story))
         }
     }
+}
+
+/// Plants a bug in everything that runs on this thread from now on. Whether that can be done: only with the feature `canary`.
+pub fn plant(which: Option<Canary>) -> bool {
+    #[cfg(feature = "canary")]
+    reveille_protocol::canary::plant(which, |time| {
+        // Each node's own clock is a little off, where clocks are what is wrong.
+        let wrong = canary(Canary::ApplyTheClock);
+        let off = crate::process::running().filter(|_| wrong).map_or(0, |node| node.0);
+        reveille_protocol::time::GroupTime(time.0 + off)
+    });
+    which.is_none() || reveille_protocol::canary::PLANTABLE
 }
 
 /// Runs a world to the end of `life`, or of the first panic; what panicked, in order. Whoever made the world watches it.

@@ -1,5 +1,6 @@
 //! The command line: what each command takes and prints. One file a command. Decides nothing about a run.
 
+mod canary;
 mod check;
 mod doctor;
 mod list;
@@ -41,6 +42,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Draw a run: one HTML file that opens at the first violation.
     Report(report::ReportArgs),
+    /// Plant bugs in the simulation, and see that each is found.
+    Canary(canary::CanaryArgs),
     /// Show what a scenario does, by a seed, without starting anything.
     Plan(plan::PlanArgs),
     /// List scenarios, kinds of faults, targets, workloads and checkers, one line each.
@@ -58,6 +61,7 @@ pub fn run() -> ExitCode {
         Command::Replay(replay) => replay.run(),
         Command::Check(check) => check.run(),
         Command::Report(report) => report.run(),
+        Command::Canary(canary) => canary.run(),
         Command::Plan(plan) => plan.run(),
         Command::List(list) => list.run(),
         Command::Schema => output::json(&scenario::schema()).map(|()| Verdict::Pass),

@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow};
 use reveille_chaos::check::{self, Judgement, Verdict};
 use reveille_chaos::facts;
 use reveille_chaos::scenario::Scenario;
+use reveille_protocol::canary::Canary;
 
 use super::output;
 use super::run::{Backend, Made, keep};
@@ -17,11 +18,16 @@ use crate::backend::sim::{self, Ran};
 /// A world's tasks nest deeply where openraft's do.
 const STACK: usize = 16 << 20;
 
-/// Runs a seed on a thread that nothing has run on before.
-pub(super) fn alone(scenario: &Scenario, seed: u64, quiet: bool) -> anyhow::Result<Ran> {
+/// Runs a seed on a thread that nothing has run on before, with a bug planted if one is named.
+pub(super) fn alone(
+    scenario: &Scenario,
+    seed: u64,
+    quiet: bool,
+    canary: Option<Canary>,
+) -> anyhow::Result<Ran> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().stack_size(STACK);
-        let ran = thread.spawn_scoped(scope, || sim::run(scenario, seed, quiet))?;
+        let ran = thread.spawn_scoped(scope, || sim::run(scenario, seed, quiet, canary))?;
         ran.join().map_err(|_| anyhow!("seed {seed}: the simulation itself panicked"))
     })
 }
@@ -38,7 +44,7 @@ fn speed(ran: &Ran) -> String {
 
 /// Runs one seed; its history.
 pub(super) fn one(scenario: &Scenario, seed: u64, quiet: bool, out: &Path) -> anyhow::Result<PathBuf> {
-    let ran = alone(scenario, seed, quiet)?;
+    let ran = alone(scenario, seed, quiet, None)?;
     output::line(speed(&ran));
     write(&ran, out)
 }
@@ -74,7 +80,7 @@ pub(super) fn run(
             if seed >= first + count {
                 return Ok(());
             }
-            let ran = alone(scenario, seed, true)?;
+            let ran = alone(scenario, seed, true, None)?;
             let judgement = judge(&ran)?;
             let verdict = judgement.verdict;
             output::line(format!("seed {seed:<6} {verdict:7} {}{}", speed(&ran), said(&judgement)));

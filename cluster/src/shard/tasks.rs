@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::Select2;
 use openraft::type_config::TypeConfigExt;
+use reveille_protocol::canary::{Canary, canary};
 use reveille_protocol::dispatch::Event;
 use reveille_protocol::service_list::{self, Reply};
 use reveille_protocol::time::Instant;
@@ -26,6 +27,9 @@ const EXPIRY_TICK: Duration = Duration::from_millis(250);
 /// A new leader takes up everything that waits, step by step.
 pub(super) async fn rebuild<E: Env>(shard: Arc<Shard<E>>, term: u64) {
     let mut after = None;
+    if canary(Canary::ForgetPending) {
+        return;
+    }
     loop {
         let found = shard.checked(shard.next_waiting(after)).unwrap_or_default();
         {

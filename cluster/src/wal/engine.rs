@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use reveille_protocol::canary::{Canary, canary};
 use reveille_protocol::wire::codec;
 
 use super::disk::Disk;
@@ -163,7 +164,9 @@ impl Engine {
         if !self.buffer.is_empty() {
             let name = segment_name(self.current);
             self.disk.write_at(&name, self.offset as u64, &self.buffer)?;
-            self.disk.sync(&name)?;
+            if !canary(Canary::AckBeforeSync) {
+                self.disk.sync(&name)?;
+            }
             self.offset += self.buffer.len();
             self.buffer.clear();
         }

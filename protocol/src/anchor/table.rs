@@ -10,6 +10,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::time::Duration;
 
 use super::orders::Orders;
+use crate::canary::{Canary, canary};
 use crate::directory::Secret;
 use crate::hash;
 use crate::limits;
@@ -182,7 +183,8 @@ impl<T> Anchor<T> {
     ) -> Heard<T> {
         let handle = pin.handle;
         let place = pack(from);
-        let proven = proof.is_some_and(|proof| self.proves(now, pin, &place, &proof));
+        let proven = canary(Canary::NotifyUnproven)
+            || proof.is_some_and(|proof| self.proves(now, pin, &place, &proof));
         let (bindings, max) = match pin.slot {
             PinSlot::Primary => (&mut self.primary, self.max),
             PinSlot::Second => (&mut self.second, self.max.div_ceil(limits::SECOND_BINDINGS)),

@@ -1,11 +1,24 @@
 //! What a hand-off carries: read from the shard's table as it stands. Decides nothing and sends nothing.
 
+use bytes::Bytes;
+
+use crate::canary::{Canary, canary};
 use crate::id::*;
 use crate::limits;
 use crate::service_list::row::Row;
 use crate::service_list::{self, Table, TableError, view};
 use crate::time::GroupTime;
 use crate::wire::peer::{HandOff, HandedPush};
+
+/// The body; unless a bug is planted.
+fn garbled(seq: Seq, body: Bytes) -> Bytes {
+    if !canary(Canary::GarblePayload) || !seq.0.is_multiple_of(20) {
+        return body;
+    }
+    let mut bytes = body.to_vec();
+    bytes.last_mut().into_iter().for_each(|byte| *byte ^= 1);
+    bytes.into()
+}
 
 /// Pushes that a session's node is to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +65,9 @@ impl HandOffOrder {
             if message.deadline <= agreed {
                 continue;
             }
+            if canary(Canary::SkipInHandOff) && seq.0.is_multiple_of(10) {
+                continue;
+            }
             if seq > self.after {
                 bytes += message.body.len();
                 let full = pushes.len() >= self.limit || bytes > limits::SESSION_WINDOW_BYTES;
@@ -66,7 +82,7 @@ impl HandOffOrder {
                     lives_for: message.deadline.since(now).as_millis() as u64,
                     channel: message.channel,
                     headers: message.headers,
-                    body: message.body,
+                    body: garbled(seq, message.body),
                 });
             }
             prev = seq;

@@ -8,6 +8,7 @@ use super::command::{Command, Effect, Refusal, Reply, SetShare};
 use super::key::{self, Due};
 use super::row::{self, Quota, Restore, Row, Settings};
 use super::{TableError, TableMut};
+use crate::canary::clock;
 use crate::directory;
 use crate::id::*;
 use crate::time::GroupTime;
@@ -30,7 +31,7 @@ pub struct Applied {
 pub fn apply<T: TableMut>(table: &mut T, group: GroupId, entry: &Entry) -> Result<Applied, TableError> {
     let last = read(table, &key::clock())?.unwrap_or_default();
     // A leader's stamp never moves time back, whatever its clock did.
-    let now = entry.time.max(last);
+    let now = clock(entry.time).max(last);
     if now != last {
         table.put(&key::clock(), row::store(&now));
     }

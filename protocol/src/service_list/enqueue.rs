@@ -8,10 +8,16 @@ use super::key::{self, Due};
 use super::row::{self, Ended, Idempotent, Message, Row};
 use super::status::Outcome;
 use super::{TableError, TableMut};
+use crate::canary::{Canary, canary};
 use crate::id::*;
 use crate::limits;
 use crate::stage::End;
 use crate::time::GroupTime;
+
+/// The same pushes on every replica: by their random ids.
+fn one_in_thousand(enqueue: &Enqueue) -> bool {
+    enqueue.id.0.last_chunk().is_some_and(|end| u16::from_be_bytes(*end).is_multiple_of(1000))
+}
 
 impl<T: TableMut> Context<'_, T> {
     pub(super) fn enqueue(&mut self, enqueue: &Enqueue) -> Outcome {
@@ -117,14 +123,16 @@ impl<T: TableMut> Context<'_, T> {
         row.next_seq = seq.next();
         row.pending += 1;
         row.pending_bytes += enqueue.body.len() as u32;
-        self.table.put_new(&key::pending(terminal, seq), row::store(&message));
+        if !(canary(Canary::DropOneInThousand) && one_in_thousand(enqueue)) {
+            self.table.put_new(&key::pending(terminal, seq), row::store(&message));
+        }
         self.at(deadline, &Due::Message(*terminal, seq));
         self.put_row(terminal, row);
         let id = MessageId { terminal: *terminal, check: row.stream.check(), seq };
         if let Some(topic) = &enqueue.topic {
             self.table.put(&key::topic(terminal, enqueue.channel, topic), row::store(&seq));
         }
-        if let Some(idempotency) = &enqueue.idempotency {
+        if let Some(idempotency) = enqueue.idempotency.as_ref().filter(|_| !canary(Canary::DedupeOff)) {
             let remembered = Idempotent { message: id, deadline, body_hash: idempotency.body_hash };
             self.table.put_new(&key::idempotency(&idempotency.key), row::store(&remembered));
             let until = self.now + Duration::from_millis(self.settings.memory_of_ends);
@@ -136,7 +144,9 @@ impl<T: TableMut> Context<'_, T> {
 
     /// Has this idempotency key been accepted before?
     fn same_key(&self, enqueue: &Enqueue) -> Result<Option<Result<Reply, Refusal>>, TableError> {
-        let Some(idempotency) = &enqueue.idempotency else { return Ok(None) };
+        let Some(idempotency) = enqueue.idempotency.as_ref().filter(|_| !canary(Canary::DedupeOff)) else {
+            return Ok(None);
+        };
         let Some(known) = read::<_, Idempotent>(self.table, &key::idempotency(&idempotency.key))? else {
             return Ok(None);
         };

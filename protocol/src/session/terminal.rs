@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::canary::{Canary, canary};
 use crate::id::*;
 use crate::limits;
 use crate::service_list::row::{Linger, Urgency};
@@ -401,6 +402,9 @@ impl Terminal {
         self.last_push = now;
         self.doubt = Doubt::None;
         self.named = self.named.max(push.seq);
+        if canary(Canary::DeliverAfterAck) && push.seq <= self.given {
+            out.push(Command::Deliver(push.clone()));
+        }
         if push.seq <= self.memory.last {
             self.remaining = push.remaining;
             if !self.leaves_now() {
@@ -413,6 +417,9 @@ impl Terminal {
             self.remaining = push.remaining;
             self.asked_again = None;
             out.push(Command::Deliver(push));
+            if canary(Canary::AckBeforeConfirm) {
+                self.confirmed(now, self.given, out);
+            }
         } else if self.asked_again != Some(self.given.next()) {
             self.asked_again = Some(self.given.next());
             out.push(Command::Send(TerminalFrame::Resend(Resend { from: self.given.next() })));

@@ -1,6 +1,7 @@
 //! The world of `reveille_simulation`: real members, sessions' and terminals' real rules, on virtual time. The same seed
 //! gives the same history, byte for byte, on any machine. Each run has a thread of its own, which it shares with nothing.
 
+pub(crate) mod canaries;
 mod deeds;
 mod observe;
 mod publish;

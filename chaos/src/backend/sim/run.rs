@@ -13,10 +13,11 @@ use reveille_chaos::history::{Begin, Expect, Observation, Phase, Problem, What};
 use reveille_chaos::plan::plan;
 use reveille_chaos::scenario::{Scenario, When};
 use reveille_cluster::member::Member;
+use reveille_protocol::canary::Canary;
 use reveille_protocol::directory::NOTIFY_ANCHORS;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::Linger;
-use reveille_simulation::run::{Panic, live};
+use reveille_simulation::run::{Panic, live, plant};
 use reveille_simulation::terminal::Nature;
 use reveille_simulation::world::{Setting, World, now, pause};
 
@@ -151,9 +152,10 @@ impl Run {
     }
 }
 
-/// Runs a scenario by a seed, on this thread, which nothing has run on before.
-pub(crate) fn run(scenario: &Scenario, seed: u64, quiet: bool) -> Ran {
+/// Runs a scenario by a seed, on this thread, which nothing has run on before; with a bug planted, if one is named.
+pub(crate) fn run(scenario: &Scenario, seed: u64, quiet: bool, canary: Option<Canary>) -> Ran {
     let began = Instant::now();
+    let planted = plant(canary);
     let workload = &scenario.workload;
     // What waits for a leader comes as one entry: a push of each publisher, a word of each terminal. A segment holds some.
     let entry = workload.publishers * (workload.payload + 400) + workload.terminals * 400;
@@ -181,6 +183,10 @@ pub(crate) fn run(scenario: &Scenario, seed: u64, quiet: bool) -> Ran {
         known: Arc::default(),
         quiet,
     });
+    if !planted {
+        let what = "this build has no bugs to plant: it is made with --features canary".to_owned();
+        record.tell(0, What::Observe(Observation::Harness { what }));
+    }
     run.world.watch(observe::watch(record.clone(), run.known.clone()));
     let panics = live(seed, &run.world, all(run.clone(), seed));
     match panics.is_empty() {
