@@ -136,7 +136,7 @@ impl World {
         let Ok(Outcome::Invited(newcomer)) = self.change(invite).await else { panic!("not invited") };
         let join = Change::Join { node: newcomer, token, store: number };
         assert_eq!(self.change(join).await, Ok(Outcome::Done));
-        let node = SimNode::new(newcomer, number, peer, self.addresses());
+        let node = SimNode::new(newcomer, number, self.setting, peer, self.addresses());
         lock(&self.nodes).insert(newcomer, Arc::new(node));
         newcomer
     }
