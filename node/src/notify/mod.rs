@@ -30,6 +30,9 @@ use crate::telemetry::Count;
 const QUEUE: usize = 1024;
 /// Dials at once: a few seconds' worth of terminals that do not answer.
 const DIALS: usize = 512;
+/// Tries of terminals that find out how they are reached. They have places of their own: most terminals behind NAT do not
+/// answer the first, each of those takes 2 s, and after a power cut many come at once; notifications must not wait for them.
+const TRIES: usize = 128;
 
 /// Takes orders for notifications.
 #[derive(Clone)]
@@ -48,6 +51,7 @@ struct Shared {
     admission: Admission,
     hint: Vec<String>,
     dials: Arc<Semaphore>,
+    tries: Semaphore,
     changed: Arc<Notify>,
 }
 
@@ -90,6 +94,7 @@ impl Notifier {
             admission: around.admission,
             hint: around.hint,
             dials: Arc::new(Semaphore::new(DIALS)),
+            tries: Semaphore::new(TRIES),
             changed: Arc::default(),
         });
         tokio::spawn(run(shared.clone(), waiting));
@@ -114,7 +119,7 @@ impl Notifier {
     /// Dials a terminal now, with nothing to announce: does it answer?
     pub async fn reaches(&self, order: NotifyOrder) -> bool {
         // Closed never: it is ours.
-        let Ok(_permit) = self.shared.dials.acquire().await else { return false };
+        let Ok(_permit) = self.shared.tries.acquire().await else { return false };
         let outcome = match self.shared.admit(&order).await {
             Ok(target) => match self.shared.notify(&order, &target).await {
                 Ok(answered) => {
