@@ -307,6 +307,7 @@ impl Run {
                     let asks = stream.get_ref().1.alpn_protocol() == Some(SESSION_ALPN[0]);
                     self.listener.binding.towards(address);
                     let config = self.begin(asks)?;
+                    let cause = config.offer.map(|offer| offer.cause);
                     let stayed = self.stays();
                     self.last_node = Some(address);
                     let gate = self.listener.gate();
@@ -329,6 +330,10 @@ impl Run {
                         receive(stream, address, config, &mut around).await?
                     };
                     self.given = outcome.given;
+                    // Nobody took note of why it came: that is for the next one to say, if nothing newer is.
+                    if outcome.welcome.is_none() && self.cause == Cause::default() {
+                        self.cause = cause.unwrap_or_default();
+                    }
                     if notified || outcome.pushed {
                         self.found(&outcome);
                     }

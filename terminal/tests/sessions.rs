@@ -18,7 +18,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use reveille_protocol::id::{Channel, Epoch, NodeId, Seq, Stream};
 use reveille_protocol::wire::notification::{self, Notification};
 use reveille_protocol::wire::session::{
-    Ack, Bye, ByeReason, Frame, Hello, NodeFrame, Nonce, Push, TerminalFrame, Welcome,
+    Ack, Bye, ByeReason, Cause, Frame, Hello, NodeFrame, Nonce, Push, TerminalFrame, Welcome,
 };
 use reveille_terminal::{Builder, Event, Linger, Received, Terminal};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -89,6 +89,10 @@ impl ServerCertVerifier for AnyKey {
 
 impl Node {
     async fn start() -> Node {
+        Node::speaking(reveille_terminal::identity::SESSION_ALPN[1]).await
+    }
+
+    async fn speaking(protocol: &[u8]) -> Node {
         let folder = tempfile::tempdir().unwrap();
         let (ca_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         let mut ca = CertificateParams::new(Vec::new()).unwrap();
@@ -106,7 +110,7 @@ impl Node {
                 PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
             )
             .unwrap();
-        config.alpn_protocols = vec![reveille_terminal::identity::SESSION_ALPN[1].to_vec()];
+        config.alpn_protocols = vec![protocol.to_vec()];
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Node { listener, tls: TlsAcceptor::from(Arc::new(config)), issuer, folder }
     }
@@ -608,4 +612,37 @@ async fn another_network_ends_the_wait_before_the_next_try() {
     // Once: what does not answer now is not asked in a loop.
     let waits = tokio::time::timeout(Duration::from_secs(2), node.knock()).await;
     assert!(waits.is_err(), "it does not wait any more");
+}
+
+#[tokio::test]
+async fn why_it_comes_is_said_until_a_node_has_taken_note_of_it() {
+    let node = Node::speaking(reveille_terminal::identity::SESSION_ALPN[0]).await;
+    let terminal = node.builder().start().await.unwrap();
+    let offered = async || {
+        let stream = node.tls.accept(node.knock().await).await.unwrap();
+        let mut session = Session { stream, buffer: BytesMut::new() };
+        match session.hear().await {
+            Some(TerminalFrame::Offer(offer)) => (session, offer.cause),
+            other => panic!("no Offer but {other:?}"),
+        }
+    };
+    let (mut session, cause) = offered().await;
+    assert_eq!(cause, Cause::Start);
+    session.welcome(LIVES[0], 0, 0, Linger::AtOnce).await;
+    while session.hear().await.is_some_and(|frame| !matches!(frame, TerminalFrame::Goodbye(_))) {}
+    session.say(NodeFrame::Bye(Bye { reason: ByeReason::Done, retry_after: 0 })).await;
+    assert_eq!(session.hear().await, None);
+    // In a session it would only look whether the node is there.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    terminal.network_changed();
+    for _ in 0..2 {
+        let (broken, cause) = offered().await;
+        assert_eq!(cause, Cause::Moved);
+        drop(broken);
+    }
+    let (mut session, cause) = offered().await;
+    assert_eq!(cause, Cause::Moved);
+    session.welcome(LIVES[0], 0, 0, Linger::Forever).await;
+    drop(session);
+    assert_eq!(offered().await.1, Cause::Start, "its last session broke");
 }
