@@ -267,8 +267,12 @@ async fn connections_are_broken_at_both_ends_or_at_one() {
     let link = Link::tcp(route(listener.local_addr().unwrap())).await.unwrap();
     let mut one = [0];
     let pair = async || {
-        let client = TcpStream::connect(link.address()).await.unwrap();
-        (client, timeout(LONG, listener.accept()).await.unwrap().unwrap().0)
+        let mut client = TcpStream::connect(link.address()).await.unwrap();
+        let mut server = timeout(LONG, listener.accept()).await.unwrap().unwrap().0;
+        // Only what has passed says that the link, too, has both.
+        server.write_all(&[7]).await.unwrap();
+        timeout(LONG, client.read_exact(&mut [0])).await.unwrap().unwrap();
+        (client, server)
     };
     let (mut client, mut server) = pair().await;
     link.reset();
