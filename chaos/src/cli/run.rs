@@ -95,7 +95,8 @@ impl RunArgs {
         let (scenario, text) = source::scenario(&self.scenario)?;
         if let Some(count) = self.seeds {
             ensure!(self.backend == Backend::Sim, "--seeds is for the simulation: --backend sim");
-            let out = made(&scenario, "seeds", &self.how, self.backend)?;
+            can(&scenario, self.backend)?;
+            let out = made(&scenario, "seeds", &self.how)?;
             return seeds::run(&scenario, &text, self.seed.unwrap_or(1), count, &out);
         }
         let seed = self.seed.unwrap_or_else(new_seed);
@@ -153,18 +154,23 @@ fn build(beside: &Path) -> anyhow::Result<()> {
 }
 
 fn go(scenario: Scenario, text: &str, made_of: Made, how: &How) -> anyhow::Result<Verdict> {
-    let out = made(&scenario, &made_of.seed.to_string(), how, made_of.backend)?;
+    can(&scenario, made_of.backend)?;
+    // What is missing is said before anything is made.
+    let bin = match made_of.backend {
+        Backend::Proc => Some(binary(how.bin.as_deref())?),
+        Backend::Sim => None,
+    };
+    let out = made(&scenario, &made_of.seed.to_string(), how)?;
     keep(&out, text, &made_of)?;
     let seed = made_of.seed;
     output::line(format!("{}: {} · seed {seed} · {}", scenario.name, scenario.about, out.display()));
-    let history = match made_of.backend {
-        Backend::Proc => {
-            let bin = binary(how.bin.as_deref())?;
+    let history = match bin {
+        Some(bin) => {
             let options = Options { seed, bin, out: out.clone(), quiet: how.quiet };
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             runtime.block_on(proc::run(scenario, &options))?
         }
-        Backend::Sim => seeds::one(&scenario, seed, how.quiet, &out)?,
+        None => seeds::one(&scenario, seed, how.quiet, &out)?,
     };
     let facts = facts::read(std::io::BufReader::new(std::fs::File::open(&history)?))?;
     let judgement = check::judge(&facts, &[]);
@@ -191,13 +197,18 @@ pub(super) fn keep(out: &Path, text: &str, made: &Made) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The run's folder, new; unless the backend cannot run the scenario.
-fn made(scenario: &Scenario, name: &str, how: &How, backend: Backend) -> anyhow::Result<PathBuf> {
+/// An error if the backend cannot run the scenario.
+fn can(scenario: &Scenario, backend: Backend) -> anyhow::Result<()> {
     let cannot = backend.cannot(scenario);
     if !cannot.is_empty() {
         let (backend, name) = (backend.name(), &scenario.name);
         bail!("the {backend} backend of this build cannot run {name}:\n  {}", cannot.join("\n  "));
     }
+    Ok(())
+}
+
+/// The run's folder, new.
+fn made(scenario: &Scenario, name: &str, how: &How) -> anyhow::Result<PathBuf> {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let out = how
         .out
