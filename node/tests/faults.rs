@@ -174,7 +174,10 @@ fn nodes_that_leave_in_turn_are_not_noticed() {
         });
         let log = dev.log(leaver);
         let leaving = &log[before..];
-        assert!(!leaving.contains(" ERROR ") && !leaving.contains(" WARN "), "{leaving}");
+        let alarms = |line: &&str| line.contains(" ERROR ") || line.contains(" WARN ");
+        // What comes to a group just as it stops is an error to openraft, and to nobody else.
+        let alarms = leaving.lines().filter(alarms).find(|line| !line.contains("error: raft stopped"));
+        assert_eq!(alarms, None, "{leaving}");
         dev.start_node(leaver);
         dev.wait_ready(leaver);
     }
