@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use reveille_protocol::destination::Network;
 use reveille_protocol::id::KeyFingerprint;
-use reveille_protocol::limits;
 use serde::{Deserialize, Serialize};
 
 use crate::session::admission::Limits;
@@ -123,7 +122,8 @@ pub struct Session {
     /// Where terminals reach it, `host:port`; default: where it listens.
     #[serde(default)]
     pub advertise: Option<String>,
-    /// Seconds that a terminal may stay after its last push, however long it would like to. Default: an hour.
+    /// Seconds that a terminal may stay after its last push, however long it would like to. Default: an hour, and for ever
+    /// who asks for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub linger_max: Option<u32>,
 }
@@ -346,9 +346,9 @@ impl Session {
         self.advertise.clone().unwrap_or_else(|| self.listen.to_string())
     }
 
-    /// The longest linger that a terminal gets.
-    pub fn linger_max(&self) -> Duration {
-        self.linger_max.map_or(limits::MAX_LINGER, |seconds| Duration::from_secs(seconds.into()))
+    /// The longest linger that a terminal gets, if it is set.
+    pub fn linger_max(&self) -> Option<Duration> {
+        self.linger_max.map(|seconds| Duration::from_secs(seconds.into()))
     }
 }
 

@@ -33,7 +33,7 @@ impl Session {
             peer_ip: IpAddr::from([192, 0, 2, 1]),
             secret: Secret { generation: 1, key: [3; 32] },
             check_in: Duration::from_secs(3600),
-            linger_max: Duration::from_secs(3600),
+            linger_max: None,
             anchor: None,
         };
         let server = Server::new(config, Instant(0));

@@ -75,7 +75,7 @@ impl World {
                 peer_ip,
                 secret,
                 check_in: limits::CHECK_IN,
-                linger_max: reveille_protocol::limits::MAX_LINGER,
+                linger_max: None,
                 anchor: (member.directory().roster.format >= NOTIFY_ANCHORS)
                     .then_some(AnchorAt { port: ANCHOR, period: PERIOD }),
             };

@@ -84,7 +84,7 @@ impl Config {
             self.notify.forbid.len()
         );
         ensure!(
-            self.session.linger_max() <= limits::MAX_LINGER,
+            self.session.linger_max().is_none_or(|most| most <= limits::MAX_LINGER),
             "session.linger_max may be {} s at most; a terminal that is wanted longer comes again",
             limits::MAX_LINGER.as_secs()
         );

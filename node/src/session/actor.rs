@@ -45,8 +45,8 @@ pub struct Context {
     pub node: NodeId,
     /// What terminals are told.
     pub check_in: Duration,
-    /// The longest linger that a terminal gets.
-    pub linger_max: Duration,
+    /// The longest linger that a terminal gets, if the operator says so.
+    pub linger_max: Option<Duration>,
     /// Dials terminals that want to know whether they are reached.
     pub notifier: Option<Notifier>,
     /// Where this node takes keepalives.

@@ -33,8 +33,8 @@ pub struct Config {
     pub secret: Secret,
     /// Told to the terminal in its Welcome.
     pub check_in: Duration,
-    /// The longest linger that a terminal gets, however long it would like to stay.
-    pub linger_max: Duration,
+    /// The longest linger that a terminal gets, however long it would like to stay; `None`: what the service list grants.
+    pub linger_max: Option<Duration>,
     /// Where this node takes keepalives, and how often it wants them; `None`: the cluster is not ready for them.
     pub anchor: Option<AnchorAt>,
 }
@@ -342,9 +342,9 @@ impl Server {
     /// left, its pushes would wait for its check-in.
     fn linger(&self, wish: Linger) -> Linger {
         let reached = self.offer.is_some_and(|offer| matches!(offer.class, Class::Direct | Class::Pinned));
-        match wish {
-            Linger::Forever if !reached => wish,
-            wish => wish.within(self.config.linger_max),
+        match self.config.linger_max {
+            Some(most) if wish != Linger::Forever || reached => wish.within(most),
+            _ => wish,
         }
     }
 

@@ -479,7 +479,8 @@ impl Terminal {
             // The application takes its time; the node's own deadline bounds it.
             _ if unconfirmed => None,
             Some(_) if self.remaining > 0 => Some(self.last_push + limits::PROMISED_PUSH_WAIT),
-            Some(linger) => Some(self.last_push + linger),
+            // A connection that broke without a word would keep it deaf for as long as it lingers.
+            Some(linger) => Some((self.last_push + linger).min(now + limits::PING_AFTER)),
             None => Some(now + limits::PING_AFTER),
         };
         self.deadline = match (deadline, by) {
@@ -487,6 +488,12 @@ impl Terminal {
             (Some(deadline), Some(by)) if self.linger != Linger::Forever => Some(deadline.max(by)),
             (deadline, by) => deadline.into_iter().chain(by).min(),
         };
+    }
+
+    /// Nothing is to come for now, and its time is not over.
+    fn lingers(&self, now: Instant) -> bool {
+        let over = |linger| self.remaining > 0 || now >= self.last_push + linger;
+        !self.linger.duration().is_some_and(over)
     }
 
     fn goodbye(&mut self, now: Instant, out: &mut Vec<Command>) {
@@ -535,7 +542,7 @@ impl Terminal {
                 self.tried_in_vain(now, out);
                 self.settle(now, out);
             }
-            Phase::Open if self.linger == Linger::Forever => self.ping(now, out),
+            Phase::Open if self.lingers(now) => self.ping(now, out),
             Phase::Open => self.goodbye(now, out),
             Phase::Connecting | Phase::AwaitWelcome | Phase::Closed => self.deadline = None,
         }
@@ -692,6 +699,25 @@ mod tests {
             }
             assert!(said.contains(&Command::Reached(Class::None, seen)), "{said:?}");
         }
+    }
+
+    #[test]
+    fn one_that_lingers_asks_now_and_then_whether_its_node_is_there() {
+        let mut terminal = open(1);
+        terminal.linger = Linger::Seconds(3600);
+        terminal.handle(Instant(0), push(1, 0));
+        terminal.handle(Instant(0), Event::Confirmed(Seq(1)));
+        for minute in 1..60 {
+            let now = terminal.poll_timeout().expect("a deadline");
+            assert_eq!(now, Instant(minute * 60_000));
+            let asked = terminal.handle(now, Event::Timeout);
+            assert!(matches!(asked[..], [Command::Send(TerminalFrame::Ping(_))]), "{asked:?}");
+            terminal.handle(now, Event::Frame(NodeFrame::Pong(Nonce(now.0))));
+        }
+        let over = terminal.poll_timeout().expect("a deadline");
+        assert_eq!(over, Instant(3_600_000));
+        let left = terminal.handle(over, Event::Timeout);
+        assert_eq!(left, [Command::Send(TerminalFrame::Goodbye(Ack { seq: Seq(1) }))]);
     }
 
     #[test]

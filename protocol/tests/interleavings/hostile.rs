@@ -178,7 +178,7 @@ pub fn server(seed: u64) {
         peer_ip: [192, 0, 2, 1].into(),
         secret: Secret { generation: 1, key: [9; 32] },
         check_in: std::time::Duration::from_secs(1),
-        linger_max: reveille_protocol::limits::MAX_LINGER,
+        linger_max: Some(reveille_protocol::limits::MAX_LINGER),
         anchor: Some(server::AnchorAt { port: 7000, period: 25 }),
     };
     let mut machine = server::Server::new(config, Instant(0));

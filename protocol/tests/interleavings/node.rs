@@ -115,7 +115,7 @@ impl World {
             peer_ip: self.networks.address(self.devices[device].network),
             secret: SECRET,
             check_in: limits::CHECK_IN,
-            linger_max: limits::MAX_LINGER,
+            linger_max: Some(limits::MAX_LINGER),
             anchor,
         };
         if anchor.is_none() && now.0 >= self.ready / 2 && self.devices[device].speaks == 2 {

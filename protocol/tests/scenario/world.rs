@@ -244,7 +244,7 @@ impl World {
             peer_ip: [192, 0, 2, 1].into(),
             secret: Secret { generation: 1, key: [9; 32] },
             check_in: limits::CHECK_IN,
-            linger_max: limits::MAX_LINGER,
+            linger_max: None,
             anchor: Some(server::AnchorAt { port: 7000, period: 25 }),
         };
         let connection = self.next_connection;

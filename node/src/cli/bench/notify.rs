@@ -42,8 +42,9 @@ pub(super) struct Notify {
 impl Notify {
     pub(super) fn run(&self, report: &Report) -> anyhow::Result<()> {
         for (what, took) in self.measure()? {
-            let count = took.handshakes.values().sum::<usize>() as f64;
-            let mut figures = vec![("notifications", json!(count))];
+            let notifications: usize = took.handshakes.values().sum();
+            let count = notifications as f64;
+            let mut figures = vec![("notifications", json!(notifications))];
             figures.extend(took.handshakes.iter().map(|(kind, count)| (*kind, json!(count))));
             figures.extend([
                 ("node_cpu_us_each", json!(took.node_us / count)),

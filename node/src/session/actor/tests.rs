@@ -87,7 +87,7 @@ async fn node(folder: &tempfile::TempDir) -> Arc<Context> {
         registry,
         node: NodeId(1),
         check_in: Duration::from_secs(3600),
-        linger_max: Duration::from_secs(5),
+        linger_max: Some(Duration::from_secs(5)),
         notifier: None,
         anchor: AnchorAt { port: 1, period: 25 },
         origin: Clock::now(),
