@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::wal::Owner;
 
@@ -53,6 +54,45 @@ impl Starts {
     /// The cluster was told of it.
     pub fn enter(&mut self) {
         *self = Starts { entered: self.begun, begun: 0 };
+    }
+}
+
+/// The account of the starts, as one start keeps it.
+pub(crate) struct Account {
+    folder: Folder,
+    kept: Mutex<Starts>,
+    /// The number of this start.
+    pub(crate) start: u64,
+    /// That of the one before it; 0 if it is not known.
+    pub(crate) before: u64,
+}
+
+impl Account {
+    /// A start begins, which has this random number unless the one before it must be begun once more. Durable when it
+    /// returns, as whatever is done here.
+    pub(crate) fn begin(folder: Folder, random: u64) -> Result<Account, FolderError> {
+        let mut starts = folder.starts()?;
+        let (before, start) = (starts.entered, starts.begin(random));
+        folder.set_starts(&starts)?;
+        Ok(Account { folder, kept: Mutex::new(starts), start, before })
+    }
+
+    /// The cluster was told of the start, and will hold the next one against this account.
+    pub(crate) fn keep(&self) -> Result<(), FolderError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = Starts { entered: self.start, begun: 0 };
+        self.folder.set_starts(&kept)
+    }
+
+    /// It was told, but holds nothing against it: a version that keeps no account may be started here next, of whose starts the
+    /// cluster would know and this account would not. Nothing if it was kept since.
+    pub(crate) fn forgo(&self) -> Result<(), FolderError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.entered == self.start {
+            return Ok(());
+        }
+        *kept = Starts::default();
+        self.folder.set_starts(&kept)
     }
 }
 
@@ -252,6 +292,14 @@ mod tests {
         folder.set_starts(&starts).unwrap();
         starts = folder.starts().unwrap();
         assert_eq!((starts.begin(13), starts.entered), (13, 11));
+
+        let account = Account::begin(folder.clone(), 14).unwrap();
+        assert_eq!((account.start, account.before), (14, 11));
+        account.forgo().unwrap();
+        assert_eq!(folder.starts().unwrap(), Starts::default());
+        account.keep().unwrap();
+        account.forgo().unwrap();
+        assert_eq!(folder.starts().unwrap(), Starts { entered: 14, begun: 0 });
         fs::write(data.path().join(STARTS), "entered 000000000000000b\n").unwrap();
         assert!(matches!(folder.starts(), Err(FolderError::Damaged(_))));
     }

@@ -19,11 +19,11 @@ use tokio::net::TcpListener;
 use crate::admission::{self, Admit, Admitted, NotAdmitted};
 use crate::backup::Reading;
 use crate::env::{Env, Transport};
-use crate::folder::{Folder, FolderError, Starts};
+use crate::folder::{Account, Folder, FolderError};
 use crate::host::Host;
 use crate::link::{Identity, Inbound, Lane, LinkConfig, Links, TurnedAway};
 use crate::member::{
-    GroupStorage, JoinError, Member, MemberConfig, START_PATIENCE, Unavailable, was_removed,
+    GroupStorage, JoinError, Member, MemberConfig, START_PATIENCE, Start, Unavailable, was_removed,
 };
 use crate::overview::Overview;
 use crate::pull;
@@ -347,9 +347,10 @@ impl ClusterHandle {
         if !folder.admitted {
             folder.set_admitted()?;
         }
-        let mut starts = folder.starts()?;
-        (member.before, member.start) = (starts.entered, starts.begin(member.boot));
-        folder.set_starts(&starts)?;
+        let account = Arc::new(Account::begin(folder.clone(), member.boot)?);
+        let keep = account.clone();
+        let keep = Arc::new(move || keep.keep().map_err(|error| error.to_string()));
+        member.start = Start { number: account.start, before: account.before, keep };
         let member = Member::<Production>::start_over(member, storage, calls, host).await?;
         door.member.get_or_init(|| Arc::downgrade(&member));
         if !folder.has_begun() {
@@ -359,13 +360,10 @@ impl ClusterHandle {
         member.join().await?;
         // Before anyone is served by it.
         if member.starts_are_counted() {
-            starts.enter();
+            account.keep()?
         } else {
-            // A version that keeps no account may be started here next; the cluster would know of a start that this
-            // account does not.
-            starts = Starts::default();
+            account.forgo()?
         }
-        folder.set_starts(&starts)?;
         Ok(ClusterHandle { member, links, wal, asked: Asked::new() })
     }
 

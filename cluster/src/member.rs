@@ -57,6 +57,24 @@ pub struct Beginning {
     pub secret: [u8; 32],
 }
 
+/// One start of a node, as its data folder knows it.
+#[derive(Clone)]
+pub struct Start {
+    /// The number by which the directory knows it.
+    pub number: u64,
+    /// That of the last start on this folder; 0 if it is new, or not known.
+    pub before: u64,
+    /// Writes down, durably, that the cluster knows of this start and will hold the next one against that.
+    pub keep: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+impl Start {
+    /// One that no folder keeps an account of, or not yet.
+    pub fn unaccounted(number: u64) -> Start {
+        Start { number, before: 0, keep: Arc::new(|| Ok(())) }
+    }
+}
+
 /// What a member must know of itself.
 #[derive(Clone)]
 pub struct MemberConfig {
@@ -73,10 +91,8 @@ pub struct MemberConfig {
     pub addresses: Node,
     /// A random number for this process: what it asks is numbered from there.
     pub boot: u64,
-    /// The number by which the directory knows this start.
-    pub start: u64,
-    /// That of the last start on this data folder; 0 if it is new, or not known.
-    pub before: u64,
+    /// How the directory knows this start.
+    pub start: Start,
     /// Random name of the node's data folder, made with it.
     pub store: u64,
     /// How to begin, on the first start of the first nodes. A node that joined begins nothing.
@@ -409,7 +425,7 @@ async fn follow_directory<E: Env>(member: std::sync::Weak<Member<E>>, mut change
     while changes.recv().await.is_some() {
         let Some(member) = member.upgrade() else { return };
         member.mind_nodes();
-        member.tell_store();
+        member.tell_folder();
         for Group { shard, .. } in member.groups.values() {
             shard.look_again().await;
         }

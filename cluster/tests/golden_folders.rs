@@ -21,7 +21,7 @@ use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ED25519};
 use reveille_cluster::host::{Host, NotifyOrder, Taken};
 use reveille_cluster::link::{Identity, node_name};
-use reveille_cluster::member::MemberConfig;
+use reveille_cluster::member::{MemberConfig, Start};
 use reveille_cluster::query::{Answer, Query};
 use reveille_cluster::{ClusterConfig, ClusterHandle};
 use reveille_protocol::directory::{Directory, FORMAT, Node};
@@ -113,8 +113,7 @@ async fn start(golden: &'static Golden, data: &Path, boot: u64) -> ClusterHandle
         nodes: BTreeMap::from([(NodeId(1), at.clone())]),
         addresses: Node::default(),
         boot,
-        start: boot,
-        before: 0,
+        start: Start::unaccounted(boot),
         store: 77,
         beginning: None,
         wall: Arc::new(move || (golden.left + 3600) * 1_000_000),

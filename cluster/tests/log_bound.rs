@@ -17,7 +17,7 @@ use openraft_rt_sim::SimRuntime;
 use reveille_cluster::env::{Env, Transport};
 use reveille_cluster::host::{Host, NotifyOrder, Taken};
 use reveille_cluster::link::{Lane, SendError};
-use reveille_cluster::member::{Beginning, GroupStorage, Member, MemberConfig};
+use reveille_cluster::member::{Beginning, GroupStorage, Member, MemberConfig, Start};
 use reveille_cluster::raft::types::{Batch, Replies};
 use reveille_cluster::tables::MemoryTables;
 use reveille_cluster::wal::disk::{Disk, SimDisk};
@@ -102,8 +102,7 @@ async fn start(wal: &Wal, tables: &BTreeMap<GroupId, MemoryTables>, boot: u64) -
         addresses: Node::default(),
         store: 1,
         boot,
-        start: boot,
-        before: 0,
+        start: Start::unaccounted(boot),
         beginning: Some(Beginning {
             nodes: BTreeMap::from([(NodeId(1), Node::default())]),
             tenants: BTreeMap::from([(

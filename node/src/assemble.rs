@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use actix_web::{App, HttpServer, web};
 use anyhow::{Context, anyhow};
-use reveille_cluster::member::{Beginning, MemberConfig};
+use reveille_cluster::member::{Beginning, MemberConfig, Start};
 use reveille_cluster::{ClusterConfig, ClusterHandle};
 use reveille_protocol::directory::{self, Directory, Rights, Tenant, Token};
 use reveille_protocol::id::*;
@@ -265,9 +265,8 @@ fn member(config: &Config, cluster: u64, addresses: directory::Node) -> anyhow::
         addresses,
         store: u64::from_le_bytes(random()).max(1),
         boot: u64::from_le_bytes(random()),
-        // These two the folder knows.
-        start: 0,
-        before: 0,
+        // The folder knows.
+        start: Start::unaccounted(0),
         beginning: Some(beginning),
         wall: Arc::new(wall),
     })

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::load::Load;
-use support::{Dev, REVEILLE, Running, http_try};
+use support::{Dev, REVEILLE, Running, http_try, output_of};
 
 /// The node whose disk lies.
 const VICTIM: usize = 2;
@@ -83,11 +83,9 @@ impl Victim<'_> {
     /// Has it lead everything: then every read and every decision is made from its tables.
     fn lead(&self) {
         for other in [1, 3] {
-            let output = Command::new(REVEILLE)
-                .args(["cluster", "--url", self.dev.node(1)["admin"].as_str().unwrap()])
-                .args(["move-leaders", "--from", &other.to_string()])
-                .output()
-                .unwrap();
+            let mut command = Command::new(REVEILLE);
+            command.args(["cluster", "--url", self.dev.node(1)["admin"].as_str().unwrap()]);
+            let output = output_of(command.args(["move-leaders", "--from", &other.to_string()]));
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         }
     }
@@ -95,17 +93,15 @@ impl Victim<'_> {
     /// Waits until the cluster has come to rest: a new one takes its format then.
     fn settles(&self) {
         let admin = self.dev.node(1)["admin"].as_str().unwrap();
-        let output = Command::new(REVEILLE)
-            .args(["cluster", "--url", admin, "status", "--wait", "60s"])
-            .output()
-            .unwrap();
+        let mut command = Command::new(REVEILLE);
+        let output = output_of(command.args(["cluster", "--url", admin, "status", "--wait", "60s"]));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Starts it where it must not start; what it says.
     fn refuses(&self) -> String {
         let config = self.dev.node(VICTIM)["config"].as_str().unwrap();
-        let output = Command::new(REVEILLE).args(["node", "--create", "--config", config]).output().unwrap();
+        let output = output_of(Command::new(REVEILLE).args(["node", "--create", "--config", config]));
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success(), "{text}");
         text
@@ -284,6 +280,13 @@ fn an_older_copy_of_a_folder_is_refused_and_harms_nobody() {
     let load = Load::start(&dev, &["t1"]);
     load.take(Duration::from_millis(300));
     victim.settles();
+    // A new cluster asks for an account of starts while its nodes run.
+    let starts = victim.data().join("starts");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(&starts).unwrap().starts_with("entered 0000000000000000") {
+        assert!(Instant::now() < deadline, "no account is kept: {}", victim.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     victim.kill();
     let (earlier, later) = (dev.folder.path().join("earlier"), dev.folder.path().join("later"));
     copy(&victim.data(), &earlier);

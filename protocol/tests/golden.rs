@@ -309,6 +309,7 @@ fn directory(format: u32) -> Directory {
         tenants: tenants(),
         tokens: tokens(),
         secrets: vec![Secret { generation: 1, key: [3; 32] }],
+        counted: (3..=format).map(|_| NodeId(1)).collect(),
         roster,
     }
 }
@@ -433,6 +434,7 @@ fn every_format_has_its_golden_bytes() {
     all.push(("stored.row.former".to_owned(), codec::encode(&Row { reachability, ..row() })));
     let stream = RESTORE.stream(GroupTime(1_700_000_000_000), &TERMINAL);
     all.push(("restore.stream".to_owned(), stream.0.to_be_bytes().to_vec()));
+    all.push(("stored.directory.3".to_owned(), directory(3).encode().to_vec()));
     let mut text = String::new();
     for (name, bytes) in &all {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -488,7 +490,7 @@ fn messages_and_entries_round_trip_and_cut_ones_fail() {
         (0..bytes.len())
             .for_each(|cut| assert!(SessionMessage::decode(&bytes[..cut]).is_err(), "{name} at {cut}"));
     }
-    for format in 1..=2 {
+    for format in 1..=3 {
         let bytes = directory(format).encode();
         assert_eq!(Directory::decode(&bytes), Ok(directory(format)));
         (0..bytes.len()).for_each(|cut| assert!(Directory::decode(&bytes[..cut]).is_err(), "cut at {cut}"));

@@ -13,7 +13,7 @@ use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
 use reveille_cluster::Starts;
 use reveille_cluster::host::{Host, NotifyOrder, Taken};
-use reveille_cluster::member::{Beginning, GroupStorage, Member, MemberConfig};
+use reveille_cluster::member::{Beginning, GroupStorage, Member, MemberConfig, Start};
 use reveille_cluster::tables::{Installer, MemoryTables, Tables};
 use reveille_cluster::wal::disk::{Disk, Fault, SimDisk};
 use reveille_cluster::wal::{Owner, Wal, WalConfig};
@@ -314,8 +314,11 @@ impl SimNode {
             addresses: at(&self.address),
             store: self.store,
             boot: (self.id.0 * 1000 + life) << 32,
-            start: starts.begin(self.id.0 * 1000 + life),
-            before: starts.entered,
+            // What is kept is told where it has joined.
+            start: Start {
+                before: starts.entered,
+                ..Start::unaccounted(starts.begin(self.id.0 * 1000 + life))
+            },
             beginning: self.founder.then_some(beginning),
             wall: Arc::new(move || (true_wall() as i64 + ahead.load(Ordering::Relaxed)) as u64 * 1000),
         }

@@ -76,12 +76,13 @@ impl<E: Env> Member<E> {
             };
             self.propose(META, Command::Directory(Box::new(create)), PROPOSAL).await?;
         }
-        let (node, boot, addresses) = (self.config.node, self.config.start, self.config.addresses.clone());
+        let (node, boot, addresses) =
+            (self.config.node, self.config.start.number, self.config.addresses.clone());
         let start = match self.directory().roster.format {
             0 | 1 => Change::Start { node, boot, addresses },
             2..COUNTED => Change::Enter { node, boot, store: self.config.store, addresses },
             COUNTED.. => {
-                let (before, store) = (self.config.before, self.config.store);
+                let (before, store) = (self.config.start.before, self.config.store);
                 Change::Return { node, boot, before, store, addresses }
             }
         };
@@ -104,20 +105,32 @@ impl<E: Env> Member<E> {
         }
     }
 
-    /// A node that began before the cluster asked for it names its data folder now.
-    pub(super) fn tell_store(self: &Arc<Self>) {
+    /// A node that began before the cluster asked for it tells of its data folder now: its name, and that it keeps an account
+    /// of its starts.
+    pub(super) fn tell_folder(self: &Arc<Self>) {
         let directory = self.directory();
-        let record = directory.roster.records.get(&self.config.node);
-        let untold = record.is_some_and(|record| record.store == 0) && directory.roster.format >= 2;
-        if untold && self.incarnation() != Incarnation(0) {
-            let member = self.clone();
-            let _detached = E::Cfg::spawn(async move {
-                if let Err(error) = member.take_incarnation().await {
-                    // Tried again in a second.
-                    tracing::warn!(%error, "the data folder's name could not be told to the cluster");
-                }
-            });
+        let Some(record) = directory.roster.records.get(&self.config.node) else { return };
+        let untold = match directory.roster.format {
+            0 | 1 => false,
+            2..COUNTED => record.store == 0,
+            COUNTED.. => record.store == 0 || !directory.counted.contains(&self.config.node),
+        };
+        if !untold || self.incarnation() == Incarnation(0) {
+            return;
         }
+        // Before the cluster counts on it. A file's sync on raft's thread, once in the life of a folder.
+        if directory.roster.format >= COUNTED
+            && let Err(error) = (self.config.start.keep)()
+        {
+            return tracing::warn!(%error, "the account of starts cannot be kept; trying again");
+        }
+        let member = self.clone();
+        let _detached = E::Cfg::spawn(async move {
+            if let Err(error) = member.take_incarnation().await {
+                // Tried again in a second.
+                tracing::warn!(%error, "the cluster could not be told of the data folder");
+            }
+        });
     }
 
     /// After a change of the directory: a node that reads its own Down mark ends its sessions and begins anew.

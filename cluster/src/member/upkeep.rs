@@ -53,7 +53,7 @@ async fn mind_clocks<E: Env>(member: Weak<Member<E>>) {
             return;
         }
         member.mind_nodes();
-        member.tell_store();
+        member.tell_folder();
         member.retire_left_behind();
         tell_time(&member);
         member.mind_tears();

@@ -1,6 +1,6 @@
 //! What may be asked of the directory, and what becomes of it. Total and deterministic, as all of apply.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -304,6 +304,7 @@ impl Directory {
                     tokens: tokens.clone(),
                     secrets: vec![Secret { generation: 1, key: *secret }],
                     roster: Roster::founded(nodes.keys().copied()),
+                    counted: BTreeSet::new(),
                 };
             }
             // Of a node whose copy of the directory is older than that: as it tells nothing of its data folder, the folder may be
@@ -353,9 +354,15 @@ impl Directory {
             Change::Return { node, boot, before, store, addresses } => {
                 self.roster.enter(*node, *store)?;
                 let last = self.nodes.get(node).map_or(0, |known| known.boot);
-                if *before != 0 && last != 0 && last != *before && last != *boot {
+                let follows = match *before {
+                    // It was last started by a version that kept no account, or is as old as that.
+                    0 => !self.counted.contains(node),
+                    before => last == 0 || last == before,
+                };
+                if !follows && last != *boot {
                     return Err(Refused::OlderCopy(*node));
                 }
+                self.counted.insert(*node);
                 return self.start(*node, *boot, addresses);
             }
             Change::Invite { peer, token, expires, replaces } => {
@@ -370,11 +377,13 @@ impl Directory {
                 if !gone {
                     self.roster.leave(*node, Standing::Leaving, *fewer)?;
                     self.nodes.retain(|node, _| self.roster.records.contains_key(node));
+                    self.counted.retain(|node| self.roster.records.contains_key(node));
                 }
             }
             Change::Removed { node } => {
                 self.roster.removed(*node)?;
                 self.nodes.remove(node);
+                self.counted.remove(node);
             }
             Change::SetReplicas { replicas } => self.roster.set_replicas(*replicas)?,
             Change::Restore { tenants, tokens, secrets, .. } => self.restore(tenants, tokens, secrets)?,
@@ -460,6 +469,8 @@ mod tests {
     #[test]
     fn an_older_copy_of_a_data_folder_does_not_return() {
         let mut directory = created();
+        let started = |incarnation| Ok(Outcome::Started(Incarnation(incarnation)));
+        assert_eq!(directory.apply(&start(10), NOW), started(1), "no account is asked for");
         directory.roster.format = 3;
         let enter = |boot, before| Change::Return {
             node: NodeId(1),
@@ -468,14 +479,15 @@ mod tests {
             store: 7,
             addresses: Node::default(),
         };
-        let started = |incarnation| Ok(Outcome::Started(Incarnation(incarnation)));
-        assert_eq!(directory.apply(&enter(11, 0), NOW), started(1), "new");
-        assert_eq!(directory.apply(&enter(12, 11), NOW), started(2));
-        assert_eq!(directory.apply(&enter(12, 11), NOW), started(2), "it did not hear of it");
+        assert_eq!(directory.apply(&enter(10, 0), NOW), started(1), "from now on it keeps one");
+        assert_eq!(directory.apply(&enter(11, 10), NOW), started(2));
+        assert_eq!(directory.apply(&enter(12, 11), NOW), started(3));
+        assert_eq!(directory.apply(&enter(12, 11), NOW), started(3), "it did not hear of it");
         assert_eq!(directory.apply(&enter(13, 11), NOW), Err(Refused::OlderCopy(NodeId(1))), "as 11 left it");
-        assert_eq!(directory.apply(&enter(14, 12), NOW), started(3));
+        assert_eq!(directory.apply(&enter(14, 12), NOW), started(4));
         assert_eq!(directory.apply(&enter(12, 11), NOW), Err(Refused::OlderCopy(NodeId(1))), "two at once");
-        assert_eq!(directory.apply(&enter(15, 0), NOW), started(4), "made by a version that kept no account");
+        assert_eq!(directory.apply(&enter(15, 0), NOW), Err(Refused::OlderCopy(NodeId(1))), "as before 11");
+        assert_eq!(directory.apply(&enter(14, 0), NOW), started(4), "it has not written it down yet");
         assert_eq!(directory.apply(&start(16), NOW), Err(Refused::Behind), "as old as the older formats");
     }
 

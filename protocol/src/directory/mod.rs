@@ -10,7 +10,7 @@ mod placement;
 mod restore;
 mod roster;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,10 @@ pub struct Directory {
     /// Who belongs to the cluster. Stored behind the rest, since format 2.
     #[serde(skip)]
     pub roster: Roster,
+    /// The nodes whose data folders keep an account of their starts: one that knows of none is an older copy. Stored behind
+    /// the roster, since format 3.
+    #[serde(skip)]
+    pub counted: BTreeSet<NodeId>,
 }
 
 /// A node as the cluster knows it.
@@ -135,8 +139,10 @@ impl Directory {
                 let roster = Roster::founded(directory.nodes.keys().copied());
                 Directory { roster, ..directory }
             }),
-            _ => codec::decode_as::<(Directory, Roster), MAX_DIRECTORY>(2, bytes)
+            Some(2) => codec::decode_as::<(Directory, Roster), MAX_DIRECTORY>(2, bytes)
                 .map(|(directory, roster)| Directory { roster, ..directory }),
+            _ => codec::decode_as::<(Directory, Roster, BTreeSet<NodeId>), MAX_DIRECTORY>(3, bytes)
+                .map(|(directory, roster, counted)| Directory { roster, counted, ..directory }),
         }
     }
 
@@ -144,7 +150,8 @@ impl Directory {
     pub fn encode(&self) -> Bytes {
         match self.roster.format {
             0 | 1 => codec::encode(self).into(),
-            _ => codec::encode_as(2, &(self, &self.roster)).into(),
+            2 => codec::encode_as(2, &(self, &self.roster)).into(),
+            _ => codec::encode_as(3, &(self, &self.roster, &self.counted)).into(),
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::BytesMut;
 use reveille_cluster::ClusterConfig;
 use reveille_cluster::link::Identity;
-use reveille_cluster::member::{Beginning, MemberConfig};
+use reveille_cluster::member::{Beginning, MemberConfig, Start};
 use reveille_cluster::query::{Answer, Query};
 use reveille_protocol::directory::{Directory, Node, Tenant};
 use reveille_protocol::service_list::row::{Linger, Urgency};
@@ -50,8 +50,7 @@ async fn node(folder: &tempfile::TempDir) -> Arc<Context> {
         nodes: BTreeMap::from([(NodeId(1), listener.local_addr().unwrap().to_string())]),
         addresses: Node::default(),
         boot: 1,
-        start: 1,
-        before: 0,
+        start: Start::unaccounted(1),
         store: 1,
         beginning: Some(Beginning {
             nodes,
