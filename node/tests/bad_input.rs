@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rcgen::{CertificateParams, Issuer, KeyPair};
 use reveille_protocol::directory::group_of_slot;
 use reveille_protocol::id::TerminalId;
-use support::{Dev, REVEILLE, free_addresses, http, http_try};
+use support::{Dev, REVEILLE, free_addresses, http, http_try, output_of};
 
 /// As in `http::limits` of the product.
 const OPERATOR_CONNECTIONS: usize = 64;
@@ -35,7 +35,7 @@ const NO_RESTART_HELPS: i32 = 78;
 
 /// Runs a command that must refuse; what it said.
 fn refused(code: i32, arguments: &[&str]) -> String {
-    let output = Command::new(REVEILLE).args(arguments).stdin(Stdio::null()).output().unwrap();
+    let output = output_of(Command::new(REVEILLE).args(arguments));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
     // What its links still log meanwhile does not matter.
@@ -306,7 +306,7 @@ fn a_node_refuses_what_is_not_its_own() {
     // The command line's own variables are no settings; others are.
     let check = |name: &str, value: &str| {
         let command = ["config", "check", "--config", &config(1)].map(str::to_owned);
-        Command::new(REVEILLE).args(command).env(name, value).stdout(Stdio::null()).output().unwrap()
+        output_of(Command::new(REVEILLE).args(command).env(name, value))
     };
     assert!(check("REVEILLE_TOKEN", "x").status.success());
     assert!(check("REVEILLE_NOTIFY__CHECK_IN", "3600").status.success());
@@ -412,7 +412,7 @@ fn a_bad_file_is_named() {
         path.to_str().unwrap().to_owned()
     };
     let named = |path: &str, arguments: &[&str]| {
-        let output = Command::new(REVEILLE).args(arguments).stdin(Stdio::null()).output().unwrap();
+        let output = output_of(Command::new(REVEILLE).args(arguments));
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains(path), "{arguments:?} without {path}: {said}");
     };
@@ -539,7 +539,7 @@ fn the_likely_mistake_is_named() {
     assert!(said.contains("/nonexistent"), "{said}");
     let state = folder.path().join("state").to_str().unwrap().to_owned();
     let arguments = ["terminal", "--server", "127.0.0.1", "--ca", &right, "--state", &state];
-    let output = Command::new(REVEILLE).args(arguments).output().unwrap();
+    let output = output_of(Command::new(REVEILLE).args(arguments));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(2) && said.contains("must be HOST:PORT"), "{said}");
     let answer = dev.request(1, "DELETE", "/v1/tokens/zzz", &[], b"");
@@ -560,7 +560,7 @@ fn certificates_are_checked_with_the_configuration() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let run = |arguments: &[&str]| {
-        let output = Command::new(REVEILLE).args(arguments).stdin(Stdio::null()).output().unwrap();
+        let output = output_of(Command::new(REVEILLE).args(arguments));
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         (output.status.code(), said)
     };

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::load::Load;
 use support::name::ServiceName;
-use support::{Dev, REVEILLE, Running, free_addresses, http_try};
+use support::{Dev, REVEILLE, Running, free_addresses, http_try, output_of};
 
 /// The exit code of an end that starting again does not mend.
 const NO_RESTART_HELPS: i32 = 78;
@@ -32,7 +32,7 @@ struct Node {
 }
 
 fn cluster(admin: &str, args: &[&str]) -> Output {
-    Command::new(REVEILLE).args(["cluster", "--url", admin]).args(args).output().unwrap()
+    output_of(Command::new(REVEILLE).args(["cluster", "--url", admin]).args(args))
 }
 
 fn done(admin: &str, args: &[&str]) -> String {
@@ -137,7 +137,7 @@ fn nodes_come_and_go_under_load_and_nothing_is_lost() {
     let data = PathBuf::from(dev.node(2)["data"].as_str().unwrap());
     std::fs::remove_dir_all(&data).unwrap();
     let config = dev.node(2)["config"].as_str().unwrap();
-    let emptied = Command::new(REVEILLE).args(["node", "--create", "--config", config]).output().unwrap();
+    let emptied = output_of(Command::new(REVEILLE).args(["node", "--create", "--config", config]));
     let said = String::from_utf8_lossy(&emptied.stderr).into_owned();
     assert_eq!(emptied.status.code(), Some(NO_RESTART_HELPS), "{said}");
     let at = |port: &str| dev.node(2)[port].as_str().unwrap().trim_start_matches("http://").to_owned();
@@ -412,11 +412,9 @@ fn what_cannot_be_done_says_why_and_what_can() {
     let good = std::fs::read_to_string(&path).unwrap();
     let start = |text: &str| {
         std::fs::write(&path, text).unwrap();
-        let output = Command::new(REVEILLE)
-            .args(["node", "--create", "--config", "node-5.toml"])
-            .current_dir(&folder)
-            .output()
-            .unwrap();
+        let mut command = Command::new(REVEILLE);
+        command.args(["node", "--create", "--config", "node-5.toml"]).current_dir(&folder);
+        let output = output_of(&mut command);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(NO_RESTART_HELPS), "{said}");
         said

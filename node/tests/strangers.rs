@@ -23,7 +23,7 @@ use reveille_protocol::wire::session::{
 use reveille_terminal::{Builder, Event, Terminal};
 use support::by_hand::{ByHand, command};
 use support::raw::{Raw, counted, counter};
-use support::{Dev, REVEILLE, http, http_try};
+use support::{Dev, REVEILLE, http, http_try, output_of};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -474,11 +474,8 @@ fn an_expired_certificate_is_refused_in_one_line() {
     params.not_after = (SystemTime::now() - Duration::from_secs(3600)).into();
     let key = KeyPair::from_pem(&read("node-1.key")).unwrap();
     std::fs::write(cluster.path("node-1.pem"), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
-    let output = Command::new(REVEILLE)
-        .args(["node", "--create", "--config", &cluster.path("node.toml")])
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let mut command = Command::new(REVEILLE);
+    let output = output_of(command.args(["node", "--create", "--config", &cluster.path("node.toml")]));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
     let last = said.lines().last().unwrap_or_default();
@@ -501,7 +498,7 @@ fn an_operator_from_elsewhere_needs_tls_and_a_token() {
     let (url, ca) = (format!("https://127.0.0.1:{port}"), cluster.path("ca/ca.pem"));
     let status = |url: &str, token: &str| {
         let arguments = ["cluster", "--url", url, "--tls-ca", &ca, "--token", token, "status"];
-        let output = Command::new(REVEILLE).args(arguments).output().unwrap();
+        let output = output_of(Command::new(REVEILLE).args(arguments));
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let until = Instant::now() + PATIENCE;

@@ -139,13 +139,17 @@ impl Load {
     }
 
     /// Takes what comes for at least this long, and until nothing comes any more.
+    #[track_caller]
     pub fn take(&self, wait: Duration) {
         let until = Instant::now() + wait;
         let mut quiet = false;
         while !quiet || Instant::now() < until {
+            assert!(Instant::now() < until + ENOUGH_WITHIN, "it does not become quiet");
             quiet = true;
             for (id, _, lines) in self.terminals.values() {
-                while let Some(event) = lines.next_within(Duration::from_millis(1)) {
+                // Of each some in turn: they may come as fast as they are taken.
+                for _ in 0..100 {
+                    let Some(event) = lines.next_within(Duration::from_millis(1)) else { break };
                     quiet = false;
                     self.delivered(id, &event);
                 }

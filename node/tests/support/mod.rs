@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -277,6 +277,23 @@ impl Dev {
         all.extend_from_slice(headers);
         http(self.url(node), method, path, &all, body)
     }
+}
+
+/// What a command comes to that ends by itself. One that does not is a failed test, not one without an end.
+#[track_caller]
+pub fn output_of(command: &mut Command) -> Output {
+    let what = format!("{command:?}");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let pid = child.id();
+    let (send, ended) = mpsc::channel();
+    let waits = std::thread::spawn(move || send.send(child.wait_with_output().unwrap()));
+    ended.recv_timeout(PATIENCE * 2).unwrap_or_else(|_| {
+        signal_to(pid, "KILL");
+        let _ = waits.join();
+        let said = ended.recv().unwrap();
+        panic!("{what} does not end: {}", String::from_utf8_lossy(&said.stderr))
+    })
 }
 
 /// A process that is stopped.
