@@ -300,6 +300,15 @@ impl<E: Env> Shard<E> {
         self.rearm();
     }
 
+    /// A link to a node is there, on which it can be told whom to notify.
+    pub(crate) fn linked(&self, node: NodeId) {
+        let mut state = self.state();
+        let commands = state.dispatch.handle(self.now(), Event::Linked { node });
+        self.execute(&mut state, commands);
+        drop(state);
+        self.rearm();
+    }
+
     /// A session's node reports.
     pub(crate) fn reported(&self, node: NodeId, report: Report) {
         if let Reported::Notified(notified) = report.what {

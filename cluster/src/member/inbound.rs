@@ -18,7 +18,7 @@ use reveille_protocol::wire::codec;
 use reveille_protocol::wire::peer::{Notified, Report, Reported, SessionMessage};
 use serde::Serialize;
 
-use super::Member;
+use super::{Group, Member};
 use crate::admission::Admit;
 use crate::env::{Env, Transport};
 use crate::host::Taken;
@@ -126,8 +126,14 @@ impl<E: Env> Member<E> {
         Some(self.groups.get(&group)?.proposer.propose(command))
     }
 
-    /// A link is there: what the peer's wall clock says must be known before its vote counts.
+    /// A link is there: what the peer's wall clock says must be known before its vote counts, and what it was to do as an
+    /// anchor it is told again.
     pub fn link_up(&self, peer: NodeId, lane: Lane) {
+        if lane == Lane::Data {
+            for Group { shard, .. } in self.groups.values() {
+                shard.linked(peer);
+            }
+        }
         if lane == Lane::Control {
             let frame = Frame::Clock(self.shared.clocks.wall()).encode();
             // The link broke again: the next one begins with it.

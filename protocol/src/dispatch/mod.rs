@@ -29,6 +29,9 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// A notification whose outcome is not told within this counts as over: longer than a dial and the notifier's queue
 /// before it. Without it one lost outcome would strand the terminal until its check-in.
 const OUTCOME: Duration = Duration::from_secs(60);
+/// A terminal for which a push is stored now is tried again after this, however high the ladder stands: it may be back long
+/// since, and whoever publishes waits. No sooner, or each push for a terminal that is switched off would be a notification.
+const FRESH: Duration = Duration::from_secs(30);
 
 /// What the machine needs to know of a terminal, as its row says it now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,6 +145,11 @@ pub enum Event {
         /// Whose.
         terminal: TerminalId,
     },
+    /// A link to this node is there: what was ordered of it before may be lost, and what could not be can.
+    Linked {
+        /// The node.
+        node: NodeId,
+    },
     /// [`Dispatch::poll_timeout`] has come.
     Timeout,
 }
@@ -198,6 +206,8 @@ struct Waiting {
     step: u32,
     /// When a notification was ordered that is not over yet.
     notifying: Option<Instant>,
+    /// When the last one was ordered.
+    tried: Option<Instant>,
     /// Why the last one that is over failed.
     failed: Option<Why>,
     /// When to notify next, or to notify besides the hand-off.
@@ -309,6 +319,7 @@ impl Dispatch {
             Event::NotTried { terminal } => self.not_tried(now, terminal),
             Event::NoRoom { terminal } => self.no_room(now, terminal),
             Event::Notified { terminal, failed } => self.notified(now, terminal, failed),
+            Event::Linked { node } => self.linked(now, node, &mut out),
             Event::Timeout => self.timeout(now, &mut out),
         }
         out
@@ -339,6 +350,7 @@ impl Dispatch {
             urgency: Urgency::VeryLow,
             step: 0,
             notifying: None,
+            tried: None,
             failed: None,
             next: None,
             place: None,
@@ -366,7 +378,7 @@ impl Dispatch {
             self.hand_off(now, terminal, new_session || progress, out);
         } else {
             let went_offline = before.session.is_some();
-            self.notify(now, terminal, went_offline || new_session, out);
+            self.notify(now, terminal, went_offline || new_session, news, out);
         }
     }
 
@@ -395,7 +407,14 @@ impl Dispatch {
     }
 
     /// Starts the ladder, or lets the one that runs go on.
-    fn notify(&mut self, now: Instant, terminal: TerminalId, afresh: bool, out: &mut Vec<Command>) {
+    fn notify(
+        &mut self,
+        now: Instant,
+        terminal: TerminalId,
+        afresh: bool,
+        news: News,
+        out: &mut Vec<Command>,
+    ) {
         let Some(waiting) = self.waiting.get_mut(&terminal) else { return };
         if afresh {
             waiting.step = 0;
@@ -410,6 +429,10 @@ impl Dispatch {
         let due = match waiting.next.filter(|_| !afresh) {
             // More urgent than what the ladder was waiting with: not later than its own first step.
             Some(next) if waiting.step == 0 => next.min(now + ladder::first(waiting.urgency)),
+            Some(next) if news != News::Nothing => {
+                let tried = waiting.tried.map_or(now, |tried| now.max(tried + FRESH));
+                next.min(tried + ladder::first(waiting.urgency))
+            }
             Some(next) => next,
             None if waiting.notifying.is_some() => return,
             None => now + ladder::first(waiting.urgency),
@@ -456,6 +479,29 @@ impl Dispatch {
         let wait = ladder::after(waiting.step, &terminal);
         let wait = if failed.is_none() { wait.max(ladder::CONNECTING) } else { wait };
         self.set_timer(&terminal, Some(now + wait));
+    }
+
+    /// Begins anew with those whose anchor could not be told, or may not have been: what the link lost says nothing of itself.
+    fn linked(&mut self, now: Instant, node: NodeId, out: &mut Vec<Command>) {
+        let untold = |waiting: &Waiting| {
+            let pinned =
+                matches!(waiting.facts.reachability, Reachability::Pinned { anchor, .. } if anchor == node);
+            let lost = waiting.notifying.is_some() || waiting.failed == Some(Why::AnchorGone);
+            pinned && lost && waiting.facts.session.is_none()
+        };
+        let untold: Vec<TerminalId> = self
+            .waiting
+            .iter()
+            .filter(|(_, waiting)| untold(waiting))
+            .map(|(terminal, _)| *terminal)
+            .collect();
+        for terminal in untold {
+            if let Some(waiting) = self.waiting.get_mut(&terminal) {
+                (waiting.notifying, waiting.step) = (None, 0);
+            }
+            self.set_timer(&terminal, Some(now));
+        }
+        self.timeout(now, out);
     }
 
     /// The same step of the ladder again, a little later.
@@ -520,7 +566,7 @@ impl Dispatch {
         while let Some(terminal) = self.line.next(now) {
             let Some(waiting) = self.waiting.get_mut(&terminal) else { continue };
             waiting.place = None;
-            waiting.notifying = Some(now);
+            (waiting.notifying, waiting.tried) = (Some(now), Some(now));
             let offline = waiting.facts.session.is_none();
             // Of a silent session the step was counted with its hand-off.
             let attempt = if offline { waiting.step } else { waiting.step.saturating_sub(1) };
@@ -611,6 +657,81 @@ mod tests {
             }
             assert_eq!((ordered, now.since(begun)), (expected, OUTCOME));
         }
+    }
+
+    /// A terminal that is pinned to node 2, and for which a push was stored at 0: what was ordered then.
+    fn pinned(terminal: TerminalId) -> (Dispatch, Facts) {
+        let mut dispatch = Dispatch::default();
+        dispatch.handle(Instant(0), Event::Lead { term: 1 });
+        let reachability = Reachability::Pinned { anchor: NodeId(2), listening_key: KeyFingerprint([2; 32]) };
+        let facts = Facts { session: None, reachability, ..facts(1) };
+        let stored = Event::Changed { terminal, facts: Some(facts), stored: Some(Urgency::Normal) };
+        assert_eq!(tries(&dispatch.handle(Instant(0), stored)), [0]);
+        (dispatch, facts)
+    }
+
+    /// The attempts that were ordered.
+    fn tries(commands: &[Command]) -> Vec<u32> {
+        let attempt = |command: &Command| match command {
+            Command::Notify { attempt, .. } => Some(*attempt),
+            Command::HandOff(_) | Command::Detach { .. } => None,
+        };
+        commands.iter().filter_map(attempt).collect()
+    }
+
+    /// Has every notification fail, until the next is more than `wait` away; when the last one failed.
+    fn fail_until(dispatch: &mut Dispatch, terminal: TerminalId, why: Why, wait: Duration) -> Instant {
+        let mut now = Instant(0);
+        loop {
+            dispatch.handle(now, Event::Notified { terminal, failed: Some(why) });
+            let next = dispatch.poll_timeout().expect("a timer");
+            if next.since(now) > wait {
+                return now;
+            }
+            now = next;
+            assert_eq!(tries(&dispatch.handle(now, Event::Timeout)).len(), 1);
+        }
+    }
+
+    #[test]
+    fn an_anchor_that_is_back_is_told_at_once_what_it_was_not() {
+        let terminal = TerminalId([1; 16]);
+        // What was ordered went with the link, and nothing is told of it.
+        let (mut dispatch, _) = pinned(terminal);
+        let linked = |node| Event::Linked { node: NodeId(node) };
+        assert_eq!(dispatch.handle(Instant(2000), linked(3)), [], "another node");
+        assert_eq!(tries(&dispatch.handle(Instant(2000), linked(2))), [0]);
+        // There was no link to order it by.
+        let (mut dispatch, _) = pinned(terminal);
+        let now = fail_until(&mut dispatch, terminal, Why::AnchorGone, Duration::from_secs(60));
+        assert_eq!(tries(&dispatch.handle(now + Duration::from_secs(1), linked(2))), [0]);
+        // It did what it was told.
+        let (mut dispatch, _) = pinned(terminal);
+        dispatch.handle(Instant(5), Event::Notified { terminal, failed: Some(Why::NoAnswer) });
+        assert_eq!(dispatch.handle(Instant(10), linked(2)), []);
+    }
+
+    #[test]
+    fn a_fresh_push_is_no_hour_late() {
+        let terminal = TerminalId([1; 16]);
+        let (mut dispatch, facts) = pinned(terminal);
+        let failed = fail_until(&mut dispatch, terminal, Why::NoAnswer, Duration::from_secs(1800));
+        let mut pending = 1;
+        let mut stored = |dispatch: &mut Dispatch, at| {
+            pending += 1;
+            let facts = Some(Facts { pending, next_seq: Seq(u64::from(pending) + 1), ..facts });
+            dispatch.handle(at, Event::Changed { terminal, facts, stored: Some(Urgency::Normal) })
+        };
+        let minute = failed + Duration::from_secs(60);
+        assert_eq!(tries(&stored(&mut dispatch, minute)).len(), 1);
+        // It is switched off, and more come for it: a try in half a minute.
+        dispatch.handle(minute, Event::Notified { terminal, failed: Some(Why::NoAnswer) });
+        for second in 1..30 {
+            assert_eq!(stored(&mut dispatch, minute + Duration::from_secs(second)), []);
+        }
+        let next = dispatch.poll_timeout().expect("a timer");
+        assert_eq!(next, minute + FRESH);
+        assert_eq!(tries(&dispatch.handle(next, Event::Timeout)).len(), 1);
     }
 
     #[test]
