@@ -204,8 +204,17 @@ fn what_waits_is_due_with_the_next_keepalive() {
     assert_eq!(anchor.address(now, &HANDLE), Some(home()));
     assert_eq!(keeper.handle(now, Event::Received(&answer(&heard))), [Command::Waiting]);
     assert_eq!(anchor.wait(at(10.0), HANDLE, "third"), None);
-    assert!(anchor.sweep(at(65.9), 10).expired.is_empty());
-    assert_eq!(anchor.sweep(at(66.0), 10).expired, ["third"]);
+    // The device slept so long that its binding is forgotten, but less than its leader waits before it orders again.
+    let later = at(10.0) + Duration::from_secs(72 * 60);
+    assert_eq!((anchor.sweep(later, 10).forgotten, anchor.len()), (1, 0));
+    let heard = hear(&mut anchor, later, home(), &send(&keeper.handle(later, Event::Resumed)));
+    let echo = send(&keeper.handle(later, Event::Received(&answer(&heard))));
+    assert_eq!(hear(&mut anchor, later, home(), &echo).unwrap().due, Some("third"));
+
+    assert_eq!(anchor.wait(at(10.0), HANDLE, "fourth"), None);
+    let over = at(10.0) + Duration::from_secs(75 * 60);
+    assert!(anchor.sweep(Instant(over.0 - 1), 10).expired.is_empty());
+    assert_eq!(anchor.sweep(over, 10).expired, ["fourth"]);
 }
 
 #[test]
@@ -219,6 +228,50 @@ fn who_left_its_address_cannot_aim_notifications_at_it() {
         assert!(challenged(&heard) && answer(&heard).len() <= raw(number, 990, None).len());
         assert_eq!(anchor.address(at(1.0 + number as f64), &HANDLE), None);
     }
+}
+
+#[test]
+fn who_left_its_address_has_little_sent_to_it() {
+    let (mut anchor, keeper) = pair();
+    let mut number = keeper.number();
+    let mut answered = |anchor: &mut Anchor<_>, now| {
+        let mut say = || {
+            number += 1;
+            u32::from(hear(anchor, now, home(), &raw(number, 28, None)).unwrap().answer.is_some())
+        };
+        (0..100).map(|_| say()).sum::<u32>()
+    };
+    assert_eq!(answered(&mut anchor, at(30.0)), 4, "in a second");
+    assert_eq!(answered(&mut anchor, at(31.0)), 4);
+}
+
+/// A second binding that is proven at 1 s, with the silence that it promises: how often it is rung at a time after, of a
+/// hundred times that its terminal asks for it.
+fn rings(silence: u16, after: u16) -> usize {
+    let (mut anchor, mut keeper) = pair();
+    let key = identity().key;
+    let second = |number, proof| {
+        let pin = Pin { handle: HANDLE, generation: 7, period: silence, slot: PinSlot::Second, ring: false };
+        let keepalive = stun::Message::Keepalive { pin, wants_answer: true, proof };
+        stun::encode(&keepalive, Transaction { number, tail: [0; 4] }, &key)
+    };
+    let challenge = answer(&hear(&mut anchor, at(1.0), home(), &second(1, None)));
+    let Some((stun::Message::Challenge(proof), _)) = stun::decode(&challenge).unwrap().open(&key) else {
+        panic!("no challenge");
+    };
+    assert!(mapped(&hear(&mut anchor, at(1.0), home(), &second(2, Some(proof)))));
+    let now = at(1.0 + f64::from(after));
+    let mut rung = || {
+        let packet = send(&keeper.handle(now, Event::RingSecond));
+        hear(&mut anchor, now, home(), &packet).unwrap().ring.is_some()
+    };
+    (0..100).filter(|_| rung()).count()
+}
+
+#[test]
+fn a_second_binding_is_rung_a_few_times_in_its_time() {
+    assert_eq!(rings(120, 120), 6);
+    assert_eq!(rings(120, 151), 0, "who is there now?");
 }
 
 #[test]

@@ -18,12 +18,14 @@ impl<T> Orders<T> {
         Orders { orders: BTreeMap::new(), deadlines: BTreeSet::new() }
     }
 
-    /// Remembers an order until `deadline`; gives back the one that it replaces, or itself if too many wait.
+    /// Remembers an order until `deadline`; gives back the one that it replaces, or the one whose time is over first if too
+    /// many wait.
     pub(super) fn put(&mut self, handle: Handle, deadline: Instant, order: T) -> Option<T> {
-        let before = self.take(&handle);
-        if self.orders.len() >= limits::MAX_ANCHOR_ORDERS {
-            return Some(order);
-        }
+        let before = self.take(&handle).or_else(|| {
+            let (_, first) =
+                *self.deadlines.first().filter(|_| self.orders.len() >= limits::MAX_ANCHOR_ORDERS)?;
+            self.take(&first)
+        });
         self.deadlines.insert((deadline, handle));
         self.orders.insert(handle, (deadline, order));
         before
@@ -56,10 +58,10 @@ mod tests {
         for n in 0..limits::MAX_ANCHOR_ORDERS {
             assert_eq!(orders.put(handle(n), Instant(n as u64), n), None);
         }
-        assert_eq!(orders.put(handle(usize::MAX), Instant(0), 7), Some(7), "too many");
+        assert_eq!(orders.put(handle(usize::MAX), Instant(3), 7), Some(0), "too many");
         assert_eq!(orders.put(handle(5), Instant(1), 8), Some(5), "the latest wins");
         let expired: Vec<usize> = std::iter::from_fn(|| orders.expired(Instant(2))).collect();
-        assert_eq!(expired, [0, 1, 8, 2]);
+        assert_eq!(expired, [1, 8, 2]);
         assert_eq!(orders.take(&handle(3)), Some(3));
         assert_eq!(orders.take(&handle(3)), None);
         assert_eq!(orders.orders.len(), orders.deadlines.len());

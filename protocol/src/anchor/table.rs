@@ -22,6 +22,16 @@ type Place = [u8; 18];
 const NOWHERE: Place = [0; 18];
 /// A proof is good in the minute it was made in and the next.
 const PROOF_MINUTE: u64 = 60_000;
+/// A second binding is rung so often after it was proven: a keeper asks five times for one ring, and a challenge in between.
+const RINGS: u8 = 6;
+/// And for so many seconds after the silence that it promised: a keeper goes on asking for 6.5 s, and packets travel. Whoever
+/// has the address after that is not rung for it.
+const RUNG_LATE: u64 = 30;
+/// Answers to a binding in a second: a terminal sends two at once at most. Who left a proven address could have it answered
+/// by keepalives from a false one.
+const ANSWERS: u8 = 4;
+/// How long an order waits for a keepalive: its leader orders again after 72 minutes at most.
+const ORDERED: Duration = Duration::from_secs(75 * 60);
 
 /// Why a datagram was ignored, for a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,7 +98,7 @@ pub struct Swept<T> {
     pub expired: Vec<T>,
 }
 
-/// One binding; 34 bytes, for there may be a million.
+/// One binding; 36 bytes, for there may be a million.
 #[derive(Debug, Clone, Copy)]
 struct Record {
     /// The last proven address.
@@ -104,6 +114,10 @@ struct Record {
     heard: [u8; 4],
     /// The last keepalive's.
     number: [u8; 8],
+    /// Answers in the second of `heard`.
+    answers: u8,
+    /// Rings since it was proven last; only of a second binding.
+    rings: u8,
 }
 
 impl Record {
@@ -117,6 +131,15 @@ impl Record {
 
     fn address(&self) -> Option<SocketAddr> {
         (self.place != NOWHERE).then(|| unpack(&self.place))
+    }
+
+    /// Where to ring it, if it may be rung once more.
+    fn ring(&mut self, now: Instant) -> Option<SocketAddr> {
+        if self.rings >= RINGS || self.silence(now) > self.period() + RUNG_LATE {
+            return None;
+        }
+        self.rings += 1;
+        self.address()
     }
 }
 
@@ -205,6 +228,8 @@ impl<T> Anchor<T> {
                     period: [0; 2],
                     heard,
                     number: [0; 8],
+                    answers: 0,
+                    rings: 0,
                 })
             }
         };
@@ -221,14 +246,22 @@ impl<T> Anchor<T> {
         record.place = place;
         record.stale = false;
         record.grace = 0;
-        record.heard = seconds(now).to_be_bytes();
+        record.rings = 0;
+        let second = seconds(now).to_be_bytes();
+        if record.heard != second {
+            (record.heard, record.answers) = (second, 0);
+        }
+        record.answers = record.answers.saturating_add(1);
+        let wants_answer = wants_answer && record.answers <= ANSWERS;
 
         let (mut due, mut ring) = (None, None);
         if pin.slot == PinSlot::Primary {
             due = self.orders.take(&handle);
-            let second = if pin.ring { self.second.get(&handle).and_then(Record::address) } else { None };
+            let second = self.second.get_mut(&handle).filter(|_| pin.ring);
             let message = Message::Ring { waiting: false };
-            ring = second.map(|address| (address, stun::encode(&message, transaction, key)));
+            ring = second
+                .and_then(|second| second.ring(now))
+                .map(|address| (address, stun::encode(&message, transaction, key)));
         }
         let mapped = Message::Mapped { address: from, waiting: due.is_some() };
         let answer = wants_answer.then(|| Answer::Mapped(stun::encode(&mapped, transaction, key)));
@@ -252,14 +285,11 @@ impl<T> Anchor<T> {
         }
     }
 
-    /// Remembers what waits for a terminal, for two periods: it is given back with the next keepalive from a proven
-    /// address. Returns what is given up for it: an earlier order, or this one if too many wait
-    /// ([`limits::MAX_ANCHOR_ORDERS`]). A terminal that is not in the table may come back after a restart of this
-    /// node; its period is not known.
+    /// Remembers what waits for a terminal until its leader orders again: it is given back with the next keepalive from a
+    /// proven address, also of a device that slept, or that is not in the table since this node was started. Returns what
+    /// is given up for it: an earlier order, or the oldest if too many wait ([`limits::MAX_ANCHOR_ORDERS`]).
     pub fn wait(&mut self, now: Instant, handle: Handle, order: T) -> Option<T> {
-        let longest = u64::from(limits::MAX_KEEPALIVE_GAP);
-        let period = self.primary.get(&handle).map_or(longest, Record::period);
-        self.orders.put(handle, now + Duration::from_secs(2 * period), order)
+        self.orders.put(handle, now + ORDERED, order)
     }
 
     /// Forgets what was silent for three periods, proven or not. Looks at `budget` bindings of each kind, from where the last call
