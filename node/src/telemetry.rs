@@ -53,7 +53,7 @@ const COUNTS: [Count; 10] = [
 ];
 const OUTCOMES: [&str; 9] =
     ["answered", "silence", "wrong_key", "socket", "no_way", "no_binding", "forbidden", "budget", "busy"];
-const KEEPALIVES: [&str; 10] = [
+const KEEPALIVES: [&str; 11] = [
     "answered",
     "challenged",
     "taken",
@@ -64,6 +64,7 @@ const KEEPALIVES: [&str; 10] = [
     "forged",
     "replayed",
     "full",
+    "cut_off",
 ];
 
 impl Count {

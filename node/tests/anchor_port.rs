@@ -258,3 +258,31 @@ async fn a_false_sender_address_gets_a_challenge_no_longer_than_what_caused_it()
     assert!(silent(&victim), "a copy was answered");
     eprintln!("{sent} bytes under a false address made {got} arrive there");
 }
+
+#[tokio::test]
+async fn a_node_that_is_cut_off_is_nobodys_anchor() {
+    let dev = Dev::start();
+    let mut terminal = Bound::of(&dev).await;
+    terminal.prove();
+    let admin = dev.node(1)["admin"].as_str().unwrap().to_owned();
+    let ignored = || counter(&admin, "reveille_keepalives_total{kind=\"cut_off\"}");
+    assert_eq!(ignored(), 0);
+    let others = [dev.pause_node(2), dev.pause_node(3)];
+    let deadline = std::time::Instant::now() + PATIENCE * 2;
+    terminal.socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let mut answered = |wanted: bool| {
+        loop {
+            assert!(std::time::Instant::now() < deadline, "answered still, or not again");
+            let keepalive = terminal.next(None);
+            terminal.socket.send_to(&keepalive, terminal.at).unwrap();
+            if terminal.socket.recv_from(&mut [0; 2048]).is_ok() == wanted {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    answered(false);
+    assert!(ignored() > 0);
+    drop(others);
+    answered(true);
+}

@@ -14,7 +14,7 @@ use reveille_protocol::wire::session::{Anchor, Cause, Class, Tried};
 use crate::ledger::{change_of_class, check_class};
 use crate::listener::{self, Told};
 use crate::nat::Kind;
-use crate::notifier::{self, Asked, Notifier, Packet};
+use crate::notifier::{self, Asked, Datagram, Notifier, Packet};
 use crate::seen::Seen;
 use crate::terminal::Doing;
 use crate::world::{World, instant, lock, now};
@@ -69,6 +69,11 @@ impl World {
                 return self.later(node, move |world| world.datagram_arrives(&packet));
             }
             lock(&self.ledger).watch(packet, false);
+            let member = self.node(node).member();
+            let cut_off = member.is_some_and(|member| member.incarnation() == Incarnation(0));
+            if cut_off && matches!(packet.what, Datagram::Stun(_)) {
+                return self.saw("keepalives to a node that is cut off");
+            }
             return self.at_node(node, |notifier, secrets| notifier.received(instant(), secrets, packet));
         }
         let inward = lock(&self.networks).inward(millis(), packet.from, packet.to);

@@ -3,14 +3,16 @@
 
 use std::fmt;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant as Clock};
 
 use metrics::Counter;
 use quinn::udp::Transmit;
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
+use reveille_cluster::ClusterHandle;
 use reveille_protocol::anchor::table::{Anchor, Answer};
 use reveille_protocol::directory::Directory;
+use reveille_protocol::id::Incarnation;
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::peer::NotifyOrder;
 use reveille_protocol::wire::stun::{self, Handle};
@@ -44,6 +46,7 @@ impl AnchorPort {
         identity: Identity,
         pace: Arc<Pace>,
         directory: Arc<RwLock<Arc<Directory>>>,
+        cluster: Arc<OnceLock<ClusterHandle>>,
         due: mpsc::Sender<NotifyOrder>,
     ) -> std::io::Result<AnchorPort> {
         let socket = UdpSocket::bind(bind)?;
@@ -55,6 +58,7 @@ impl AnchorPort {
             socket: socket.clone(),
             table: Mutex::new(Anchor::new(random(), TERMINALS)),
             directory,
+            cluster,
             pace,
             due,
             origin: Clock::now(),
@@ -93,6 +97,7 @@ struct Keepalives {
     socket: Arc<dyn AsyncUdpSocket>,
     table: Mutex<Anchor<NotifyOrder>>,
     directory: Arc<RwLock<Arc<Directory>>>,
+    cluster: Arc<OnceLock<ClusterHandle>>,
     pace: Arc<Pace>,
     due: mpsc::Sender<NotifyOrder>,
     origin: Clock,
@@ -115,7 +120,16 @@ impl Keepalives {
         Instant(self.origin.elapsed().as_millis() as u64)
     }
 
+    /// The cluster has ended this node's sessions, or will: no order comes here, so its terminals must look for another anchor,
+    /// which silence makes them do.
+    fn cut_off(&self) -> bool {
+        self.cluster.get().is_some_and(|cluster| cluster.incarnation() == Incarnation(0))
+    }
+
     fn heard(&self, datagram: &[u8], from: SocketAddr) {
+        if self.cut_off() {
+            return Count::Keepalives.one("cut_off");
+        }
         let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner).clone();
         let heard = self.table().heard(self.now(), from, datagram, &directory.secrets);
         let accepted = match heard {

@@ -83,8 +83,14 @@ impl Notifier {
         let (orders, waiting) = mpsc::channel(QUEUE);
         let pace = Arc::new(around.pace);
         let directory = around.directory;
-        let anchor =
-            AnchorPort::new(around.anchor, around.identity, pace.clone(), directory.clone(), orders.clone())?;
+        let anchor = AnchorPort::new(
+            around.anchor,
+            around.identity,
+            pace.clone(),
+            directory.clone(),
+            around.cluster.clone(),
+            orders.clone(),
+        )?;
         let shared = Arc::new(Shared {
             cluster: around.cluster,
             directory,
