@@ -2,7 +2,7 @@
 //! scanner, a stranger or a replay gets no answer at all, not even an error.
 //!
 //! A first packet passes if its destination connection id was made with the terminal's notify secret
-//! (`wire::notification::first_cid`) and its nonce was not seen from another address. That admits its source for as
+//! (`wire::notification::first_cid`) and its nonce was not seen from another address, or long ago. That admits its source for as
 //! long as the exchange takes; whatever else that source sends goes to QUIC. What the anchor answers to keepalives goes
 //! to the binding, which checks its seal.
 
@@ -60,7 +60,8 @@ pub struct Gate {
 struct State {
     /// Of the last Welcome, and of the one before: its cluster may not know yet that the newer one arrived.
     secrets: [Option<[u8; 32]>; 2],
-    nonces: VecDeque<(u64, SocketAddr)>,
+    /// Whose first packet it was in, and since when.
+    nonces: VecDeque<(u64, SocketAddr, Instant)>,
     sources: VecDeque<(SocketAddr, Instant)>,
     anchor: Option<(SocketAddr, mpsc::Sender<Bytes>)>,
     /// When the last notification was answered.
@@ -134,20 +135,19 @@ impl Gate {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn admits(&self, datagram: &[u8], from: SocketAddr) -> bool {
-        let now = Instant::now();
+    fn admits(&self, now: Instant, datagram: &[u8], from: SocketAddr) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let nonce = first_cid_of(datagram)
             .and_then(|cid| state.secrets.iter().flatten().find_map(|secret| check_first_cid(secret, cid)));
         let counter = match nonce {
-            Some(nonce) => match state.nonces.iter().find(|(known, _)| *known == nonce) {
-                Some((_, source)) if *source != from => &self.replays,
+            Some(nonce) => match state.nonces.iter().find(|(known, ..)| *known == nonce) {
+                Some((_, source, since)) if *source != from || now > *since + ADMITTED => &self.replays,
                 Some(_) => &self.passed,
                 None => {
                     if state.nonces.len() >= MAX_NONCES {
                         state.nonces.pop_front();
                     }
-                    state.nonces.push_back((nonce, from));
+                    state.nonces.push_back((nonce, from, now));
                     if state.sources.len() >= MAX_SOURCES {
                         state.sources.pop_front();
                     }
@@ -171,7 +171,7 @@ impl Sieve for Gate {
             self.binding(datagram, from);
             return false;
         }
-        self.admits(datagram, from)
+        self.admits(Instant::now(), datagram, from)
     }
 }
 
@@ -201,28 +201,31 @@ mod tests {
 
     #[test]
     fn only_first_packets_of_the_cluster_and_what_follows_them_pass() {
-        let gate = Gate::default();
+        let (gate, now) = (Gate::default(), Instant::now());
         let (node, other): (SocketAddr, SocketAddr) =
             (([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 2).into());
         let secret = [5; 32];
         let good = initial(&first_cid(&secret, 1));
-        assert!(!gate.admits(&good, node), "before the first Welcome nothing passes");
+        assert!(!gate.admits(now, &good, node), "before the first Welcome nothing passes");
         gate.set_secret(secret);
-        assert!(!gate.admits(&[0x40; 50], node), "a short header of a stranger");
-        assert!(!gate.admits(&initial(&[7; 20]), node), "a made-up connection id");
+        assert!(!gate.admits(now, &[0x40; 50], node), "a short header of a stranger");
+        assert!(!gate.admits(now, &initial(&[7; 20]), node), "a made-up connection id");
         let mut version = good.clone();
         version[4] = 2;
-        assert!(!gate.admits(&version, node), "an unknown version would be answered by QUIC");
-        assert!(!gate.admits(&[], node));
-        assert!(gate.admits(&good, node));
-        assert!(gate.admits(&good, node), "repeated by QUIC itself");
-        assert!(gate.admits(&[0x40; 50], node), "the rest of the exchange");
-        assert!(!gate.admits(&good, other), "replayed from elsewhere");
-        assert!(!gate.admits(&[0x40; 50], other));
+        assert!(!gate.admits(now, &version, node), "an unknown version would be answered by QUIC");
+        assert!(!gate.admits(now, &[], node));
+        assert!(gate.admits(now, &good, node));
+        assert!(gate.admits(now, &good, node), "repeated by QUIC itself");
+        assert!(gate.admits(now, &[0x40; 50], node), "the rest of the exchange");
+        assert!(!gate.admits(now, &good, other), "replayed from elsewhere");
+        assert!(!gate.admits(now, &[0x40; 50], other));
+        let later = now + ADMITTED + Duration::from_millis(1);
+        assert!(!gate.admits(later, &good, node), "replayed from there, after the exchange");
+        assert!(!gate.admits(later, &[0x40; 50], node));
         gate.set_secret([6; 32]);
         gate.set_secret([7; 32]);
-        assert!(!gate.admits(&initial(&first_cid(&secret, 2)), other), "of an epoch long over");
+        assert!(!gate.admits(now, &initial(&first_cid(&secret, 2)), other), "of an epoch long over");
         let stats = gate.stats();
-        assert_eq!((stats.passed, stats.replays), (3, 1));
+        assert_eq!((stats.passed, stats.replays), (3, 2));
     }
 }
