@@ -144,8 +144,12 @@ struct Kept {
     identity: Identity,
     /// The address that nodes see: names the network.
     seen: IpAddr,
+    /// What the cluster asks for.
+    asked: Duration,
     /// How long bindings live here is known, or could not be found out.
     measured: bool,
+    /// Where the anchor saw it; `None` also after a session or a sleep, in which the binding may end.
+    mapped_at: Option<SocketAddr>,
     /// The anchor answers.
     mapped: bool,
 }
@@ -212,15 +216,17 @@ impl Task {
                 let Anchor { handle, generation, key, period, seen, .. } = *anchor;
                 let identity = Identity { handle: Handle(handle), generation, key };
                 let known = self.networks.period(seen);
-                let period = known.unwrap_or(Duration::from_secs(period.into()));
+                let asked = Duration::from_secs(period.into());
+                let period = known.unwrap_or(asked);
                 self.life = None;
                 self.tell(Told::Period { period, measured: known.is_some() });
                 // Each session has a handle of its own, so its numbers begin anew.
                 let keeping = Keeping { identity, number: 0, period, seed: rand::random() };
                 // At once, also in a session: it is to be known that the anchor answers.
                 let keeper = Keeper::new(self.now(), &keeping);
-                self.keeper =
-                    Some(Kept { keeper, at, identity, seen, measured: known.is_some(), mapped: false });
+                let measured = known.is_some();
+                let (mapped, mapped_at) = (false, None);
+                self.keeper = Some(Kept { keeper, at, identity, seen, asked, measured, mapped_at, mapped });
             }
             Order::Unbind => {
                 self.gate.set_anchor(None);
@@ -271,7 +277,10 @@ impl Task {
     async fn handle(&mut self, event: Event<'_>) {
         let now = self.now();
         let Some(kept) = &mut self.keeper else { return };
-        let (at, mut mapped, mut lost) = (kept.at, false, false);
+        let (at, mut mapped, mut lost) = (kept.at, None, false);
+        if matches!(event, Event::SessionOpened | Event::SessionClosed | Event::Resumed) {
+            kept.mapped_at = None;
+        }
         for command in kept.keeper.handle(now, event) {
             match command {
                 Command::Send(packet) => {
@@ -282,7 +291,7 @@ impl Task {
                 }
                 Command::Mapped(address) => {
                     self.tell(Told::Mapped(address));
-                    mapped = true;
+                    mapped = Some(address);
                 }
                 Command::Waiting => {
                     self.gate.has_answered();
@@ -295,11 +304,25 @@ impl Task {
             }
         }
         let Some(kept) = &mut self.keeper else { return };
-        if mapped && self.in_session {
+        if mapped.is_some() && self.in_session {
             // Until the session's end it holds by itself, or is made anew.
             kept.keeper.handle(now, Event::SessionOpened);
         }
-        kept.mapped = (kept.mapped || mapped) && !lost;
+        kept.mapped = (kept.mapped || mapped.is_some()) && !lost;
+        if let Some(address) = mapped {
+            let before = kept.mapped_at.replace(address);
+            let another = before.is_some_and(|before| before.ip() == address.ip() && before != address);
+            if another && self.networks.period(kept.seen).is_some() {
+                // The network did not bear the silence that it was seen to bear: it is measured anew.
+                tracing::info!(network = %kept.seen, "the binding ended between two keepalives; measuring again");
+                self.networks.forget(kept.seen);
+                kept.measured = false;
+                let period = kept.asked;
+                kept.keeper.handle(now, Event::Period(period));
+                self.tell(Told::Period { period, measured: false });
+            }
+        }
+        let Some(kept) = &mut self.keeper else { return };
         if kept.mapped && !self.in_session && !kept.measured && self.life.is_none() {
             self.begin_to_measure().await;
         }

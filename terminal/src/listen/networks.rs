@@ -41,6 +41,16 @@ impl Networks {
         self.known.push((seen, period));
         let most = self.known.len().saturating_sub(REMEMBERED);
         self.known.drain(..most);
+        self.save();
+    }
+
+    /// What was measured does not hold any more.
+    pub(super) fn forget(&mut self, seen: IpAddr) {
+        self.known.retain(|(known, _)| *known != seen);
+        self.save();
+    }
+
+    fn save(&self) {
         let text: String =
             self.known.iter().map(|(seen, period)| format!("{seen} {}\n", period.as_secs())).collect();
         let fresh = self.path.with_extension("new");
