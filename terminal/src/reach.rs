@@ -12,6 +12,9 @@ use crate::listen::Told;
 
 /// Anchors that do not answer one after the other before it is taken that none does from here.
 const LOSSES: u32 = 2;
+/// A terminal of which no session found out how it is reached comes again after this, then after twice as long, and so on:
+/// it stands in the service list as if any node could dial it, and behind a NAT none can.
+const IN_DOUBT: Duration = Duration::from_secs(10);
 
 /// How notifications reach a terminal, for an application to show.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub enum Unreachable {
 pub(crate) struct Reach {
     known: watch::Sender<Reachability>,
     losses: u32,
+    /// Sessions since the class was known.
+    doubts: u32,
     /// The anchor of the last binding has answered.
     answered: bool,
     /// The address that nodes saw it come from when it last kept a binding, and since when it keeps none.
@@ -59,7 +64,7 @@ pub(crate) struct Reach {
 impl Reach {
     /// Nothing is known yet; what is comes by the receivers of `known`.
     pub(crate) fn new(known: watch::Sender<Reachability>) -> Reach {
-        Reach { known, losses: 0, answered: false, bound: None }
+        Reach { known, losses: 0, doubts: 0, answered: false, bound: None }
     }
 
     pub(crate) fn class(&self) -> Class {
@@ -82,6 +87,18 @@ impl Reach {
         // What did not work some hours ago may work now.
         let again = self.class() == Class::None && cause == Cause::CheckIn;
         Offer { class: if again { Class::Untried } else { self.class() }, cause }
+    }
+
+    /// A session is over in which the node was asked, and it is still not known how the terminal is reached: how soon it should
+    /// come again.
+    pub(crate) fn in_doubt(&mut self) -> Option<Duration> {
+        if self.class() != Class::Untried {
+            self.doubts = 0;
+            return None;
+        }
+        let doublings = self.doubts.min(16);
+        self.doubts = self.doubts.saturating_add(1);
+        Some(IN_DOUBT * 2u32.pow(doublings))
     }
 
     /// It was tried.
@@ -176,6 +193,18 @@ mod tests {
         reach.bind(anchor, seen);
         reach.found(Class::Pinned, seen);
         assert_eq!(why(&reach), None);
+    }
+
+    #[test]
+    fn one_that_does_not_know_how_it_is_reached_comes_again_soon() {
+        let mut reach = reach(Class::Untried);
+        for seconds in [10, 20, 40] {
+            assert_eq!(reach.in_doubt(), Some(Duration::from_secs(seconds)));
+        }
+        reach.found(Class::Direct, IpAddr::from([192, 0, 2, 9]));
+        assert_eq!(reach.in_doubt(), None);
+        reach.forget();
+        assert_eq!(reach.in_doubt(), Some(Duration::from_secs(10)));
     }
 
     #[test]

@@ -72,6 +72,8 @@ pub(crate) struct Run {
     given: Seq,
     check_in: Duration,
     reach: Reach,
+    /// The last node that it reached finds out with it how it is reached.
+    asks: bool,
     /// Why it connects next.
     cause: Cause,
     /// The node to try last.
@@ -125,6 +127,7 @@ impl Run {
             given: memory.last,
             store,
             reach: Reach::new(reachability),
+            asks: false,
             cause: Cause::Start,
             avoid: None,
             last_node: None,
@@ -162,7 +165,9 @@ impl Run {
     async fn listen(&mut self) -> Result<Vec<String>, End> {
         // A tenth of spread, so that terminals which started together do not check in together.
         let spread = 0.9 + 0.2 * rand::rng().random::<f64>();
-        self.listener.binding.check_in(self.check_in.mul_f64(spread));
+        let in_doubt = self.reach.in_doubt().filter(|_| self.asks);
+        let check_in = in_doubt.map_or(self.check_in, |soon| soon.min(self.check_in));
+        self.listener.binding.check_in(check_in.mul_f64(spread));
         // The nodes that a notification named which has to wait, and until when.
         let mut held: Option<(Vec<String>, tokio::time::Instant)> = None;
         loop {
@@ -304,9 +309,9 @@ impl Run {
             let wait = match connected {
                 Ok((stream, address)) => {
                     let began = Instant::now();
-                    let asks = stream.get_ref().1.alpn_protocol() == Some(SESSION_ALPN[0]);
+                    self.asks = stream.get_ref().1.alpn_protocol() == Some(SESSION_ALPN[0]);
                     self.listener.binding.towards(address);
-                    let config = self.begin(asks)?;
+                    let config = self.begin()?;
                     let cause = config.offer.map(|offer| offer.cause);
                     let stayed = self.stays();
                     self.last_node = Some(address);
@@ -401,8 +406,7 @@ impl Run {
     }
 
     /// A new attempt, saved before it is used. Its Hello confirms what was confirmed since the last session.
-    /// `asks`: the node finds out with the terminal how that is reached.
-    fn begin(&mut self, asks: bool) -> Result<rules::Config, StoreError> {
+    fn begin(&mut self) -> Result<rules::Config, StoreError> {
         if self.moved.has_changed().unwrap_or(false) {
             // Said while it was connecting: this session is the one that it asks for.
             self.moved.mark_unchanged();
@@ -417,7 +421,7 @@ impl Run {
             terminal: self.identity.terminal(),
             memory,
             listening: Some(Listening { port, key: self.identity.listening_key() }),
-            offer: asks.then(|| self.reach.offer(std::mem::take(&mut self.cause))),
+            offer: self.asks.then(|| self.reach.offer(std::mem::take(&mut self.cause))),
             seen: self.reach.seen(),
             bound: self.reach.bound(),
             linger: self.linger(),
