@@ -1,5 +1,6 @@
-//! The data folder's own page: whose it is, its random name, and whether the cluster has let it in. A folder that is new
-//! must not vote before others have said that it does not stand for one that was lost. Not the log, not the tables.
+//! The data folder's own pages: whose it is, its random name, whether the cluster has let it in, and the account of its
+//! starts. A folder that is new must not vote before others have said that it does not stand for one that was lost. Not the
+//! log, not the tables.
 #![allow(
     clippy::disallowed_methods,
     reason = "the folder is production only; the simulator's nodes keep theirs in memory"
@@ -51,9 +52,9 @@ impl Starts {
         self.begun
     }
 
-    /// The cluster was told of it.
-    pub fn enter(&mut self) {
-        *self = Starts { entered: self.begun, begun: 0 };
+    /// The cluster was told of this start.
+    pub fn enter(&mut self, start: u64) {
+        *self = Starts { entered: start, begun: 0 };
     }
 }
 
@@ -80,8 +81,13 @@ impl Account {
     /// The cluster was told of the start, and will hold the next one against this account.
     pub(crate) fn keep(&self) -> Result<(), FolderError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        *kept = Starts { entered: self.start, begun: 0 };
-        self.folder.set_starts(&kept)
+        let mut now = *kept;
+        now.enter(self.start);
+        if *kept != now {
+            self.folder.set_starts(&now)?;
+            *kept = now;
+        }
+        Ok(())
     }
 
     /// It was told, but holds nothing against it: a version that keeps no account may be started here next, of whose starts the
@@ -91,8 +97,9 @@ impl Account {
         if kept.entered == self.start {
             return Ok(());
         }
+        self.folder.set_starts(&Starts::default())?;
         *kept = Starts::default();
-        self.folder.set_starts(&kept)
+        Ok(())
     }
 }
 
@@ -288,7 +295,7 @@ mod tests {
         folder.set_starts(&starts).unwrap();
         starts = folder.starts().unwrap();
         assert_eq!((starts.begin(12), starts.entered), (11, 0), "killed before it was told");
-        starts.enter();
+        starts.enter(11);
         folder.set_starts(&starts).unwrap();
         starts = folder.starts().unwrap();
         assert_eq!((starts.begin(13), starts.entered), (13, 11));
@@ -300,6 +307,14 @@ mod tests {
         account.keep().unwrap();
         account.forgo().unwrap();
         assert_eq!(folder.starts().unwrap(), Starts { entered: 14, begun: 0 });
+
+        let account = Account::begin(folder.clone(), 15).unwrap();
+        let (at, away) = (data.path().to_owned(), data.path().with_extension("away"));
+        fs::rename(&at, &away).unwrap();
+        account.keep().unwrap_err();
+        fs::rename(&away, &at).unwrap();
+        account.forgo().unwrap();
+        assert_eq!(folder.starts().unwrap(), Starts::default(), "it was not kept");
         fs::write(data.path().join(STARTS), "entered 000000000000000b\n").unwrap();
         assert!(matches!(folder.starts(), Err(FolderError::Damaged(_))));
     }

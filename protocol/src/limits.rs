@@ -121,7 +121,8 @@ pub const BINDING_LASTS: Duration = Duration::from_secs(15 * 60);
 /// Challenges that a terminal answers in one period: a move within a move takes two. Bounds what a broken anchor can
 /// make it send.
 pub const MAX_CHALLENGES: u32 = 3;
-/// Orders that wait at an anchor for a keepalive; each is one terminal that is due a notification.
+/// Orders that wait at an anchor for a keepalive, 75 min at most: about as many as terminals that are switched off with
+/// pushes waiting. Over it the oldest is left to its leader's ladder.
 pub const MAX_ANCHOR_ORDERS: usize = 65_536;
 /// Of this many terminals one may measure with a second binding at a time: a search takes 15 minutes of months.
 pub const SECOND_BINDINGS: usize = 16;

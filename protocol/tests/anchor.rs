@@ -243,11 +243,14 @@ fn who_left_its_address_has_little_sent_to_it() {
     };
     assert_eq!(answered(&mut anchor, at(30.0)), 4, "in a second");
     assert_eq!(answered(&mut anchor, at(31.0)), 4);
+    anchor.wait(at(31.0), HANDLE, "a push");
+    let heard = hear(&mut anchor, at(31.0), home(), &raw(1000, 28, None)).unwrap();
+    assert_eq!((heard.answer, heard.due), (None, Some("a push")), "it is dialled all the same");
 }
 
 /// A second binding that is proven at 1 s, with the silence that it promises: how often it is rung at a time after, of a
-/// hundred times that its terminal asks for it.
-fn rings(silence: u16, after: u16) -> usize {
+/// hundred times that its terminal asks for it; `again`: with a keepalive of the second binding before each.
+fn rings(silence: u16, after: u16, again: bool) -> usize {
     let (mut anchor, mut keeper) = pair();
     let key = identity().key;
     let second = |number, proof| {
@@ -261,17 +264,23 @@ fn rings(silence: u16, after: u16) -> usize {
     };
     assert!(mapped(&hear(&mut anchor, at(1.0), home(), &second(2, Some(proof)))));
     let now = at(1.0 + f64::from(after));
-    let mut rung = || {
+    let mut rung = |number| {
+        if again {
+            // From the same place, or under its name: it proves nothing.
+            hear(&mut anchor, now, home(), &second(number, None)).unwrap();
+        }
         let packet = send(&keeper.handle(now, Event::RingSecond));
         hear(&mut anchor, now, home(), &packet).unwrap().ring.is_some()
     };
-    (0..100).filter(|_| rung()).count()
+    (0..100).filter(|number| rung(number + 3)).count()
 }
 
 #[test]
 fn a_second_binding_is_rung_a_few_times_in_its_time() {
-    assert_eq!(rings(120, 120), 6);
-    assert_eq!(rings(120, 151), 0, "who is there now?");
+    assert_eq!(rings(120, 120, false), 60);
+    assert_eq!(rings(120, 151, false), 0, "who is there now?");
+    assert_eq!(rings(120, 120, true), 60);
+    assert_eq!(rings(120, 151, true), 60, "a terminal goes on measuring from where it was");
 }
 
 #[test]

@@ -314,7 +314,7 @@ impl SimNode {
             addresses: at(&self.address),
             store: self.store,
             boot: (self.id.0 * 1000 + life) << 32,
-            // What is kept is told where it has joined.
+            // Nothing to write: `starts` is entered where the node has joined.
             start: Start {
                 before: starts.entered,
                 ..Start::unaccounted(starts.begin(self.id.0 * 1000 + life))
@@ -413,7 +413,10 @@ impl World {
             match joined {
                 _ if !world.is_life(id, life) => {}
                 Ok(incarnation) => {
-                    lock(&node.state).starts.enter();
+                    let mut state = lock(&node.state);
+                    let start = state.starts.begun;
+                    state.starts.enter(start);
+                    drop(state);
                     world.say(format!("n{id} has incarnation {incarnation}"));
                 }
                 Err(error) => world.failed(id, error.to_string()),

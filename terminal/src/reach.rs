@@ -12,8 +12,8 @@ use crate::listen::Told;
 
 /// Anchors that do not answer one after the other before it is taken that none does from here.
 const LOSSES: u32 = 2;
-/// A terminal of which no session found out how it is reached comes again after this, then after twice as long, and so on:
-/// it stands in the service list as if any node could dial it, and behind a NAT none can.
+/// A terminal of which no session found out how it is reached comes again after this, then after twice as long, and so on, its
+/// check-in period at most: it stands in the service list as if any node could dial it, and behind a NAT none can.
 const IN_DOUBT: Duration = Duration::from_secs(10);
 
 /// How notifications reach a terminal, for an application to show.
@@ -53,7 +53,7 @@ pub enum Unreachable {
 pub(crate) struct Reach {
     known: watch::Sender<Reachability>,
     losses: u32,
-    /// Sessions since the class was known.
+    /// Sessions in a row after which the class was not known.
     doubts: u32,
     /// The anchor of the last binding has answered.
     answered: bool,
@@ -150,7 +150,7 @@ impl Reach {
 
     /// What was known does not hold any more.
     pub(crate) fn forget(&mut self) {
-        (self.losses, self.answered) = (0, false);
+        (self.losses, self.doubts, self.answered) = (0, 0, false);
         self.known.send_replace(Reachability::default());
     }
 }

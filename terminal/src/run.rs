@@ -29,7 +29,8 @@ use crate::store::{Store, StoreError};
 /// welcomes and then breaks would be connected to, at the price of a handshake and an attach, as fast as it answers.
 const HELD: Duration = Duration::from_secs(1);
 
-/// The shortest and the longest check-in period, whoever asks for another. Below a minute it is a connection held open at
+/// The shortest and the longest check-in period, whoever asks for another; one in doubt how it is reached comes sooner
+/// (`reach::IN_DOUBT`). Below a minute it is a connection held open at
 /// the price of a handshake each; above a third of a registration's lifetime two that fail end the registration.
 const CHECK_IN: (Duration, Duration) =
     (Duration::from_secs(60), Duration::from_secs(limits::REGISTRATION_LIFETIME.as_secs() / 3));
@@ -163,10 +164,10 @@ impl Run {
 
     /// Waits for a reason to connect, which it notes; the nodes that a notification hints.
     async fn listen(&mut self) -> Result<Vec<String>, End> {
+        let in_doubt = if self.asks { self.reach.in_doubt() } else { None };
+        let check_in = in_doubt.map_or(self.check_in, |soon| soon.min(self.check_in));
         // A tenth of spread, so that terminals which started together do not check in together.
         let spread = 0.9 + 0.2 * rand::rng().random::<f64>();
-        let in_doubt = self.reach.in_doubt().filter(|_| self.asks);
-        let check_in = in_doubt.map_or(self.check_in, |soon| soon.min(self.check_in));
         self.listener.binding.check_in(check_in.mul_f64(spread));
         // The nodes that a notification named which has to wait, and until when.
         let mut held: Option<(Vec<String>, tokio::time::Instant)> = None;

@@ -1,4 +1,4 @@
-//! Who lives: this node's incarnation, its own fence, and the Down marks that the meta group's leader sets on
+//! Who lives: this node's incarnation, what it tells of its data folder, its own fence, and the Down marks that the meta group's leader sets on
 //! nodes that fell silent.
 
 use std::sync::atomic::Ordering;

@@ -1,5 +1,6 @@
 //! The anchor: one UDP socket that takes keepalives and from which pinned terminals are dialled, through the very bindings
-//! that their keepalives hold open. Who is known, and what is answered, is `reveille_protocol::anchor::table`'s.
+//! that their keepalives hold open. Who is known, and what is answered, is `reveille_protocol::anchor::table`'s;
+//! that nothing is while the node is cut off is decided here.
 
 use std::fmt;
 use std::net::{SocketAddr, UdpSocket};
@@ -40,7 +41,9 @@ pub struct AnchorPort {
 }
 
 impl AnchorPort {
-    /// Takes keepalives at `bind`. Orders that waited for a terminal come by `due` when it is heard of.
+    /// Takes keepalives at `bind`; answers none while `cluster` is set and has no incarnation. Orders that waited for a
+    /// terminal come by `due` when it is heard of. Fails if the address cannot be bound, or the identity's key does not fit its
+    /// certificate.
     pub fn new(
         bind: SocketAddr,
         identity: Identity,
@@ -79,7 +82,7 @@ impl AnchorPort {
         self.keepalives.table().address(self.keepalives.now(), handle)
     }
 
-    /// The terminal did not answer there: nothing is sent there before its next keepalive.
+    /// The terminal did not answer there: nothing but challenges is sent there until the address is proven again.
     pub(super) fn failed(&self, handle: &Handle, address: SocketAddr) {
         self.keepalives.table().failed(handle, address);
     }
@@ -120,8 +123,8 @@ impl Keepalives {
         Instant(self.origin.elapsed().as_millis() as u64)
     }
 
-    /// The cluster has ended this node's sessions, or will: no order comes here, so its terminals must look for another anchor,
-    /// which silence makes them do.
+    /// Without an incarnation: the cluster has ended this node's sessions, or will, and hardly an order comes here. Silence
+    /// makes its terminals look for another anchor; where no majority is left they find none until it is back.
     fn cut_off(&self) -> bool {
         self.cluster.get().is_some_and(|cluster| cluster.incarnation() == Incarnation(0))
     }

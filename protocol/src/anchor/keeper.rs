@@ -52,7 +52,8 @@ pub enum Event<'a> {
 pub enum Command {
     /// Send this to the anchor.
     Send(Packet),
-    /// The anchor can dial this address: told when it is first known, changed, or known again.
+    /// The anchor can dial this address: told when it is first known, changed, or known again after a session, a sleep or a
+    /// loss.
     Mapped(SocketAddr),
     /// A notification waits: connect now.
     Waiting,
@@ -122,11 +123,12 @@ impl Keeper {
             }
             Event::SessionClosed => {
                 self.session = false;
+                self.mapped = None;
                 let old = self.last.is_none_or(|last| now.since(last) > self.period / 2);
                 old.then(|| self.start_anew(now))
             }
             Event::Resumed => {
-                self.last = None;
+                (self.last, self.mapped) = (None, None);
                 (!self.session).then(|| self.start_anew(now))
             }
             Event::RingSecond => {

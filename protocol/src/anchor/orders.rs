@@ -21,14 +21,15 @@ impl<T> Orders<T> {
     /// Remembers an order until `deadline`; gives back the one that it replaces, or the one whose time is over first if too
     /// many wait.
     pub(super) fn put(&mut self, handle: Handle, deadline: Instant, order: T) -> Option<T> {
-        let before = self.take(&handle).or_else(|| {
-            let (_, first) =
-                *self.deadlines.first().filter(|_| self.orders.len() >= limits::MAX_ANCHOR_ORDERS)?;
-            self.take(&first)
-        });
+        let mut given_up = self.take(&handle);
+        if self.orders.len() >= limits::MAX_ANCHOR_ORDERS
+            && let Some(&(_, first)) = self.deadlines.first()
+        {
+            given_up = self.take(&first);
+        }
         self.deadlines.insert((deadline, handle));
         self.orders.insert(handle, (deadline, order));
-        before
+        given_up
     }
 
     pub(super) fn take(&mut self, handle: &Handle) -> Option<T> {

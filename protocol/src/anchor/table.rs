@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::orders::Orders;
 use crate::canary::{Canary, canary};
 use crate::directory::Secret;
+use crate::dispatch::ladder;
 use crate::hash;
 use crate::limits;
 use crate::time::Instant;
@@ -22,16 +23,18 @@ type Place = [u8; 18];
 const NOWHERE: Place = [0; 18];
 /// A proof is good in the minute it was made in and the next.
 const PROOF_MINUTE: u64 = 60_000;
-/// A second binding is rung so often after it was proven: a keeper asks five times for one ring, and a challenge in between.
-const RINGS: u8 = 6;
-/// And for so many seconds after the silence that it promised: a keeper goes on asking for 6.5 s, and packets travel. Whoever
-/// has the address after that is not rung for it.
+/// A second binding is rung so often at one place: five silences, two tries of each, for which a keeper asks five times and
+/// once more after a challenge.
+const RINGS: u8 = 60;
+/// And for so many seconds after the silence that it promised: a keeper goes on asking for 6.5 s, and packets travel.
+/// Keepalives under a false sender keep that young; what they win is bounded by [`RINGS`].
 const RUNG_LATE: u64 = 30;
 /// Answers to a binding in a second: a terminal sends two at once at most. Who left a proven address could have it answered
 /// by keepalives from a false one.
 const ANSWERS: u8 = 4;
-/// How long an order waits for a keepalive: its leader orders again after 72 minutes at most.
-const ORDERED: Duration = Duration::from_secs(75 * 60);
+/// How long an order waits for a keepalive: until its leader has ordered again, with 3 min for that try's outcome and the
+/// line.
+const ORDERED: Duration = Duration::from_secs(ladder::LONGEST.as_secs() + 180);
 
 /// Why a datagram was ignored, for a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,7 +81,7 @@ pub enum Answer {
 pub struct Accepted<T> {
     /// Whose.
     pub handle: Handle,
-    /// What to send back.
+    /// What to send back; none if none is wanted, or its binding has had four in this second.
     pub answer: Option<Answer>,
     /// What to send to the terminal's second binding.
     pub ring: Option<(SocketAddr, Packet)>,
@@ -114,9 +117,9 @@ struct Record {
     heard: [u8; 4],
     /// The last keepalive's.
     number: [u8; 8],
-    /// Answers in the second of `heard`.
+    /// Keepalives that were answered in the second of `heard`.
     answers: u8,
-    /// Rings since it was proven last; only of a second binding.
+    /// Rings since it is at `place`; only of a second binding.
     rings: u8,
 }
 
@@ -243,16 +246,18 @@ impl<T> Anchor<T> {
             let answer = Some(Answer::Challenge(stun::encode(&challenge, transaction, key)));
             return Ok(Accepted { handle, answer, ring: None, due: None });
         }
+        if record.place != place {
+            record.rings = 0;
+        }
         record.place = place;
         record.stale = false;
         record.grace = 0;
-        record.rings = 0;
-        let second = seconds(now).to_be_bytes();
-        if record.heard != second {
-            (record.heard, record.answers) = (second, 0);
+        let heard = seconds(now).to_be_bytes();
+        if record.heard != heard {
+            (record.heard, record.answers) = (heard, 0);
         }
-        record.answers = record.answers.saturating_add(1);
-        let wants_answer = wants_answer && record.answers <= ANSWERS;
+        let answered = wants_answer && record.answers < ANSWERS;
+        record.answers += u8::from(answered);
 
         let (mut due, mut ring) = (None, None);
         if pin.slot == PinSlot::Primary {
@@ -264,7 +269,7 @@ impl<T> Anchor<T> {
                 .map(|address| (address, stun::encode(&message, transaction, key)));
         }
         let mapped = Message::Mapped { address: from, waiting: due.is_some() };
-        let answer = wants_answer.then(|| Answer::Mapped(stun::encode(&mapped, transaction, key)));
+        let answer = answered.then(|| Answer::Mapped(stun::encode(&mapped, transaction, key)));
         Ok(Accepted { handle, answer, ring, due })
     }
 

@@ -16,6 +16,8 @@ const STEPS: [Duration; 5] = [
 ];
 /// The longest wait.
 const TOP: Duration = Duration::from_secs(3600);
+/// The longest wait, its spread included.
+pub const LONGEST: Duration = Duration::from_secs(TOP.as_secs() * 6 / 5);
 /// A terminal that acknowledged a notification gets this long to connect and attach.
 pub(super) const CONNECTING: Duration = Duration::from_secs(5);
 /// After so many notifications without an attach a terminal counts as unreachable. It is still tried.
@@ -59,7 +61,7 @@ mod tests {
         let terminal = TerminalId([255; 16]);
         for step in 1..40 {
             let wait = after(step, &terminal);
-            assert!(wait >= STEPS[(step as usize - 1).min(4)] && wait <= TOP * 6 / 5, "{step}: {wait:?}");
+            assert!(wait >= STEPS[(step as usize - 1).min(4)] && wait <= LONGEST, "{step}: {wait:?}");
         }
         assert!(after(1, &TerminalId([0; 16])) < Duration::from_millis(240));
         assert!(after(39, &terminal) >= TOP);

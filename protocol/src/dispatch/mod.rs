@@ -29,8 +29,9 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// A notification whose outcome is not told within this counts as over: longer than a dial and the notifier's queue
 /// before it. Without it one lost outcome would strand the terminal until its check-in.
 const OUTCOME: Duration = Duration::from_secs(60);
-/// A terminal for which a push is stored now is tried again after this, however high the ladder stands: it may be back long
-/// since, and whoever publishes waits. No sooner, or each push for a terminal that is switched off would be a notification.
+/// A push that is stored for a terminal high on the ladder is tried at once, after its urgency's first wait, and this long
+/// after the last try at the soonest: whoever publishes waits. Sooner, each push for a terminal that is switched off would be
+/// a notification. One that is stored while a try is under way shares that try.
 const FRESH: Duration = Duration::from_secs(30);
 
 /// What the machine needs to know of a terminal, as its row says it now.
@@ -214,7 +215,7 @@ struct Waiting {
     next: Option<Instant>,
     /// Where it stands in the line for a notification.
     place: Option<Place>,
-    /// Nothing was stored for it under this leader.
+    /// Stands behind first tries: nothing was stored for it under this leader, or since a link to its anchor is back.
     found: bool,
 }
 
@@ -430,8 +431,8 @@ impl Dispatch {
             // More urgent than what the ladder was waiting with: not later than its own first step.
             Some(next) if waiting.step == 0 => next.min(now + ladder::first(waiting.urgency)),
             Some(next) if news != News::Nothing => {
-                let tried = waiting.tried.map_or(now, |tried| now.max(tried + FRESH));
-                next.min(tried + ladder::first(waiting.urgency))
+                let soonest = waiting.tried.map_or(now, |tried| now.max(tried + FRESH));
+                next.min(soonest + ladder::first(waiting.urgency))
             }
             Some(next) => next,
             None if waiting.notifying.is_some() => return,
@@ -497,6 +498,8 @@ impl Dispatch {
             .collect();
         for terminal in untold {
             if let Some(waiting) = self.waiting.get_mut(&terminal) {
+                // Tried in vain before: behind those with a first try, until a push is stored.
+                waiting.found |= waiting.step > 1;
                 (waiting.notifying, waiting.step) = (None, 0);
             }
             self.set_timer(&terminal, Some(now));
@@ -709,6 +712,41 @@ mod tests {
         let (mut dispatch, _) = pinned(terminal);
         dispatch.handle(Instant(5), Event::Notified { terminal, failed: Some(Why::NoAnswer) });
         assert_eq!(dispatch.handle(Instant(10), linked(2)), []);
+    }
+
+    #[test]
+    fn a_push_that_comes_now_does_not_wait_for_those_of_an_anchor_that_is_back() {
+        let (off, now_due) = (TerminalId([1; 16]), TerminalId([2; 16]));
+        let (mut dispatch, facts) = pinned(off);
+        let now = fail_until(&mut dispatch, off, Why::AnchorGone, Duration::from_secs(60));
+        let per_second = NonZeroU32::new(1).expect("one");
+        dispatch.handle(now, Event::Pace { per_second });
+        let stored =
+            |terminal| Event::Changed { terminal, facts: Some(facts), stored: Some(Urgency::Normal) };
+        // What goes at once after a pause is used up.
+        let mut others = 0;
+        while tries(&dispatch.handle(now, stored(TerminalId([100 + others; 16])))).len() == 1 {
+            others += 1;
+        }
+        dispatch.handle(now, Event::Linked { node: NodeId(2) });
+        dispatch.handle(now, stored(now_due));
+        let mut order = Vec::new();
+        while order.len() < 3 {
+            let at = dispatch.poll_timeout().expect("a timer");
+            order.extend(dispatch.handle(at, Event::Timeout).into_iter().filter_map(
+                |command| match command {
+                    Command::Notify { terminal, .. } if terminal == off || terminal == now_due => {
+                        Some(terminal)
+                    }
+                    Command::Notify { .. } => None,
+                    Command::HandOff(_) | Command::Detach { .. } => None,
+                },
+            ));
+            if order.contains(&now_due) {
+                break;
+            }
+        }
+        assert_eq!(order, [now_due]);
     }
 
     #[test]

@@ -519,7 +519,9 @@ impl Server {
             ),
             check_in: self.config.check_in.as_secs() as u32,
         })));
-        let came_by_itself = |offer: Offer| offer.cause == Cause::CheckIn && offer.class != Class::None;
+        // One that does not know how it is reached comes by itself for that.
+        let is_reached = |class| matches!(class, Class::Direct | Class::Pinned);
+        let came_by_itself = |offer: Offer| offer.cause == Cause::CheckIn && is_reached(offer.class);
         // Below its least urgency pushes may wait without a notification.
         let any_urgency = self.hello.as_ref().is_some_and(|hello| hello.min_urgency == Urgency::VeryLow);
         if attached.pending > 0 && any_urgency && self.offer.is_some_and(came_by_itself) {

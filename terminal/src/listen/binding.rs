@@ -144,7 +144,7 @@ struct Kept {
     identity: Identity,
     /// The address that nodes see: names the network.
     seen: IpAddr,
-    /// What the cluster asks for.
+    /// The keepalive period that the cluster asks for.
     asked: Duration,
     /// How long bindings live here is known, or could not be found out.
     measured: bool,
@@ -309,18 +309,9 @@ impl Task {
             kept.keeper.handle(now, Event::SessionOpened);
         }
         kept.mapped = (kept.mapped || mapped.is_some()) && !lost;
+        kept.mapped_at = kept.mapped_at.filter(|_| !lost);
         if let Some(address) = mapped {
-            let before = kept.mapped_at.replace(address);
-            let another = before.is_some_and(|before| before.ip() == address.ip() && before != address);
-            if another && self.networks.period(kept.seen).is_some() {
-                // The network did not bear the silence that it was seen to bear: it is measured anew.
-                tracing::info!(network = %kept.seen, "the binding ended between two keepalives; measuring again");
-                self.networks.forget(kept.seen);
-                kept.measured = false;
-                let period = kept.asked;
-                kept.keeper.handle(now, Event::Period(period));
-                self.tell(Told::Period { period, measured: false });
-            }
+            self.mapped(now, address);
         }
         let Some(kept) = &mut self.keeper else { return };
         if kept.mapped && !self.in_session && !kept.measured && self.life.is_none() {
@@ -328,8 +319,25 @@ impl Task {
         }
     }
 
+    /// The binding is at this address. Where it ended between two keepalives the network did not bear the silence that it was
+    /// seen to bear.
+    fn mapped(&mut self, now: Instant, address: SocketAddr) {
+        let Some(kept) = &mut self.keeper else { return };
+        let before = kept.mapped_at.replace(address);
+        // At another IP it is another network, of which this says nothing.
+        let another = before.is_some_and(|before| before.ip() == address.ip() && before != address);
+        if another && self.networks.period(kept.seen).is_some() {
+            tracing::info!(network = %kept.seen, "the binding ended between two keepalives; measuring again");
+            self.networks.forget(kept.seen);
+            kept.measured = false;
+            let period = kept.asked;
+            kept.keeper.handle(now, Event::Period(period));
+            self.tell(Told::Period { period, measured: false });
+        }
+    }
+
     /// Nothing is known of this network: a second socket finds out how long it keeps a silent binding. Some twenty
-    /// datagrams in a quarter of an hour, once; a session in between ends it.
+    /// datagrams in a quarter of an hour, once, and again where what it found does not hold; a session in between ends it.
     async fn begin_to_measure(&mut self) {
         let now = self.now();
         let Some(kept) = &mut self.keeper else { return };
