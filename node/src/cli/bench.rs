@@ -232,3 +232,30 @@ async fn register(cluster: &DevCluster, count: usize) -> anyhow::Result<Vec<Stri
     }
     Ok(ids)
 }
+
+/// Reads so many of these terminals, in no order that a cache could like.
+async fn look_at(cluster: &DevCluster, ids: &[String], count: usize) -> anyhow::Result<()> {
+    const CLIENTS: usize = 32;
+    let mut looks = Vec::new();
+    for client in 0..CLIENTS.min(count) {
+        let url = cluster.nodes[client % cluster.nodes.len()].http.clone();
+        let token = cluster.token.clone();
+        // By a large odd step.
+        let mine: Vec<String> = (0..count / CLIENTS)
+            .map(|at| ids[(at * CLIENTS + client).wrapping_mul(2_654_435_761) % ids.len()].clone())
+            .collect();
+        looks.push(tokio::spawn(async move {
+            let mut client = connect(&url).await?;
+            for id in mine {
+                let path = format!("/v1/terminals/{id}");
+                let answer = client.send("GET", &path, &token, &[], Bytes::new()).await?;
+                anyhow::ensure!(answer.status.is_success(), "{}", answer.status);
+            }
+            anyhow::Ok(())
+        }));
+    }
+    for look in looks {
+        look.await??;
+    }
+    Ok(())
+}

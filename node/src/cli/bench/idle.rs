@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
 
 use super::super::dev::cluster::DevCluster;
-use super::{Report, connect, register, usage};
+use super::{Report, look_at, register, usage};
 
 /// Register terminals and leave them alone.
 #[derive(Debug, Args)]
@@ -32,7 +31,7 @@ impl Idle {
             let more = count.saturating_sub(ids.len());
             ids.extend(register(cluster, more).await?);
             let rate = more as f64 / began.elapsed().as_secs_f64();
-            self.look(cluster, &ids).await?;
+            look_at(cluster, &ids, self.look_at).await?;
             tokio::time::sleep(self.settle).await;
             let memory: Vec<u64> = cluster
                 .nodes
@@ -59,32 +58,6 @@ impl Idle {
                 ],
             )?;
             before = Some((count, memory));
-        }
-        Ok(())
-    }
-
-    async fn look(&self, cluster: &DevCluster, ids: &[String]) -> anyhow::Result<()> {
-        let mut looks = Vec::new();
-        const CLIENTS: usize = 32;
-        for client in 0..CLIENTS {
-            let url = cluster.nodes[client % cluster.nodes.len()].http.clone();
-            let token = cluster.token.clone();
-            // A large odd step visits them in no order that a cache could like.
-            let mine: Vec<String> = (0..self.look_at / CLIENTS)
-                .map(|at| ids[(at * CLIENTS + client).wrapping_mul(2_654_435_761) % ids.len()].clone())
-                .collect();
-            looks.push(tokio::spawn(async move {
-                let mut client = connect(&url).await?;
-                for id in mine {
-                    let path = format!("/v1/terminals/{id}");
-                    let answer = client.send("GET", &path, &token, &[], Bytes::new()).await?;
-                    anyhow::ensure!(answer.status.is_success(), "{}", answer.status);
-                }
-                anyhow::Ok(())
-            }));
-        }
-        for look in looks {
-            look.await??;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use super::super::client::Client;
 use super::super::dev::cluster::DevCluster;
 use super::super::dev::demo;
 use super::far::Far;
-use super::{Report, connect, histogram, quantiles, record, usage};
+use super::{Report, connect, histogram, look_at, quantiles, record, register, usage};
 
 /// Wake sleeping terminals.
 #[derive(Debug, Args)]
@@ -25,6 +25,12 @@ pub(super) struct Wake {
     /// Terminals, each woken again as soon as it sleeps: so many wakes are under way at once.
     #[arg(long, default_value_t = 1)]
     terminals: usize,
+    /// Wake them one after the other: as many as there are terminals lie between two wakes of one.
+    #[arg(long)]
+    in_turn: bool,
+    /// Others, registered and idle. Some of them are looked at before the measurement, so that caches hold them.
+    #[arg(long, default_value_t = 0)]
+    beside: usize,
     /// Bytes of a payload.
     #[arg(long, default_value_t = 512)]
     size: usize,
@@ -39,6 +45,8 @@ pub(super) struct Wake {
 
 /// Wakes of each terminal before it counts: tickets, caches, addresses.
 const WARM_UP: usize = 10;
+/// Idle terminals that are looked at before the measurement: more rows than a node keeps in memory.
+const LOOK_AT: usize = 100_000;
 
 /// When each stage of a wake was reached, from the publish on.
 struct Took {
@@ -87,6 +95,7 @@ impl Wake {
             Some(rtt) => Some(Far::new(cluster, rtt).await?),
             None => None,
         };
+        let beside = register(cluster, self.beside).await?;
         let mut subjects = Vec::new();
         for number in 0..self.terminals.max(1) {
             subjects.push(self.subject(cluster, number, far.as_mut()).await?);
@@ -94,6 +103,7 @@ impl Wake {
         for subject in &mut subjects {
             subject.wake(WARM_UP, &mut Took::new()?).await?;
         }
+        look_at(cluster, &beside, LOOK_AT.min(beside.len())).await?;
         let round_trip = match &far {
             Some(far) => Some(far.round_trip().await?.as_secs_f64() * 1000.0),
             None => None,
@@ -102,15 +112,24 @@ impl Wake {
         let each = self.count.div_ceil(subjects.len());
         let count = each * subjects.len();
         let (cpu, began) = ((usage::nodes_cpu(cluster)?, usage::cpu_seconds(me)?), Instant::now());
-        let mut running = Vec::new();
-        for mut subject in subjects {
-            running.push(tokio::spawn(async move {
-                let mut took = Took::new()?;
-                subject.wake(each, &mut took).await?;
-                anyhow::Ok((subject.terminal, took))
-            }));
-        }
         let (mut took, mut terminals) = (Took::new()?, Vec::new());
+        let mut running = Vec::new();
+        if self.in_turn {
+            for _ in 0..each {
+                for subject in &mut subjects {
+                    subject.wake(1, &mut took).await?;
+                }
+            }
+            terminals.extend(subjects.into_iter().map(|subject| subject.terminal));
+        } else {
+            for mut subject in subjects {
+                running.push(tokio::spawn(async move {
+                    let mut took = Took::new()?;
+                    subject.wake(each, &mut took).await?;
+                    anyhow::Ok((subject.terminal, took))
+                }));
+            }
+        }
         for task in running {
             let (terminal, some) = task.await??;
             took.add(&some)?;
@@ -125,6 +144,8 @@ impl Wake {
             &[
                 ("pushes", json!(count)),
                 ("terminals", json!(terminals.len())),
+                ("in_turn", json!(self.in_turn)),
+                ("beside", json!(self.beside)),
                 ("resumption", json!(!self.no_resumption)),
                 ("rtt_ms", json!(self.rtt.map(|rtt| rtt.as_millis() as u64))),
                 ("rtt_measured_ms", json!(round_trip)),
