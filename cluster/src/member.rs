@@ -422,12 +422,21 @@ async fn follow_misses<E: Env>(member: std::sync::Weak<Member<E>>, mut misses: m
 
 /// After each change of the directory: fences may be different, also this node's own.
 async fn follow_directory<E: Env>(member: std::sync::Weak<Member<E>>, mut changes: mpsc::Receiver<()>) {
+    let mut known: BTreeMap<NodeId, Incarnation> = BTreeMap::new();
     while changes.recv().await.is_some() {
         let Some(member) = member.upgrade() else { return };
         member.mind_nodes();
         member.tell_folder();
+        let directory = member.directory();
+        let begun = directory
+            .nodes
+            .iter()
+            .filter(|(node, now)| known.insert(**node, now.incarnation) != Some(now.incarnation));
+        let begun: Vec<NodeId> = begun.map(|(node, _)| *node).collect();
         for Group { shard, .. } in member.groups.values() {
             shard.look_again().await;
+            // What it was ordered as an anchor before it served, by a link that it had already, it did not hear.
+            begun.iter().for_each(|node| shard.linked(*node));
         }
         member.check_own_fence();
     }

@@ -107,6 +107,9 @@ pub async fn run(
         let dialler = Dialler::new(config.notify.bind, certificates.notifications())
             .map(Arc::new)
             .with_context(|| format!("notify.bind: cannot use {}", config.notify.bind))?;
+        let here = running.clone();
+        let serves =
+            move || here.get().is_some_and(|cluster: &ClusterHandle| cluster.incarnation() != Incarnation(0));
         let around = Surroundings {
             direct: dialler,
             anchor,
@@ -115,6 +118,7 @@ pub async fn run(
             own,
             admission: admission.clone(),
             cluster: running.clone(),
+            serves: Box::new(serves),
             directory: latest.clone(),
             hint: vec![addresses.session.clone()],
         };

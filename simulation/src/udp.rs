@@ -70,7 +70,7 @@ impl World {
             }
             lock(&self.ledger).watch(packet, false);
             let member = self.node(node).member();
-            let cut_off = member.is_some_and(|member| member.incarnation() == Incarnation(0));
+            let cut_off = member.is_none_or(|member| member.incarnation() == Incarnation(0));
             if cut_off && matches!(packet.what, Datagram::Stun(_)) {
                 return self.saw("keepalives to a node that is cut off");
             }

@@ -95,7 +95,12 @@ impl<E: Env> Member<E> {
                 if !known(&self.directory()) {
                     return Ok(None);
                 }
-                self.incarnation.store(incarnation.0, Ordering::Release);
+                let before = self.incarnation.fetch_max(incarnation.0, Ordering::AcqRel);
+                if before != 0 && before < incarnation.0 {
+                    // Marked down, and let in again before it read of the mark.
+                    tracing::warn!(incarnation = before, "this node was marked down; its sessions end");
+                    self.shared.host.fenced();
+                }
                 Ok(Some(incarnation))
             }
             Reply::Refused(Refusal::Directory(

@@ -4,22 +4,21 @@
 
 use std::fmt;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant as Clock};
 
 use metrics::Counter;
 use quinn::udp::Transmit;
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
-use reveille_cluster::ClusterHandle;
 use reveille_protocol::anchor::table::{Anchor, Answer};
 use reveille_protocol::directory::Directory;
-use reveille_protocol::id::Incarnation;
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::peer::NotifyOrder;
 use reveille_protocol::wire::stun::{self, Handle};
 use reveille_terminal::listen::sieve::{Sieve, Sieved};
 use socket2::SockRef;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use super::dial::{Dialler, Identity};
 use super::pace::Pace;
@@ -33,6 +32,17 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// How often silent terminals are forgotten, and how many are looked at: all of them within a few minutes.
 const SWEEP: (Duration, usize) = (Duration::from_secs(1), 20_000);
 
+/// Has this node an incarnation, so that orders come here?
+pub type Serves = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// An order, at the notifier or at the anchor.
+#[derive(Debug)]
+pub struct Waiting {
+    pub(super) order: NotifyOrder,
+    /// How often a keepalive had it carried out.
+    pub(super) waited: u8,
+}
+
 /// The socket, its dialler, and the terminals whose bindings it holds.
 pub struct AnchorPort {
     pub(super) dialler: Arc<Dialler>,
@@ -41,7 +51,7 @@ pub struct AnchorPort {
 }
 
 impl AnchorPort {
-    /// Takes keepalives at `bind`; answers none while `cluster` is set and has no incarnation. Orders that waited for a
+    /// Takes keepalives at `bind`; answers none unless it `serves`. Orders that waited for a
     /// terminal come by `due` when it is heard of. Fails if the address cannot be bound, or the identity's key does not fit its
     /// certificate.
     pub fn new(
@@ -49,8 +59,8 @@ impl AnchorPort {
         identity: Identity,
         pace: Arc<Pace>,
         directory: Arc<RwLock<Arc<Directory>>>,
-        cluster: Arc<OnceLock<ClusterHandle>>,
-        due: mpsc::Sender<NotifyOrder>,
+        serves: Serves,
+        due: mpsc::Sender<Waiting>,
     ) -> std::io::Result<AnchorPort> {
         let socket = UdpSocket::bind(bind)?;
         // As far as the system allows: keepalives gather between two reads, and what has no room is lost.
@@ -61,7 +71,7 @@ impl AnchorPort {
             socket: socket.clone(),
             table: Mutex::new(Anchor::new(random(), TERMINALS)),
             directory,
-            cluster,
+            serves,
             pace,
             due,
             origin: Clock::now(),
@@ -88,7 +98,7 @@ impl AnchorPort {
     }
 
     /// Has an order wait until the terminal is heard of.
-    pub(super) fn wait(&self, handle: Handle, order: NotifyOrder) {
+    pub(super) fn wait(&self, handle: Handle, order: Waiting) {
         let now = self.keepalives.now();
         // What is given up for it is the leader's to order again: it was told that nothing came of it.
         let _given_up = self.keepalives.table().wait(now, handle, order);
@@ -98,11 +108,11 @@ impl AnchorPort {
 /// Takes keepalives out of what comes to the socket.
 struct Keepalives {
     socket: Arc<dyn AsyncUdpSocket>,
-    table: Mutex<Anchor<NotifyOrder>>,
+    table: Mutex<Anchor<Waiting>>,
     directory: Arc<RwLock<Arc<Directory>>>,
-    cluster: Arc<OnceLock<ClusterHandle>>,
+    serves: Serves,
     pace: Arc<Pace>,
-    due: mpsc::Sender<NotifyOrder>,
+    due: mpsc::Sender<Waiting>,
     origin: Clock,
     /// Most of them are.
     answered: Counter,
@@ -115,7 +125,7 @@ impl fmt::Debug for Keepalives {
 }
 
 impl Keepalives {
-    fn table(&self) -> MutexGuard<'_, Anchor<NotifyOrder>> {
+    fn table(&self) -> MutexGuard<'_, Anchor<Waiting>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -123,14 +133,10 @@ impl Keepalives {
         Instant(self.origin.elapsed().as_millis() as u64)
     }
 
-    /// Without an incarnation: the cluster has ended this node's sessions, or will, and hardly an order comes here. Silence
-    /// makes its terminals look for another anchor; where no majority is left they find none until it is back.
-    fn cut_off(&self) -> bool {
-        self.cluster.get().is_some_and(|cluster| cluster.incarnation() == Incarnation(0))
-    }
-
     fn heard(&self, datagram: &[u8], from: SocketAddr) {
-        if self.cut_off() {
+        // No order comes here. Silence makes its terminals look for another anchor; where no majority is left they find none
+        // until it is back.
+        if !(self.serves)() {
             return Count::Keepalives.one("cut_off");
         }
         let directory = self.directory.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -155,8 +161,15 @@ impl Keepalives {
             self.send(second, &ring);
         }
         if let Some(order) = accepted.due {
-            // Full: the leader's ladder comes back with it.
-            let _ = self.due.try_send(order);
+            self.is_due(accepted.handle, order);
+        }
+    }
+
+    fn is_due(&self, handle: Handle, order: Waiting) {
+        let order = Waiting { waited: order.waited.saturating_add(1), ..order };
+        if let Err(TrySendError::Full(order)) = self.due.try_send(order) {
+            // It goes with the next keepalive.
+            let _given_up = self.table().wait(self.now(), handle, order);
         }
     }
 

@@ -19,7 +19,7 @@ use reveille_protocol::wire::notification::{Notification, notify_secret};
 use reveille_protocol::wire::stun::{self, Handle};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
-use self::anchor::AnchorPort;
+use self::anchor::{AnchorPort, Serves, Waiting};
 use self::dial::{Answered, Dialler, Identity, Outcome};
 use self::own::Own;
 use self::pace::{Pace, Place, Verdict};
@@ -37,7 +37,7 @@ const TRIES: usize = 128;
 /// Takes orders for notifications.
 #[derive(Clone)]
 pub struct Notifier {
-    orders: mpsc::Sender<NotifyOrder>,
+    orders: mpsc::Sender<Waiting>,
     shared: Arc<Shared>,
 }
 
@@ -71,6 +71,8 @@ pub struct Surroundings {
     pub admission: Admission,
     /// Set once it runs.
     pub cluster: Arc<OnceLock<ClusterHandle>>,
+    /// Is it any use to keep a binding with this node?
+    pub serves: Serves,
     /// The directory, as it changes.
     pub directory: Arc<RwLock<Arc<Directory>>>,
     /// Names the nodes that a terminal tries first.
@@ -88,7 +90,7 @@ impl Notifier {
             around.identity,
             pace.clone(),
             directory.clone(),
-            around.cluster.clone(),
+            around.serves,
             orders.clone(),
         )?;
         let shared = Arc::new(Shared {
@@ -114,7 +116,7 @@ impl Notifier {
 
     /// Takes an order on; `false` if too many wait, or the node is not assembled and could not tell what came of it.
     pub fn order(&self, order: NotifyOrder) -> bool {
-        self.shared.cluster.get().is_some() && self.orders.try_send(order).is_ok()
+        self.shared.cluster.get().is_some() && self.orders.try_send(Waiting { order, waited: 0 }).is_ok()
     }
 
     /// The directory is another one.
@@ -153,15 +155,15 @@ impl Notifier {
     }
 }
 
-async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<NotifyOrder>) {
-    while let Some(order) = waiting.recv().await {
+async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Waiting>) {
+    while let Some(Waiting { order, waited }) = waiting.recv().await {
         // Terminals come to the node that notified them: while it cannot take more, calling more is of no use to anybody.
         shared.admission.short().await;
         let target = match shared.admit(&order).await {
             Ok(target) => target,
             Err(outcome) => {
                 shared.tell(&order, outcome);
-                shared.wait_for_keepalive(order, outcome);
+                shared.wait_for_keepalive(Waiting { order, waited }, outcome);
                 continue;
             }
         };
@@ -173,7 +175,7 @@ async fn run(shared: Arc<Shared>, mut waiting: mpsc::Receiver<NotifyOrder>) {
             shared.tell(&order, notified.as_ref().err().copied().unwrap_or(Outcome::Answered));
             match notified {
                 Ok(answered) => drop(answered.close().await),
-                Err(_) => shared.missed(order, &target),
+                Err(_) => shared.missed(Waiting { order, waited }, &target),
             }
             drop(permit);
         });
@@ -234,21 +236,26 @@ impl Shared {
 
     /// What cannot go through a binding now waits for its next keepalive: that proves the address again, and its answer
     /// may wake the terminal without a dial.
-    fn wait_for_keepalive(&self, order: NotifyOrder, outcome: Outcome) {
+    fn wait_for_keepalive(&self, waiting: Waiting, outcome: Outcome) {
+        let order = &waiting.order;
         let pinned = matches!(order.reachability, Reachability::Pinned { .. });
         if pinned
+            && waiting.waited == 0
             && matches!(outcome, Outcome::NoBinding | Outcome::Budget)
-            && let Ok(secret) = self.secret(&order)
+            && let Ok(secret) = self.secret(order)
         {
-            self.anchor.wait(binding(&secret, &order), order);
+            self.anchor.wait(binding(&secret, order), waiting);
         }
     }
 
-    /// Nobody answered behind a binding: it may have moved, which the next keepalive shows.
-    fn missed(&self, order: NotifyOrder, target: &Target) {
+    /// Nobody answered behind a binding: it may have moved, which the next keepalive shows. Whoever sends keepalives and answers
+    /// no dial is left to the ladder.
+    fn missed(&self, waiting: Waiting, target: &Target) {
         if let Some(handle) = target.through {
             self.anchor.failed(&handle, target.place.address);
-            self.anchor.wait(handle, order);
+            if waiting.waited <= 1 {
+                self.anchor.wait(handle, waiting);
+            }
         }
     }
 

@@ -40,6 +40,7 @@ fn notifier(node: u64, ca: &Ca) -> Notifier {
         own: Own::default(),
         admission: Admission::new(Limits { at_once: 1, per_second: any, per_source: None }),
         cluster: Arc::new(OnceLock::new()),
+        serves: Box::new(|| true),
         directory: Arc::new(RwLock::new(Arc::new(directory))),
         hint: vec!["n1.example.org:8443".to_owned()],
     })
@@ -177,7 +178,7 @@ async fn an_address_that_many_bindings_were_kept_from_is_dialled_a_few_times() {
     }
     let victim = Victim::at(socket.try_clone().unwrap());
     for number in 0..BINDINGS {
-        notifier.orders.send(pinned(number)).await.unwrap();
+        notifier.orders.send(Waiting { order: pinned(number), waited: 0 }).await.unwrap();
     }
     let gone = |number: &u32| notifier.shared.anchor.address(&binding(&SECRET, &pinned(*number))).is_none();
     while (0..BINDINGS).filter(gone).count() == 0 || notifier.shared.dials.available_permits() < DIALS {

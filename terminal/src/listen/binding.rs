@@ -31,6 +31,9 @@ const ORDERS: usize = 16;
 const TOLD: usize = 16;
 /// Before the second socket is read again after an error.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
+/// What was measured of the network is doubted once in this time: where a device dozes, or the shortest period is too long,
+/// that finds the same again.
+const DOUBT: Duration = Duration::from_secs(3600);
 /// Datagrams of the anchor that wait for the keeper.
 const ANSWERS: usize = 16;
 
@@ -94,6 +97,7 @@ impl Binding {
             in_session: false,
             device: Device::new(watching),
             check_in: None,
+            doubted: None,
             moved,
         };
         tokio::spawn(task.run(ordered, answers));
@@ -166,6 +170,8 @@ struct Task {
     in_session: bool,
     device: Device,
     check_in: Option<Instant>,
+    /// When a measured period was doubted last.
+    doubted: Option<Instant>,
     moved: watch::Sender<()>,
 }
 
@@ -326,7 +332,9 @@ impl Task {
         let before = kept.mapped_at.replace(address);
         // At another IP it is another network, of which this says nothing.
         let another = before.is_some_and(|before| before.ip() == address.ip() && before != address);
-        if another && self.networks.period(kept.seen).is_some() {
+        let lately = self.doubted.is_some_and(|at| now.since(at) < DOUBT);
+        if another && !lately && self.networks.period(kept.seen).is_some() {
+            self.doubted = Some(now);
             tracing::info!(network = %kept.seen, "the binding ended between two keepalives; measuring again");
             self.networks.forget(kept.seen);
             kept.measured = false;

@@ -240,7 +240,8 @@ async fn stand_alone() -> anyhow::Result<()> {
     let rates = Rates { per_second: any, per_prefix: any };
     let pace = Arc::new(Pace::new(rates, Vec::new(), true));
     let (due, _nobody) = tokio::sync::mpsc::channel(1);
-    let anchor = AnchorPort::new(([127, 0, 0, 1], 0).into(), identity, pace, directory, Arc::default(), due)?;
+    let anchor =
+        AnchorPort::new(([127, 0, 0, 1], 0).into(), identity, pace, directory, Box::new(|| true), due)?;
     super::super::output::line(format!("127.0.0.1:{}", anchor.port()));
     tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
     Ok(())
