@@ -1,5 +1,6 @@
 //! A node's end: its life, its incarnations, and the shell around each session, as `node/src/session` is one.
 
+use reveille_protocol::dispatch;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::{self as list, Refusal, Reply};
@@ -399,6 +400,9 @@ impl World {
         node.known += 1;
         node.incarnation = node.known;
         self.look_again();
+        for term in self.leaders.keys().copied().collect::<Vec<_>>() {
+            self.dispatch(term, dispatch::Event::Linked { node: NodeId(number) });
+        }
     }
 
     pub fn pause(&mut self, number: u64, wait: u64) {
