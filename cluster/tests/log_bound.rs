@@ -102,7 +102,7 @@ async fn start(wal: &Wal, tables: &BTreeMap<GroupId, MemoryTables>, boot: u64) -
         addresses: Node::default(),
         store: 1,
         boot,
-        start: Start::unaccounted(boot),
+        start: Start { before: boot - 1, ..Start::unaccounted(boot) },
         beginning: Some(Beginning {
             nodes: BTreeMap::from([(NodeId(1), Node::default())]),
             tenants: BTreeMap::from([(
