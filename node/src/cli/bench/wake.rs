@@ -104,6 +104,10 @@ impl Wake {
             subject.wake(WARM_UP, &mut Took::new()?).await?;
         }
         look_at(cluster, &beside, LOOK_AT.min(beside.len())).await?;
+        // A node closes connections that nothing comes by for some seconds.
+        for subject in &mut subjects {
+            subject.clients = clients(cluster).await?;
+        }
         let round_trip = match &far {
             Some(far) => Some(far.round_trip().await?.as_secs_f64() * 1000.0),
             None => None,
@@ -185,13 +189,19 @@ impl Wake {
         };
         let mut terminal = builder.resumption(!self.no_resumption).start().await?;
         demo::asleep(&mut terminal).await?;
-        let mut clients = Vec::new();
-        for node in &cluster.nodes {
-            clients.push((connect(&node.http).await?, connect(&node.http).await?));
-        }
+        let clients = clients(cluster).await?;
         let body = Bytes::from(vec![b'x'; self.size]);
         Ok(Subject { terminal, clients, token: cluster.token.clone(), body })
     }
+}
+
+/// For each node one that publishes and one that waits.
+async fn clients(cluster: &DevCluster) -> anyhow::Result<Vec<(Client, Client)>> {
+    let mut clients = Vec::new();
+    for node in &cluster.nodes {
+        clients.push((connect(&node.http).await?, connect(&node.http).await?));
+    }
+    Ok(clients)
 }
 
 impl Subject {
