@@ -1,5 +1,12 @@
 //! What a run happens on. One folder a backend; each takes a scenario and a seed and leaves a history. Judges nothing.
 
+pub(crate) mod attach;
+mod http;
+mod live;
+mod observe;
 pub(crate) mod payload;
 pub(crate) mod proc;
+mod publish;
 pub(crate) mod sim;
+mod terminals;
+mod whom;

@@ -3,12 +3,13 @@
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use reveille_chaos::check::{CHECKERS, Verdict};
-use reveille_chaos::scenario::{self, KINDS, ROLES, When, Work, shipped};
+use reveille_chaos::scenario::{self, KINDS, Kind, ROLES, When, Work, shipped};
 
 use super::output;
-use crate::backend::{proc, sim};
+use crate::backend::{attach, proc, sim};
 
-/// List what there is, one line each. `[proc]`: the process backend of this build does it, `[sim]`: the simulation does.
+/// List what there is, one line each. `[proc]`: the process backend of this build does it, `[sim]`: the simulation
+/// does, `[attach]`: your own cluster's hooks can.
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     /// Only these.
@@ -64,7 +65,9 @@ fn list(what: What) -> anyhow::Result<()> {
         }
         What::Faults => KINDS.iter().for_each(|kind| {
             let sim = sim::KINDS.contains(&kind.name);
-            line(kind.name, &format!("{}{}", kind.about, marks(kind.proc, sim)));
+            let hooked = Kind::find(kind.name).is_some_and(attach::does);
+            let hooked = if hooked { " [attach]" } else { "" };
+            line(kind.name, &format!("{}{}{hooked}", kind.about, marks(kind.proc, sim)));
         }),
         What::Targets => ROLES.iter().for_each(|(name, about)| line(name, about)),
         What::Events => When::ALL.iter().for_each(|when| line(when.name(), "")),

@@ -1,5 +1,6 @@
 //! The command line: what each command takes and prints. One file a command. Decides nothing about a run.
 
+mod attach;
 mod canary;
 mod check;
 mod doctor;
@@ -34,8 +35,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a scenario on real nodes on this machine, or in simulation, and judge what happened.
+    /// Run a scenario on real nodes on this machine, in simulation, or on your own cluster, and judge what happened.
     Run(run::RunArgs),
+    /// Undo what a run on your own cluster left that died.
+    Heal(attach::HealArgs),
     /// Do again what a run did.
     Replay(run::ReplayArgs),
     /// Judge a history.
@@ -58,6 +61,7 @@ enum Command {
 pub fn run() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(run) => run.run(),
+        Command::Heal(heal) => heal.run(),
         Command::Replay(replay) => replay.run(),
         Command::Check(check) => check.run(),
         Command::Report(report) => report.run(),

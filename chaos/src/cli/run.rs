@@ -10,6 +10,7 @@ use reveille_chaos::facts;
 use reveille_chaos::scenario::Scenario;
 use serde::{Deserialize, Serialize};
 
+use super::attach::{self, Attached};
 use super::{check as print, output, report, seeds, source};
 use crate::backend::proc::{self, Options};
 use crate::backend::sim;
@@ -24,6 +25,8 @@ pub(super) struct RunArgs {
     backend: Backend,
     #[command(flatten)]
     how: How,
+    #[command(flatten)]
+    attached: Attached,
     /// What all draws come from. Default: a new one, which is said.
     #[arg(long)]
     seed: Option<u64>,
@@ -43,7 +46,7 @@ pub(super) struct ReplayArgs {
 }
 
 #[derive(Debug, Args)]
-struct How {
+pub(super) struct How {
     /// The binary `reveille`. Default: the one beside this program.
     #[arg(long)]
     bin: Option<PathBuf>,
@@ -55,7 +58,7 @@ struct How {
     keep: bool,
     /// Only the verdict.
     #[arg(long)]
-    quiet: bool,
+    pub(super) quiet: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -65,22 +68,9 @@ pub(super) enum Backend {
     Proc,
     /// The simulation: virtual time, exact by its seed, and the inside of nodes to look at.
     Sim,
-}
-
-impl Backend {
-    fn name(self) -> &'static str {
-        match self {
-            Backend::Proc => "process",
-            Backend::Sim => "simulation",
-        }
-    }
-
-    fn cannot(self, scenario: &Scenario) -> Vec<String> {
-        match self {
-            Backend::Proc => proc::cannot(scenario),
-            Backend::Sim => sim::cannot(scenario),
-        }
-    }
+    /// A cluster that is your own, by your own commands: --cluster FILE. Without --confirm NAME it only says what it would
+    /// do.
+    Attach,
 }
 
 /// What a replay needs to know: `run.json`. The scenario is beside it.
@@ -95,11 +85,15 @@ impl RunArgs {
         let (scenario, text) = source::scenario(&self.scenario)?;
         if let Some(count) = self.seeds {
             ensure!(self.backend == Backend::Sim, "--seeds is for the simulation: --backend sim");
-            can(&scenario, self.backend)?;
+            can("simulation", &scenario, sim::cannot(&scenario))?;
             let out = made(&scenario, "seeds", &self.how)?;
             return seeds::run(&scenario, &text, self.seed.unwrap_or(1), count, &out);
         }
         let seed = self.seed.unwrap_or_else(new_seed);
+        if self.backend == Backend::Attach {
+            return attach::run(scenario, &text, seed, &self.how, &self.attached);
+        }
+        self.attached.is_empty()?;
         go(scenario, &text, Made { seed, backend: self.backend }, &self.how)
     }
 }
@@ -109,6 +103,13 @@ impl ReplayArgs {
         let file = self.run.join("run.json");
         let text = std::fs::read(&file).with_context(|| file.display().to_string())?;
         let made: Made = serde_json::from_slice(&text).with_context(|| file.display().to_string())?;
+        // Nobody's cluster is struck by what a folder says.
+        ensure!(
+            made.backend != Backend::Attach,
+            "this run was on a cluster that is somebody's own: chaos run {} --backend attach --seed {} --cluster FILE",
+            self.run.join("scenario.toml").display(),
+            made.seed
+        );
         let scenario = self.run.join("scenario.toml");
         let (scenario, text) = source::file(&scenario)?;
         go(scenario, &text, made, &self.how)
@@ -154,11 +155,17 @@ fn build(beside: &Path) -> anyhow::Result<()> {
 }
 
 fn go(scenario: Scenario, text: &str, made_of: Made, how: &How) -> anyhow::Result<Verdict> {
-    can(&scenario, made_of.backend)?;
     // What is missing is said before anything is made.
     let bin = match made_of.backend {
-        Backend::Proc => Some(binary(how.bin.as_deref())?),
-        Backend::Sim => None,
+        Backend::Proc => {
+            can("process", &scenario, proc::cannot(&scenario))?;
+            Some(binary(how.bin.as_deref())?)
+        }
+        Backend::Sim => {
+            can("simulation", &scenario, sim::cannot(&scenario))?;
+            None
+        }
+        Backend::Attach => bail!("--backend attach needs --cluster FILE"),
     };
     let out = made(&scenario, &made_of.seed.to_string(), how)?;
     keep(&out, text, &made_of)?;
@@ -172,18 +179,22 @@ fn go(scenario: Scenario, text: &str, made_of: Made, how: &How) -> anyhow::Resul
         }
         None => seeds::one(&scenario, seed, how.quiet, &out)?,
     };
-    let facts = facts::read(std::io::BufReader::new(std::fs::File::open(&history)?))?;
+    judged(&history, &out, how, &format!("chaos replay {}", out.display()))
+}
+
+/// Judges the history that a run has left in its folder, and draws it.
+pub(super) fn judged(history: &Path, out: &Path, how: &How, again: &str) -> anyhow::Result<Verdict> {
+    let facts = facts::read(std::io::BufReader::new(std::fs::File::open(history)?))?;
     let judgement = check::judge(&facts, &[]);
     print::print(&judgement, None)?;
-    let again = format!("chaos replay {}", out.display());
     let page = out.join("report.html");
-    report::write(&history, &facts, &judgement, &page, Some(&again), None)?;
+    report::write(history, &facts, &judgement, &page, Some(again), None)?;
     output::line(format!("history: {}", history.display()));
     output::line(format!("report: {}", page.display()));
     output::line(format!("replay: {again}"));
     if judgement.verdict == Verdict::Pass && !how.keep {
         // Logs stay; the rest is large, and of no more use.
-        for folder in data(&out) {
+        for folder in data(out) {
             let _ = std::fs::remove_dir_all(folder);
         }
     }
@@ -197,18 +208,19 @@ pub(super) fn keep(out: &Path, text: &str, made: &Made) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An error if the backend cannot run the scenario.
-fn can(scenario: &Scenario, backend: Backend) -> anyhow::Result<()> {
-    let cannot = backend.cannot(scenario);
-    if !cannot.is_empty() {
-        let (backend, name) = (backend.name(), &scenario.name);
-        bail!("the {backend} backend of this build cannot run {name}:\n  {}", cannot.join("\n  "));
-    }
+/// An error if there is something in the scenario that the backend cannot do.
+pub(super) fn can(backend: &str, scenario: &Scenario, cannot: Vec<String>) -> anyhow::Result<()> {
+    let name = &scenario.name;
+    ensure!(
+        cannot.is_empty(),
+        "the {backend} backend of this build cannot run {name}:\n  {}",
+        cannot.join("\n  ")
+    );
     Ok(())
 }
 
 /// The run's folder, new.
-fn made(scenario: &Scenario, name: &str, how: &How) -> anyhow::Result<PathBuf> {
+pub(super) fn made(scenario: &Scenario, name: &str, how: &How) -> anyhow::Result<PathBuf> {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let out = how
         .out

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use toml::Spanned;
 
 use super::kind::{Lasts, On, Takes};
@@ -11,7 +12,7 @@ use super::near;
 use super::*;
 use crate::check;
 
-/// The most bytes of a scenario.
+/// The most bytes of a file.
 const BYTES: usize = 256 << 10;
 /// The most faults in a file; periodic ones come more often.
 const FAULTS: usize = 200;
@@ -56,13 +57,7 @@ impl fmt::Display for LoadError {
 /// Everything that is wrong with it; of a text that is no scenario at all, the first thing.
 pub fn load(file: &str, text: &str) -> Result<Scenario, LoadError> {
     let failed = |wrong: Vec<Wrong>| LoadError { file: file.to_owned(), wrong };
-    if text.len() > BYTES {
-        return Err(failed(vec![Wrong { line: 0, what: format!("longer than {BYTES} bytes") }]));
-    }
-    let scenario: Scenario = toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(0, |span| line_of(text, &span));
-        failed(vec![Wrong { line, what: meant(error.message()) }])
-    })?;
+    let scenario: Scenario = parse(file, text)?;
     let mut checks = Checks { text, scenario: &scenario, wrong: Vec::new() };
     checks.all();
     let mut wrong = checks.wrong;
@@ -71,6 +66,19 @@ pub fn load(file: &str, text: &str) -> Result<Scenario, LoadError> {
         return Err(failed(wrong));
     }
     Ok(scenario)
+}
+
+/// Reads any TOML whose type refuses unknown keys, and says of one which may be meant.
+///
+/// # Errors
+/// The first thing that is wrong with it, with its line.
+pub fn parse<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, LoadError> {
+    let failed = |line, what| LoadError { file: file.to_owned(), wrong: vec![Wrong { line, what }] };
+    if text.len() > BYTES {
+        return Err(failed(0, format!("longer than {BYTES} bytes")));
+    }
+    toml::from_str(text)
+        .map_err(|error| failed(error.span().map_or(0, |span| line_of(text, &span)), meant(error.message())))
 }
 
 fn line_of(text: &str, span: &Range<usize>) -> usize {

@@ -76,7 +76,7 @@ struct Terminal {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Links {
+pub(in crate::backend) struct Links {
     peers: BTreeMap<(u64, u64), Link>,
     sessions: BTreeMap<u64, Link>,
     anchors: BTreeMap<u64, Link>,
@@ -212,12 +212,12 @@ impl Links {
     }
 
     /// Where a terminal, from 0, has to listen, if that matters.
-    pub(super) fn listens(&self, number: usize) -> Option<SocketAddr> {
+    pub(in crate::backend) fn listens(&self, number: usize) -> Option<SocketAddr> {
         self.terminals.get(number).map(|terminal| terminal.listen)
     }
 
     /// The node that has its keepalives taken at this address.
-    pub(super) fn anchor(&self, at: SocketAddr) -> Option<u64> {
+    pub(in crate::backend) fn anchor(&self, at: SocketAddr) -> Option<u64> {
         self.anchors.iter().find(|(_, link)| link.address() == at).map(|(id, _)| *id)
     }
 

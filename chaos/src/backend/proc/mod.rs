@@ -2,14 +2,11 @@
 //! this program's that stand in between. Needs no rights beyond those of its user. Power, disks and clocks are not its to
 //! break.
 
-mod http;
-mod links;
+mod ends;
+pub(super) mod links;
 mod nodes;
-mod observe;
-mod publish;
 mod run;
 mod strike;
-mod terminals;
 
 use std::path::PathBuf;
 

@@ -13,6 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::links::Links;
+use crate::backend::live::Run;
 
 /// A cluster that is new is ready within this, also on a machine that is busy.
 const READY: Duration = Duration::from_secs(90);
@@ -105,6 +106,12 @@ impl Nodes {
     /// The process of a node that has one.
     pub(super) fn pid(&self, id: u64) -> Option<u32> {
         self.all.iter().find(|node| node.id == id)?.child.as_ref()?.id()
+    }
+
+    /// Has the run know the processes that nodes have now.
+    pub(super) fn noted(&self, run: &Run) {
+        let pids = self.ids().into_iter().filter_map(|id| Some((id, self.pid(id)?))).collect();
+        run.known().pids = pids;
     }
 
     pub(super) fn state(&self, id: u64) -> State {

@@ -9,16 +9,17 @@ use reveille_chaos::draw::Draws;
 use reveille_chaos::history::{Fault as Told, FaultStep, What};
 use reveille_chaos::plan::{Plan, Strike};
 use reveille_chaos::scenario::kind::Lasts;
-use reveille_chaos::scenario::{Kind, MaxDead, Role, Target, When, Which};
+use reveille_chaos::scenario::{Kind, MaxDead, Target, When};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::http::Request;
+use super::ends;
 use super::links::{OnWay, Place};
 use super::nodes::{Nodes, State};
-use super::observe;
-use super::run::Run;
-use super::terminals::Order;
+use crate::backend::http::Request;
+use crate::backend::live::Run;
+use crate::backend::terminals::Order;
+use crate::backend::whom::{self, Among, Whom, whom};
 
 /// How often it is looked whether a fault that had to wait can strike.
 const LOOK: Duration = Duration::from_millis(50);
@@ -29,8 +30,6 @@ const LATE: Duration = Duration::from_secs(5);
 
 /// What an operator orders is answered within this.
 const ORDER: Duration = Duration::from_secs(10);
-/// So many terminals are named where a fault hits several.
-const NAMED: usize = 5;
 /// Both ends may be drawn as one and the same: then the other is drawn again, so often.
 const ENDS: u32 = 16;
 /// A node has started, and mostly is ready, after this.
@@ -128,7 +127,7 @@ impl Striker {
             if now >= end {
                 return Ok(());
             }
-            observe::fallen(&self.run, nodes);
+            ends::fallen(&self.run, nodes);
             self.take_back(nodes, |there| there.until.is_some_and(|until| until <= now)).await?;
             let due = |strike: &mut Strike| start + Duration::from_micros(strike.at_us) <= now;
             while let Some(strike) = self.strikes.pop_front_if(due) {
@@ -244,7 +243,7 @@ impl Striker {
         } else {
             self.break_it(nodes, fault.kind, &victims, &door).await?;
         }
-        self.run.processes(nodes);
+        nodes.noted(&self.run);
         self.run.say(&format!("FAULT {} {words}", fault.kind.name()));
         Ok(true)
     }
@@ -313,9 +312,10 @@ impl Striker {
 
     /// Has a node's operator ask it for something. A node that cannot do it now says so; then it is left at that.
     async fn order(&self, id: u64, path: &str) {
-        let (method, token) = ("POST", self.run.token.as_str());
+        let Some(server) = self.run.admin_of(id) else { return };
+        let (method, token) = ("POST", self.run.admin_token.as_str());
         let request = Request { method, path, token, headers: &[], body: b"" };
-        let answer = request.send(&self.run.admin[id as usize - 1], ORDER).await;
+        let answer = request.send(server, ORDER).await;
         if !answer.is_ok_and(|answer| (200..300).contains(&answer.status)) {
             self.run.cover("order.refused");
         }
@@ -344,7 +344,7 @@ impl Striker {
             }
             self.there[at].last = Instant::now();
             self.run.cover("crash-loop.killed-again");
-            self.run.processes(nodes);
+            nodes.noted(&self.run);
         }
         Ok(())
     }
@@ -366,7 +366,7 @@ impl Striker {
                     }
                 }
             }
-            self.run.processes(nodes);
+            nodes.noted(&self.run);
             fault.back.send_replace(true);
             let words = words(&fault.victims);
             let detail = self.run.links().heal(fault.id);
@@ -409,81 +409,16 @@ impl Striker {
     }
 
     fn resolve(&self, nodes: &Nodes, number: usize, target: &Target, draw: u64) -> Option<Victims> {
-        let mut draws = Draws::new(draw, "whom");
-        let mut found = BTreeSet::new();
-        let mut terminals = BTreeSet::new();
-        let all = nodes.ids();
-        let known = self.run.known();
-        let shards: Vec<(u64, u64)> = known
-            .leaders
-            .iter()
-            .filter(|(group, _)| **group > 0)
-            .map(|(group, (leader, _))| (*group, *leader))
-            .collect();
-        let drawn = |draws: &mut Draws, from: &[u64]| draws.some(from, 1).first().copied();
-        for role in &target.0 {
-            match role {
-                Role::Leader => {
-                    let leaders: Vec<u64> = shards.iter().map(|(_, leader)| *leader).collect();
-                    found.insert(drawn(&mut draws, &leaders)?);
-                }
-                Role::MetaLeader => {
-                    found.insert(known.leaders.get(&0)?.0);
-                }
-                Role::Follower => {
-                    let leader = draws.some(&shards, 1).first()?.1;
-                    let others: Vec<u64> = all.iter().filter(|id| **id != leader).copied().collect();
-                    found.insert(drawn(&mut draws, &others)?);
-                }
-                Role::Owner(Which::Number(number)) => {
-                    found.insert(*known.owners.get(&(*number as usize - 1))?);
-                }
-                Role::Owner(Which::Any) => {
-                    let mut owners: Vec<(usize, u64)> = known.owners.iter().map(|(t, n)| (*t, *n)).collect();
-                    owners.sort_unstable();
-                    found.insert(draws.some(&owners, 1).first()?.1);
-                }
-                Role::Anchor(Which::Number(number)) => {
-                    found.insert(*known.anchors.get(&(*number as usize - 1))?);
-                }
-                Role::Anchor(Which::Any) => {
-                    let mut anchors: Vec<(usize, u64)> =
-                        known.anchors.iter().map(|(t, n)| (*t, *n)).collect();
-                    anchors.sort_unstable();
-                    found.insert(draws.some(&anchors, 1).first()?.1);
-                }
-                Role::Any => {
-                    found.insert(drawn(&mut draws, &all)?);
-                }
-                Role::Minority => found.extend(draws.some(&all, (all.len() - 1) / 2)),
-                Role::Majority => found.extend(draws.some(&all, all.len() / 2 + 1)),
-                Role::All => found.extend(&all),
-                Role::Node(id) => {
-                    found.insert(*id);
-                }
-                Role::Last => found.extend(self.hit.range(..number).next_back()?.1),
-                Role::Terminal(Which::Number(number)) => {
-                    terminals.insert(*number as usize - 1);
-                }
-                Role::Terminal(Which::Any) => {
-                    terminals.insert(draws.below(self.orders.len() as u64) as usize);
-                }
-                Role::Terminals => terminals.extend(0..self.orders.len()),
-                // Refused before anything started.
-                Role::HandoffSource | Role::HandoffTarget | Role::Publishers => {
-                    return None;
-                }
-            }
-        }
-        Some(match terminals.is_empty() {
-            true => Victims::Nodes(found.into_iter().collect()),
-            false => Victims::Terminals(terminals.into_iter().collect()),
+        let last = self.hit.range(..number).next_back().map(|(_, ids)| ids.as_slice());
+        let among = Among { nodes: &nodes.ids(), terminals: self.orders.len(), last };
+        Some(match whom(&self.run.known(), among, target, draw)? {
+            Whom::Nodes(ids) => Victims::Nodes(ids),
+            Whom::Terminals(numbers) => Victims::Terminals(numbers),
         })
     }
 }
 
 fn words(victims: &Victims) -> String {
-    let list = |name: &str, numbers: Vec<String>| format!("{name} {}", numbers.join(", "));
     match victims {
         Victims::Ways(ways) => {
             let ends = |end: fn(&(Place, Place)) -> Place| {
@@ -492,13 +427,7 @@ fn words(victims: &Victims) -> String {
             };
             format!("link {} -> {}", ends(|(from, _)| *from), ends(|(_, to)| *to))
         }
-        Victims::Nodes(ids) => list("node", ids.iter().map(u64::to_string).collect()),
-        Victims::Terminals(numbers) => {
-            let named = numbers.iter().take(NAMED).map(|number| (number + 1).to_string()).collect();
-            match numbers.len().saturating_sub(NAMED) {
-                0 => list("terminal", named),
-                more => format!("{} and {more} more", list("terminal", named)),
-            }
-        }
+        Victims::Nodes(ids) => whom::nodes(ids),
+        Victims::Terminals(numbers) => whom::terminals(numbers),
     }
 }

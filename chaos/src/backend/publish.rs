@@ -11,8 +11,8 @@ use reveille_chaos::scenario::Work;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::http::{Answer, Request, Silence};
-use super::run::Run;
-use crate::backend::payload::payload;
+use super::live::Run;
+use super::payload::payload;
 
 /// A try is given up after this, and the next node asked under the same key: one that is stopped takes requests and says
 /// nothing.
@@ -78,6 +78,7 @@ async fn publish(run: &Run, by: &str, name: &str, terminal: &str, first: u64) {
     };
     let asks = if workload.kind == Work::Retry { 2 } else { 1 };
     let op = run.invoke(by, first, asks * workload.deadline.ms(), call);
+    run.wants(terminal);
     let mut asked = ask(run, &request, first, workload.deadline.0).await;
     if workload.kind == Work::Retry && matches!(&asked, Asked::Answered(answer) if answer.status == 201) {
         // The same again: if it were stored a second time, this is the name that it would have.
@@ -97,7 +98,7 @@ async fn publish(run: &Run, by: &str, name: &str, terminal: &str, first: u64) {
                 run.recorder.tell(What::Unknown { op, why: "201 without a name".to_owned() });
                 return;
             };
-            run.stored(name, message);
+            run.stored(terminal, name, message);
             let got = Got::Published { message: message.to_owned(), seq, position: None };
             run.recorder.tell(What::Ok { op, got });
         }
@@ -190,7 +191,7 @@ async fn query(run: &Run, path: &str, node: u64) -> Option<serde_json::Value> {
 impl Run {
     fn invoke(&self, by: &str, node: u64, deadline_ms: u64, call: Call) -> u64 {
         let op = self.recorder.op();
-        let node = Some(node % self.http.len() as u64 + 1);
+        let node = self.ids.get(node as usize % self.ids.len().max(1)).copied();
         let deadline_ms = Some(deadline_ms);
         self.recorder.tell(What::Invoke(Invoke { op, by: by.to_owned(), node, deadline_ms, call }));
         op

@@ -1,7 +1,7 @@
 //! What is seen of nodes from outside: whether they are ready, who leads, what they take, what their logs say.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -11,16 +11,16 @@ use reveille_chaos::scenario::When;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::http::Request;
-use super::nodes::Nodes;
-use super::run::Run;
+use super::live::Run;
 
-const LOOK: Duration = Duration::from_millis(100);
+/// How often nodes of this machine are looked at.
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 /// A node that does not say so within this is not ready.
 const READY: Duration = Duration::from_millis(500);
 /// Memory and files are looked at each so many looks.
 const TAKEN: u64 = 20;
 /// The most of a log's line that is kept.
-const LINE: usize = 300;
+pub(super) const LINE: usize = 300;
 
 /// What to say of a machine that has other things to do, if it has.
 pub(super) fn busy() -> Option<String> {
@@ -61,9 +61,9 @@ pub(super) async fn machine(run: Arc<Run>) {
     std::future::pending().await
 }
 
-/// Looks until it is aborted.
-pub(super) async fn nodes(run: Arc<Run>, data: Vec<(u64, PathBuf)>) {
-    let mut tick = interval(LOOK);
+/// Looks so often until it is aborted. Of a node whose process is not this machine's, the folder says nothing.
+pub(super) async fn nodes(run: Arc<Run>, data: Vec<(u64, PathBuf)>, every: Duration) {
+    let mut tick = interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for count in 0u64.. {
         tick.tick().await;
@@ -85,8 +85,8 @@ pub(super) async fn nodes(run: Arc<Run>, data: Vec<(u64, PathBuf)>) {
 }
 
 async fn ready(run: &Run, id: u64) -> bool {
-    let authority = &run.admin[id as usize - 1];
-    let answer = Request::get("/readyz", &run.token).send(authority, READY).await;
+    let Some(server) = run.admin_of(id) else { return false };
+    let answer = Request::get("/readyz", &run.admin_token).send(server, READY).await;
     answer.is_ok_and(|answer| answer.status == 200)
 }
 
@@ -97,8 +97,8 @@ async fn leaders(run: &Run, count: u64) {
         known.ready.iter().filter(|(_, ready)| **ready).map(|(id, _)| *id).collect()
     };
     let Some(id) = ready.get(count as usize % ready.len().max(1)) else { return };
-    let authority = &run.admin[*id as usize - 1];
-    let Ok(answer) = Request::get("/status", &run.token).send(authority, READY).await else { return };
+    let Some(server) = run.admin_of(*id) else { return };
+    let Ok(answer) = Request::get("/status", &run.admin_token).send(server, READY).await else { return };
     let Some(json) = answer.json() else { return };
     for group in json["cluster"]["groups"].as_array().into_iter().flatten() {
         let number = |key: &str| group[key].as_u64();
@@ -149,40 +149,19 @@ fn size(folder: &Path) -> u64 {
     all
 }
 
-/// Nodes that nobody ended and that are gone: as bad as a panic, whatever their logs call it.
-pub(super) fn fallen(run: &Run, nodes: &mut Nodes) {
-    for id in nodes.fallen() {
-        let log = nodes.all.iter().find(|node| node.id == id).map(|node| &node.log);
-        let text = log.and_then(|log| fs::read_to_string(log).ok()).unwrap_or_default();
-        let last: String = text.lines().last().unwrap_or("nothing").chars().take(LINE).collect();
-        run.say(&format!("node {id} has ended by itself"));
-        let line = format!("it ended by itself, and said last: {last}");
-        run.see(Observation::LogFound { node: id, problem: Problem::Panic, line });
-    }
-}
-
-/// Reads the logs: panics, and the token, which is in no log.
-pub(super) fn logs(run: &Run, nodes: &Nodes) {
-    for node in &nodes.all {
-        let file = match fs::File::open(&node.log) {
-            Ok(file) => file,
-            Err(error) => {
-                run.trouble(format!("{}: {error}", node.log.display()));
-                continue;
-            }
-        };
-        let mut lines = 0;
-        for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
-            lines += 1;
-            let text = String::from_utf8_lossy(&line);
-            let found = |problem, line: String| Observation::LogFound { node: node.id, problem, line };
-            if text.contains("panicked at") {
-                run.see(found(Problem::Panic, text.chars().take(LINE).collect()));
-            }
-            if text.contains(run.token.as_str()) {
-                run.see(found(Problem::Secret, format!("line {lines} of {}", node.log.display())));
-            }
+/// Reads a log, of this name, to its end: panics, and the tokens, which are in no log.
+pub(super) fn log(run: &Run, node: u64, name: &str, log: impl BufRead) {
+    let mut lines = 0;
+    for line in log.split(b'\n').map_while(Result::ok) {
+        lines += 1;
+        let text = String::from_utf8_lossy(&line);
+        let found = |problem, line: String| Observation::LogFound { node, problem, line };
+        if text.contains("panicked at") {
+            run.see(found(Problem::Panic, text.chars().take(LINE).collect()));
         }
-        run.see(Observation::LogRead { node: node.id, lines });
+        if [&run.token, &run.admin_token].into_iter().any(|token| text.contains(token.as_str())) {
+            run.see(found(Problem::Secret, format!("line {lines} of {name}")));
+        }
     }
+    run.see(Observation::LogRead { node, lines });
 }

@@ -9,8 +9,8 @@ use reveille_chaos::scenario::When;
 use reveille_terminal::{Builder, Event, Linger, Received, Terminal};
 use tokio::sync::{mpsc, watch};
 
-use super::run::Run;
-use crate::backend::payload::name;
+use super::live::Run;
+use super::payload::name;
 
 /// A new process of a terminal can open its state within this: the one before lets go of it.
 const OPEN: Duration = Duration::from_secs(10);
@@ -111,10 +111,13 @@ impl Device {
 
     async fn start(&self) -> Option<Terminal> {
         let linger = if self.stays { Linger::Forever } else { Linger::AtOnce };
-        let listen = self.run.links().listens(self.number).unwrap_or(([127, 0, 0, 1], 0).into());
+        let listen = self.run.links().listens(self.number).unwrap_or(self.run.listen);
         let started = tokio::time::timeout(OPEN, async {
             loop {
-                let builder = Builder::new(self.run.sessions.clone(), &self.run.ca, &self.state);
+                let mut builder = Builder::new(self.run.sessions.clone(), &self.run.ca, &self.state);
+                if let Some(token) = &self.run.enrolment {
+                    builder = builder.enrolment(token.as_str());
+                }
                 match builder.linger(linger).listen(listen).start().await {
                     Ok(terminal) => return terminal,
                     // Its former process has the state's lock until its task is dropped.

@@ -1,0 +1,123 @@
+//! A dry run: what a run would do when and to whom, and whether it could. Touches nothing: it reads files, asks endpoints,
+//! and looks for programs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reveille_chaos::plan::{Plan, plan};
+use reveille_chaos::scenario::{Fault, Role, Scenario};
+
+use super::hooks::{Hooks, On};
+use super::{By, Cluster, by, checks, journal};
+use crate::cli::output;
+
+/// So many strikes are told; a plan may have thousands.
+const TOLD: usize = 200;
+
+/// Says it all; whether a run could begin.
+///
+/// # Errors
+/// If the journal cannot be read.
+pub(crate) async fn dry(cluster: &Arc<Cluster>, scenario: &Scenario, seed: u64) -> anyhow::Result<bool> {
+    output::line(format!(
+        "{}: a dry run of {} · seed {seed}; nothing is touched",
+        cluster.name, scenario.name
+    ));
+    // No hook runs, so nothing is ever written there.
+    let hooks = Hooks::new(cluster.clone(), PathBuf::new(), journal::now());
+    told(cluster, &hooks, scenario, &plan(scenario, seed));
+    let mut could = true;
+    for (what, wrong) in checks::all(cluster, &hooks, scenario).await {
+        match wrong {
+            Ok(()) => output::line(format!("yes {what}")),
+            Err(wrong) => {
+                could = false;
+                output::line(format!("no  {what}: {wrong}"));
+            }
+        }
+    }
+    let left = journal::look(&cluster.journal)?;
+    if !left.is_empty() {
+        output::line(format!(
+            "    a run left {} faults and {} terminals, or goes on: the next run, or `chaos heal`, undoes them",
+            left.deeds.len(),
+            left.terminals.len()
+        ));
+    }
+    match could {
+        true => output::line(format!("to do it: --confirm {}", cluster.name)),
+        false => output::line("it could not be done: see the lines with `no`"),
+    }
+    Ok(could)
+}
+
+fn told(cluster: &Cluster, hooks: &Hooks, scenario: &Scenario, plan: &Plan) {
+    let load = &scenario.workload;
+    output::line(format!(
+        "  {} terminals of its own are enrolled, and {} publishes a second go to them, for {}; they are {}",
+        load.terminals,
+        load.rate,
+        humantime::format_duration(scenario.length()),
+        match cluster.admin_token {
+            Some(_) => "unregistered at the end",
+            None => "unregistered at the end only if the token may do that: there is no admin_token",
+        }
+    ));
+    let faults: Vec<&Fault> = scenario.faults().collect();
+    for strike in plan.strikes.iter().take(TOLD) {
+        let at = Duration::from_micros(strike.at_us).as_secs_f64();
+        let lasts = strike.until_us.map(|until| Duration::from_micros(until - strike.at_us).as_secs_f64());
+        let lasts = lasts.map_or(String::new(), |lasts| format!(" for {lasts:.1} s"));
+        output::line(format!("  t={at:<7.1} {} of {}{lasts}", strike.kind.name(), strike.target));
+        commands(cluster, hooks, faults[strike.fault]);
+    }
+    if plan.strikes.len() > TOLD {
+        output::line(format!("  and {} more", plan.strikes.len() - TOLD));
+    }
+    for armed in &plan.armed {
+        let (when, kind) = (armed.when.name(), armed.kind.name());
+        output::line(format!("  when {when}, {} times at most: {kind} of {}", armed.times, armed.target));
+        commands(cluster, hooks, faults[armed.fault]);
+    }
+    let limits = &cluster.limits;
+    output::line(format!(
+        "  never more than {} of {} nodes at once, none for longer than {}",
+        limits.nodes,
+        cluster.nodes.len(),
+        limits.fault
+    ));
+}
+
+/// The commands of a fault, where it is known whom it hits; else those for the first nodes, as an example.
+fn commands(cluster: &Cluster, hooks: &Hooks, fault: &Fault) {
+    let Some(By::Hooks(does, undoes)) = by(fault.kind) else { return };
+    let ids = cluster.ids();
+    let place = |role: &Role| match role {
+        Role::Node(number) => ids.get(*number as usize - 1).copied(),
+        _ => None,
+    };
+    let known = |target: &Option<reveille_chaos::scenario::Target>| -> Option<u64> {
+        place(target.as_ref()?.0.first()?)
+    };
+    let (on, example) = match (&fault.target, ids.first()) {
+        (Some(_), first) => (
+            known(&fault.target).or(first.copied()).map(|node| On { node, to: None }),
+            known(&fault.target).is_none(),
+        ),
+        (None, first) => (
+            known(&fault.from)
+                .or(first.copied())
+                .zip(known(&fault.to).or(ids.get(1).copied()))
+                .map(|(node, to)| On { node, to: Some(to) }),
+            known(&fault.from).is_none() || known(&fault.to).is_none(),
+        ),
+    };
+    let Some(on) = on else { return };
+    let example = if example { "as of" } else { "of" };
+    let whom = super::undo::words(on);
+    for hook in [does, undoes] {
+        let command = hooks.command(hook, on).unwrap_or_default().join(" ");
+        output::line(format!("            {hook} ({example} {whom}): {command}"));
+    }
+}

@@ -1,0 +1,303 @@
+//! Hooks: the commands of a cluster's user by which nodes are struck and what was done is undone. Each is a list of
+//! arguments that is run as it is, without a shell, one at a time, and within a bounded time.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use reveille_chaos::scenario::{Time, near};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::cluster::Cluster;
+
+/// The longest that a hook may be given.
+const LONGEST: Duration = Duration::from_secs(300);
+/// The most of a log that is read.
+const LOG: u64 = 64 << 20;
+/// What a failed hook said last is told up to here.
+const SAID: usize = 300;
+/// The most of a hook's output that is looked at for that.
+const TAIL: usize = 4096;
+
+/// What hooks are about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct On {
+    /// A node; with `to`, what it sends.
+    pub(super) node: u64,
+    /// To whom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) to: Option<u64>,
+}
+
+/// The commands. One that is missing cannot be done.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Lists {
+    /// How long each may take.
+    pub(super) within: Time,
+    kill: Option<Vec<String>>,
+    stop: Option<Vec<String>>,
+    start: Option<Vec<String>>,
+    pause: Option<Vec<String>>,
+    resume: Option<Vec<String>>,
+    cut: Option<Vec<String>>,
+    heal: Option<Vec<String>>,
+    logs: Option<Vec<String>>,
+}
+
+impl Default for Lists {
+    fn default() -> Lists {
+        let (kill, stop, start, pause) = (None, None, None, None);
+        let within = Time(Duration::from_secs(10));
+        Lists { within, kill, stop, start, pause, resume: None, cut: None, heal: None, logs: None }
+    }
+}
+
+impl Lists {
+    /// Each by its name.
+    fn all(&self) -> [(&'static str, &Option<Vec<String>>); 8] {
+        [
+            ("kill", &self.kill),
+            ("stop", &self.stop),
+            ("start", &self.start),
+            ("pause", &self.pause),
+            ("resume", &self.resume),
+            ("cut", &self.cut),
+            ("heal", &self.heal),
+            ("logs", &self.logs),
+        ]
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&[String]> {
+        let found = self.all().into_iter().find(|(known, _)| *known == name);
+        found.and_then(|(_, list)| list.as_deref())
+    }
+
+    /// Whether what is written can be run at all.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            !self.within.0.is_zero() && self.within.0 <= LONGEST,
+            "[hooks] within = {:?}: more than nothing, at most {}",
+            self.within.to_string(),
+            Time(LONGEST)
+        );
+        for (name, list) in self.all() {
+            let Some(list) = list else { continue };
+            ensure!(list.first().is_some_and(|program| !program.is_empty()), "[hooks] {name}: no program");
+            for argument in list {
+                filled(argument, |word| match names(name).contains(&word) {
+                    true => Ok(String::new()),
+                    false => bail!("[hooks] {name}: {}", near::unknown("placeholder", word, names(name))),
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Placeholders of a hook.
+fn names(hook: &str) -> &'static [&'static str] {
+    match hook {
+        "cut" | "heal" => &["cluster", "from", "from_host", "to", "to_host"],
+        "logs" => &["cluster", "node", "host", "since"],
+        _ => &["cluster", "node", "host"],
+    }
+}
+
+/// An argument with its `{placeholders}` filled in; other braces stand for themselves.
+fn filled(argument: &str, of: impl Fn(&str) -> anyhow::Result<String>) -> anyhow::Result<String> {
+    let mut out = String::new();
+    let mut rest = argument;
+    while let Some((before, after)) = rest.split_once('{') {
+        out.push_str(before);
+        let word = after.split_once('}').filter(|(word, _)| {
+            !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+        });
+        match word {
+            Some((word, after)) => {
+                out.push_str(&of(word)?);
+                rest = after;
+            }
+            None => {
+                out.push('{');
+                rest = after;
+            }
+        }
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// See the module.
+#[derive(Clone)]
+pub(super) struct Hooks {
+    cluster: Arc<Cluster>,
+    /// What hooks print.
+    said: PathBuf,
+    /// Milliseconds of the Unix epoch since when logs are of interest.
+    since: u64,
+    /// One at a time: what undoes never overtakes what it undoes.
+    turn: Arc<Mutex<()>>,
+}
+
+impl Hooks {
+    /// What they print goes to the end of this file.
+    pub(super) fn new(cluster: Arc<Cluster>, said: PathBuf, since: u64) -> Hooks {
+        Hooks { cluster, said, since, turn: Arc::default() }
+    }
+
+    /// The command of a hook, with everything filled in.
+    ///
+    /// # Errors
+    /// If there is none, or no such node.
+    pub(super) fn command(&self, hook: &str, on: On) -> anyhow::Result<Vec<String>> {
+        let list = self.cluster.hooks.get(hook).with_context(|| format!("there is no hook {hook:?}"))?;
+        let mut words: BTreeMap<&str, String> = self.cluster.words(on)?;
+        words.insert("since", (self.since / 1000).to_string());
+        let word =
+            |word: &str| words.get(word).cloned().with_context(|| format!("{{{word}}} is nothing here"));
+        list.iter().map(|argument| filled(argument, word)).collect()
+    }
+
+    /// Runs one to its end. If whoever waits for it goes away, it goes on, and the next one waits for it.
+    ///
+    /// # Errors
+    /// If it cannot be run, fails, or takes too long; then it is killed with what it started.
+    pub(super) async fn run(&self, hook: &'static str, on: On) -> anyhow::Result<()> {
+        let turn = self.turn.clone().lock_owned().await;
+        let hooks = self.clone();
+        let task = tokio::spawn(async move {
+            let _turn = turn;
+            hooks.run_now(hook, on).await
+        });
+        task.await.context("a hook's task")?
+    }
+
+    async fn run_now(&self, hook: &str, on: On) -> anyhow::Result<()> {
+        let command = self.command(hook, on)?;
+        let named = || format!("hook {hook}: {}", command.join(" "));
+        let out = File::options().create(true).append(true).open(&self.said);
+        let out = out.with_context(|| self.said.display().to_string())?;
+        let begin = out.metadata()?.len();
+        let child = self.spawn(&command, Stdio::from(out.try_clone()?), out).with_context(named)?;
+        let failed = match self.ended(child).await {
+            Ok(()) => return Ok(()),
+            Err(failed) => failed,
+        };
+        let said = std::fs::read(&self.said).unwrap_or_default();
+        let said = &said[said.len().min(begin as usize).max(said.len().saturating_sub(TAIL))..];
+        let said = String::from_utf8_lossy(said).into_owned();
+        let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("nothing");
+        let last: String = last.chars().take(SAID).collect();
+        Err(failed.context(format!("{}; it said last: {last}", named())))
+    }
+
+    fn spawn(&self, command: &[String], out: Stdio, said: File) -> anyhow::Result<Child> {
+        let [program, arguments @ ..] = command else { bail!("no program") };
+        let child = Command::new(found(program, &self.cluster.folder)?)
+            .args(arguments)
+            .current_dir(&self.cluster.folder)
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(said)
+            // Ctrl-C at this program's terminal is not for it: it is waited for.
+            .process_group(0)
+            .spawn()?;
+        Ok(child)
+    }
+
+    async fn ended(&self, mut child: Child) -> anyhow::Result<()> {
+        let within = self.cluster.hooks.within;
+        let Ok(status) = timeout(within.0, child.wait()).await else {
+            kill(&mut child).await;
+            bail!("it took longer than {within}, and was killed");
+        };
+        let status = status?;
+        ensure!(status.success(), "{status}");
+        Ok(())
+    }
+
+    /// Has a node's log, at most [`LOG`] bytes of it, written to this file; whether that was all of it.
+    ///
+    /// # Errors
+    /// As of [`Hooks::run`].
+    pub(super) async fn logs(&self, node: u64, into: &Path) -> anyhow::Result<bool> {
+        let command = self.command("logs", On { node, to: None })?;
+        let said = File::options().create(true).append(true).open(&self.said)?;
+        let mut child = self.spawn(&command, Stdio::piped(), said)?;
+        let mut out = child.stdout.take().context("its output")?;
+        let mut file = tokio::fs::File::create(into).await.with_context(|| into.display().to_string())?;
+        let copy = async {
+            let copied = tokio::io::copy(&mut (&mut out).take(LOG), &mut file).await?;
+            tokio::io::AsyncWriteExt::flush(&mut file).await.map(|()| copied)
+        };
+        let within = self.cluster.hooks.within;
+        let Ok(copied) = timeout(within.0, copy).await else {
+            kill(&mut child).await;
+            bail!("hook logs: it took longer than {within}, and was killed");
+        };
+        if copied? == LOG {
+            kill(&mut child).await;
+            return Ok(false);
+        }
+        self.ended(child).await.context("hook logs")?;
+        Ok(true)
+    }
+
+    /// What of these hooks cannot be run: no such program.
+    pub(super) fn missing(&self, hooks: &[&'static str]) -> Vec<String> {
+        let missing = |hook: &&'static str| {
+            let program = self.cluster.hooks.get(hook)?.first()?;
+            found(program, &self.cluster.folder).err().map(|error| format!("hook {hook}: {error:#}"))
+        };
+        hooks.iter().filter_map(missing).collect()
+    }
+}
+
+/// Kills a hook with everything in its group. By the program for it: there is no safe function for it in the standard
+/// library.
+async fn kill(child: &mut Child) {
+    if let Some(pid) = child.id() {
+        // One that has just ended needs no killing.
+        let _ = Command::new("kill").args(["-s", "KILL", "--", &format!("-{pid}")]).status().await;
+    }
+    let _ = child.kill().await;
+}
+
+/// The program's file: as it is written, from the cluster's folder, or from `PATH`.
+fn found(program: &str, folder: &Path) -> anyhow::Result<PathBuf> {
+    let runs = |path: &PathBuf| {
+        path.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+    };
+    let places: Vec<PathBuf> = match program.contains('/') {
+        true => vec![folder.join(program)],
+        false => {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            std::env::split_paths(&path).map(|place| place.join(program)).collect()
+        }
+    };
+    places.into_iter().find(runs).with_context(|| format!("there is no program {program:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_placeholders_are_filled() {
+        let word = |word: &str| if word == "node" { Ok("2".to_owned()) } else { bail!("no {word}") };
+        assert_eq!(filled("n{node}.pid", word).unwrap(), "n2.pid");
+        assert_eq!(filled("{ type filter; } {} {", word).unwrap(), "{ type filter; } {} {");
+        assert!(filled("{nod}", word).is_err());
+    }
+}

@@ -1,0 +1,269 @@
+//! One run on a cluster that is its user's own: what a dead run left is undone first, and what this one did at the end,
+//! whatever ends it.
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter};
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use futures::FutureExt;
+use reveille_chaos::history::{Begin, Phase, Recorder};
+use reveille_chaos::plan::plan;
+use reveille_chaos::scenario::{Scenario, When};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::guard::{self, Struck};
+use super::hooks::Hooks;
+use super::journal::{Journal, now};
+use super::strike::{Hands, Striker};
+use super::undo::{self, Shared};
+use super::{Cluster, Options, checks, close, undo_left};
+use crate::backend::http::Request;
+use crate::backend::live::{self, EVENTS, Run};
+use crate::backend::terminals::{Device, Order};
+use crate::backend::{observe, publish};
+
+/// How often nodes are looked at: they may be far away, and have other things to do.
+const LOOK: Duration = Duration::from_millis(300);
+/// An answer about a terminal.
+const ANSWER: Duration = Duration::from_secs(5);
+/// All terminals have said goodbye within this.
+const GOODBYE: Duration = Duration::from_secs(20);
+
+/// Runs a scenario on the cluster and leaves `history.jsonl` in the run's folder.
+///
+/// # Errors
+/// If the run could not be begun, or what it did not be undone: then the journal has it.
+pub(crate) async fn run(
+    cluster: Arc<Cluster>,
+    scenario: Scenario,
+    options: &Options,
+) -> anyhow::Result<PathBuf> {
+    // From here on nothing ends the program that could leave something broken.
+    let mut signals = Signals::new()?;
+    let hooks = Hooks::new(cluster.clone(), options.out.join("hooks.log"), now());
+    let journal = Shared::new(Journal::open(&cluster.journal, &cluster.name)?);
+    undo_left(&cluster, &hooks, &journal).await?;
+    let looks = checks::all(&cluster, &hooks, &scenario).await;
+    let wrong: Vec<String> =
+        looks.into_iter().filter_map(|(what, wrong)| Some(format!("{what}: {}", wrong.err()?))).collect();
+    ensure!(
+        wrong.is_empty(),
+        "{} is not as it must be before a run:\n  {}",
+        cluster.name,
+        wrong.join("\n  ")
+    );
+
+    let path = options.out.join("history.jsonl");
+    let file = File::create_new(&path).with_context(|| path.display().to_string())?;
+    let (events, happened) = mpsc::channel(EVENTS);
+    let begin = Begin {
+        version: 0,
+        run: options.out.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned()),
+        seed: options.seed,
+        backend: "attach".to_owned(),
+        scenario: scenario.name.clone(),
+        unix_ms: now(),
+        expect: scenario.expect(),
+    };
+    let run = Arc::new(Run {
+        recorder: Recorder::new(BufWriter::new(file), begin),
+        ids: cluster.ids(),
+        http: cluster.http.clone(),
+        sessions: cluster.nodes.iter().map(|node| node.session.clone()).collect(),
+        admin: cluster.admin.clone(),
+        ca: cluster.ca.clone(),
+        token: cluster.token.clone(),
+        admin_token: cluster.operator().to_owned(),
+        enrolment: cluster.enrolment.clone(),
+        listen: cluster.listen,
+        load: AtomicBool::new(true),
+        quiet: options.quiet,
+        events,
+        known: Mutex::default(),
+        links: Mutex::default(),
+        scenario,
+    });
+    if let Err(error) = live(&run, &cluster, &hooks, &journal, &mut signals, happened, options).await {
+        run.trouble(format!("{error:#}"));
+    }
+    logs(&run, &hooks, &cluster, &options.out).await;
+    run.recorder.finish().with_context(|| path.display().to_string())?;
+    close(journal)?;
+    Ok(path)
+}
+
+/// What asks the program to end: Ctrl-C, SIGTERM, and the end of the terminal that it was started from.
+struct Signals(Signal, Signal, Signal);
+
+impl Signals {
+    fn new() -> anyhow::Result<Signals> {
+        let one = |kind| signal(kind).context("signals cannot be received");
+        Ok(Signals(one(SignalKind::interrupt())?, one(SignalKind::terminate())?, one(SignalKind::hangup())?))
+    }
+
+    async fn come(&mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+            _ = self.2.recv() => {}
+        }
+    }
+}
+
+async fn live(
+    run: &Arc<Run>,
+    cluster: &Arc<Cluster>,
+    hooks: &Hooks,
+    journal: &Shared,
+    signals: &mut Signals,
+    happened: mpsc::Receiver<When>,
+    options: &Options,
+) -> anyhow::Result<()> {
+    let (end, ending) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    let mut orders = Vec::new();
+    let workload = &run.scenario.workload;
+    for number in 0..workload.terminals as usize {
+        let (order, ordered) = mpsc::channel::<Order>(4);
+        orders.push(order);
+        let device = Device {
+            run: run.clone(),
+            number,
+            stays: (number as f64) < workload.connected.0 * workload.terminals as f64,
+            state: options.out.join("terminals").join(format!("t{}", number + 1)),
+            orders: ordered,
+            end: ending.clone(),
+        };
+        tasks.spawn(device.live());
+    }
+    let mut watching = JoinSet::new();
+    let nodes = run.ids.iter().map(|id| (*id, PathBuf::new())).collect();
+    watching.spawn(observe::nodes(run.clone(), nodes, LOOK));
+    watching.spawn(observe::machine(run.clone()));
+    let struck = Struck::default();
+    let (cluster_of, hooks_of) = (cluster.clone(), hooks.clone());
+    let hands = Hands {
+        cluster: cluster_of,
+        hooks: hooks_of,
+        journal: journal.clone(),
+        struck: struck.clone(),
+        orders,
+        happened,
+    };
+    let mut striker = Striker::new(run.clone(), plan(&run.scenario, options.seed), hands);
+    let all = phases(run, &mut striker, journal, (&struck, cluster), options.seed);
+    let outcome = tokio::select! {
+        // A panic is trouble of this program's, and no reason to leave a node as it is.
+        outcome = AssertUnwindSafe(all).catch_unwind() => match outcome {
+            Ok(outcome) => outcome,
+            Err(_) => Err(anyhow!("this program came to where it should not")),
+        },
+        () = signals.come() => Err(anyhow!("interrupted")),
+        () = sleep(cluster.limits.run.0) => {
+            Err(anyhow!("it took longer than [limits] run = \"{}\"", cluster.limits.run))
+        }
+    };
+    if let Err(error) = &outcome {
+        run.say(&format!("the run ends here ({error:#}); what it did is undone"));
+    }
+    let healed = striker.heal().await;
+    drop(striker);
+    run.load.store(false, Ordering::Relaxed);
+    watching.shutdown().await;
+    end.send_replace(true);
+    let goodbye = async { while tasks.join_next().await.is_some() {} };
+    if timeout(GOODBYE, goodbye).await.is_err() {
+        tasks.shutdown().await;
+    }
+    noted(run, journal)?;
+    undo::terminals(cluster, journal, &|what| run.say(what)).await?;
+    match (outcome, healed) {
+        (outcome, Ok(())) => outcome,
+        (Ok(()), Err(error)) => Err(error),
+        (Err(first), Err(error)) => Err(error.context(format!("{first:#}; and then"))),
+    }
+}
+
+async fn phases(
+    run: &Arc<Run>,
+    striker: &mut Striker,
+    journal: &Shared,
+    (struck, cluster): (&Struck, &Cluster),
+    seed: u64,
+) -> anyhow::Result<()> {
+    live::began(run, async |run| noted(run, journal).is_ok() && registered(run).await).await?;
+    let phases = run.scenario.phases.clone();
+    run.phase(Phase::Warmup);
+    let start = Instant::now();
+    let mut load = JoinSet::new();
+    for number in 0..run.scenario.workload.publishers {
+        load.spawn(publish::publisher(run.clone(), number));
+    }
+    load.spawn(publish::observer(run.clone(), seed));
+    let guarded = async {
+        sleep_until(start + phases.warmup.0).await;
+        run.phase(Phase::Chaos);
+        striker.strike(start, start + phases.warmup.0 + phases.chaos.0).await?;
+        run.phase(Phase::Heal);
+        striker.heal().await?;
+        sleep(phases.heal.0).await;
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        outcome = guarded => outcome?,
+        why = guard::watch(run, struck, &cluster.stop) => bail!("stopped: {why}"),
+    }
+    run.load.store(false, Ordering::Relaxed);
+    while load.join_next().await.is_some() {}
+    run.phase(Phase::Drain);
+    live::drain(run, Instant::now() + phases.drain.0).await;
+    Ok(())
+}
+
+/// The journal has all terminals that have started.
+fn noted(run: &Run, journal: &Shared) -> anyhow::Result<()> {
+    let mut journal = journal.lock();
+    run.terminals().iter().try_for_each(|id| journal.terminal(id))
+}
+
+/// The service list knows all terminals of this run.
+async fn registered(run: &Run) -> bool {
+    for (turn, id) in run.terminals().iter().enumerate() {
+        let path = format!("/v1/terminals/{id}");
+        let answer = Request::get(&path, &run.token).send(&run.http[turn % run.http.len()], ANSWER).await;
+        if !answer.is_ok_and(|answer| answer.status == 200) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Reads the nodes' logs, where a hook fetches them.
+async fn logs(run: &Run, hooks: &Hooks, cluster: &Cluster, out: &Path) {
+    if cluster.hooks.get("logs").is_none() {
+        return;
+    }
+    for id in &run.ids {
+        let path = out.join(format!("node-{id}.log"));
+        match hooks.logs(*id, &path).await {
+            Ok(true) => {}
+            Ok(false) => run.trouble(format!("the log of node {id} is too long to be read to its end")),
+            Err(error) => {
+                run.trouble(format!("{error:#}"));
+                continue;
+            }
+        }
+        match File::open(&path) {
+            Ok(file) => observe::log(run, *id, &path.display().to_string(), BufReader::new(file)),
+            Err(error) => run.trouble(format!("{}: {error}", path.display())),
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! Faults in a cluster that is its user's own: when they strike, whom that is, that limits hold, and that each is taken
+//! back. What a hook does is written down before it is run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use reveille_chaos::draw::Draws;
+use reveille_chaos::history::{Fault as Told, FaultStep, What};
+use reveille_chaos::plan::Plan;
+use reveille_chaos::scenario::kind::Lasts;
+use reveille_chaos::scenario::{Fault, Kind, Target, When};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::guard::Struck;
+use super::hooks::{Hooks, On};
+use super::undo::{self, Shared};
+use super::{By, Cluster, by};
+use crate::backend::http::Request;
+use crate::backend::live::Run;
+use crate::backend::terminals::Order;
+use crate::backend::whom::{self, Among, Whom, whom};
+
+/// How often it is looked whether a fault can strike, or is over.
+const LOOK: Duration = Duration::from_millis(50);
+/// A fault whose time has come and that may not strike yet waits for this long.
+const LATE: Duration = Duration::from_secs(5);
+/// What an operator orders is answered within this.
+const ORDER: Duration = Duration::from_secs(10);
+/// Both ends may be drawn as one and the same: then the other is drawn again, so often.
+const ENDS: u32 = 16;
+
+/// Whom a fault hits.
+#[derive(Debug, Clone)]
+enum Victims {
+    Nodes(Vec<u64>),
+    /// Numbers from 0.
+    Terminals(Vec<usize>),
+    /// What goes from one node to another.
+    Ways(BTreeSet<(u64, u64)>),
+}
+
+impl Victims {
+    fn words(&self) -> String {
+        match self {
+            Victims::Nodes(ids) => whom::nodes(ids),
+            Victims::Terminals(numbers) => whom::terminals(numbers),
+            Victims::Ways(ways) => {
+                let all: Vec<String> = ways.iter().map(|(from, to)| format!("{from} -> {to}")).collect();
+                format!("link {}", all.join(", "))
+            }
+        }
+    }
+
+    /// The nodes that are away for it: of a cut, the smaller end.
+    fn away(&self) -> Vec<u64> {
+        match self {
+            Victims::Nodes(ids) => ids.clone(),
+            Victims::Terminals(_) => Vec::new(),
+            Victims::Ways(ways) => {
+                let ends = |end: fn(&(u64, u64)) -> u64| ways.iter().map(end).collect::<BTreeSet<u64>>();
+                let (from, to) = (ends(|way| way.0), ends(|way| way.1));
+                if to.len() < from.len() { to } else { from }.into_iter().collect()
+            }
+        }
+    }
+
+    /// What a hook is run for.
+    fn ons(&self, kind: Kind) -> Vec<On> {
+        let way = |from: u64, to: u64| On { node: from, to: Some(to) };
+        let mut ons: Vec<On> = match self {
+            Victims::Nodes(ids) => ids.iter().map(|id| On { node: *id, to: None }).collect(),
+            Victims::Terminals(_) => Vec::new(),
+            Victims::Ways(ways) if kind.name() == "cut-one-way" => {
+                ways.iter().map(|(from, to)| way(*from, *to)).collect()
+            }
+            Victims::Ways(ways) => {
+                ways.iter().flat_map(|(from, to)| [way(*from, *to), way(*to, *from)]).collect()
+            }
+        };
+        ons.sort();
+        ons.dedup();
+        ons
+    }
+}
+
+/// A fault that is there.
+struct There {
+    id: u64,
+    kind: Kind,
+    victims: Victims,
+    /// Its places in the journal.
+    deeds: Vec<(u64, On)>,
+    until: Option<Instant>,
+    /// Tells terminals when it is over.
+    back: watch::Sender<bool>,
+}
+
+/// A fault whose time has come.
+struct Due {
+    fault: usize,
+    draw: u64,
+    lasts: Option<Duration>,
+    since: Instant,
+    /// Which of those that wait for something it came from.
+    armed: Option<usize>,
+}
+
+/// A fault that waits for something.
+struct Waiting {
+    when: When,
+    left: u64,
+    fault: usize,
+    draws: Draws,
+}
+
+/// See the module.
+pub(super) struct Striker {
+    run: Arc<Run>,
+    cluster: Arc<Cluster>,
+    hooks: Hooks,
+    journal: Shared,
+    struck: Struck,
+    strikes: std::collections::VecDeque<reveille_chaos::plan::Strike>,
+    due: Vec<Due>,
+    waiting: Vec<Waiting>,
+    there: Vec<There>,
+    orders: Vec<mpsc::Sender<Order>>,
+    happened: mpsc::Receiver<When>,
+    next: u64,
+    /// By fault of the scenario: whom it hit last.
+    hit: BTreeMap<usize, Vec<u64>>,
+}
+
+/// What it strikes by, and with.
+pub(super) struct Hands {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) hooks: Hooks,
+    pub(super) journal: Shared,
+    pub(super) struck: Struck,
+    pub(super) orders: Vec<mpsc::Sender<Order>>,
+    pub(super) happened: mpsc::Receiver<When>,
+}
+
+impl Striker {
+    pub(super) fn new(run: Arc<Run>, plan: Plan, hands: Hands) -> Striker {
+        let armed = plan.armed.iter().map(|armed| Waiting {
+            when: armed.when,
+            left: armed.times,
+            fault: armed.fault,
+            draws: Draws::new(armed.draw, "armed"),
+        });
+        let Hands { cluster, hooks, journal, struck, orders, happened } = hands;
+        Striker {
+            waiting: armed.collect(),
+            strikes: plan.strikes.into(),
+            run,
+            cluster,
+            hooks,
+            journal,
+            struck,
+            orders,
+            happened,
+            due: Vec::new(),
+            there: Vec::new(),
+            next: 0,
+            hit: BTreeMap::new(),
+        }
+    }
+
+    /// The chaos phase.
+    pub(super) async fn strike(&mut self, start: Instant, end: Instant) -> anyhow::Result<()> {
+        // What happened before counts for nothing.
+        while self.happened.try_recv().is_ok() {}
+        loop {
+            let now = Instant::now();
+            if now >= end {
+                return Ok(());
+            }
+            self.take_back(|there| there.until.is_some_and(|until| until <= now)).await?;
+            let comes = |strike: &mut reveille_chaos::plan::Strike| {
+                start + Duration::from_micros(strike.at_us) <= now
+            };
+            while let Some(strike) = self.strikes.pop_front_if(comes) {
+                let lasts = strike.until_us.map(|until| Duration::from_micros(until - strike.at_us));
+                let (fault, draw) = (strike.fault, strike.draw);
+                self.due.push(Due { fault, draw, lasts, since: now, armed: None });
+            }
+            for due in std::mem::take(&mut self.due) {
+                if self.hit(&due, end).await? {
+                    if let Some(at) = due.armed {
+                        self.waiting[at].left -= 1;
+                    }
+                } else if now < due.since + LATE {
+                    self.due.push(due);
+                } else {
+                    let kind = self.fault(due.fault).kind;
+                    self.run.cover(&format!("left-out.{}", kind.name()));
+                }
+            }
+            tokio::select! {
+                () = sleep_until((now + LOOK).min(end)) => {}
+                Some(when) = self.happened.recv() => self.happens(when),
+            }
+        }
+    }
+
+    /// What waits for this is due, unless it is already.
+    fn happens(&mut self, when: When) {
+        for (at, waiting) in self.waiting.iter_mut().enumerate() {
+            let is_due = self.due.iter().any(|due| due.armed == Some(at));
+            if waiting.when == when && waiting.left > 0 && !is_due {
+                let fault = self.run.scenario.faults[waiting.fault].get_ref();
+                let lasts = (fault.kind.info().lasts == Lasts::Yes)
+                    .then(|| fault.lasts.map_or(Duration::MAX, |lasts| lasts.0));
+                let (fault, draw) = (waiting.fault, waiting.draws.draw());
+                self.due.push(Due { fault, draw, lasts, since: Instant::now(), armed: Some(at) });
+            }
+        }
+    }
+
+    fn fault(&self, number: usize) -> Fault {
+        self.run.scenario.faults[number].get_ref().clone()
+    }
+
+    /// Whether it struck: it does not where nobody is whom it is for, or too many would be away.
+    async fn hit(&mut self, due: &Due, end: Instant) -> anyhow::Result<bool> {
+        let fault = self.fault(due.fault);
+        let victims = match (&fault.from, &fault.to, &fault.target) {
+            (Some(from), Some(to), _) => self.ways(due, from, to),
+            (_, _, Some(target)) => self.resolve(due.fault, target, due.draw),
+            _ => None,
+        };
+        let Some(victims) = victims else { return Ok(false) };
+        if !self.may(fault.kind, &victims) {
+            return Ok(false);
+        }
+        if let Victims::Nodes(ids) = &victims {
+            self.hit.insert(due.fault, ids.clone());
+        }
+        self.next += 1;
+        let id = self.next;
+        let words = victims.words();
+        // Whatever let it through: no node is struck for longer than the limit.
+        let most = match by(fault.kind) {
+            Some(By::Hooks(..)) => self.cluster.limits.fault.0,
+            _ => self.cluster.limits.run.0,
+        };
+        let lasts = due.lasts.map(|lasts| lasts.min(most));
+        let step = if lasts.is_some() { FaultStep::Began } else { FaultStep::Ended };
+        self.tell(id, step, fault.kind, &words);
+        self.run.say(&format!("FAULT {} {words}", fault.kind.name()));
+        // Noted first: whatever interrupts this, it is taken back.
+        let (back, door) = watch::channel(false);
+        let until = lasts.map(|lasts| (Instant::now() + lasts).min(end));
+        victims.away().into_iter().for_each(|node| self.struck.strikes(node));
+        self.there.push(There { id, kind: fault.kind, victims, deeds: Vec::new(), until, back });
+        self.break_it(&door).await?;
+        if lasts.is_none() {
+            self.take_back(|there| there.id == id).await?;
+        }
+        Ok(true)
+    }
+
+    fn tell(&self, id: u64, step: FaultStep, kind: Kind, target: &str) {
+        let (kind, target) = (kind.name().to_owned(), target.to_owned());
+        self.run.recorder.tell(What::Fault(Told { id, step, kind, target, detail: String::new() }));
+    }
+
+    /// No fault takes more nodes away than the cluster's limits allow, those counted that are away by themselves; and none
+    /// hits a node that another one has.
+    fn may(&self, kind: Kind, victims: &Victims) -> bool {
+        if matches!(victims, Victims::Terminals(_)) {
+            return true;
+        }
+        let away = victims.away();
+        let mut dead: BTreeSet<u64> = self.struck.ids().into_iter().collect();
+        let known = self.run.known();
+        dead.extend(self.run.ids.iter().filter(|id| known.ready.get(id) != Some(&true)));
+        if away.is_empty() || away.iter().any(|id| dead.contains(id)) {
+            return false;
+        }
+        dead.extend(away);
+        !matches!(by(kind), Some(By::Hooks(..))) || dead.len() as u64 <= self.cluster.limits.nodes
+    }
+
+    /// Does what was noted last.
+    async fn break_it(&mut self, door: &watch::Receiver<bool>) -> anyhow::Result<()> {
+        let Some((kind, victims)) = self.there.last().map(|there| (there.kind, there.victims.clone())) else {
+            return Ok(());
+        };
+        match (by(kind), &victims) {
+            (Some(By::Hooks(does, undoes)), _) => {
+                for on in victims.ons(kind) {
+                    let deed = self.journal.lock().begins(does, undoes, on)?;
+                    if let Some(there) = self.there.last_mut() {
+                        there.deeds.push((deed, on));
+                    }
+                    let outcome = self.hooks.run(does, on).await;
+                    self.journal.lock().struck(deed)?;
+                    outcome?;
+                }
+            }
+            (Some(By::Operator), Victims::Nodes(ids)) => {
+                for id in ids {
+                    match kind.name() {
+                        "snapshot" => self.order(*id, "/cluster/snapshot").await,
+                        _ => self.order(*id, &format!("/cluster/nodes/{id}/move-leaders")).await,
+                    }
+                }
+            }
+            (Some(By::Terminals), Victims::Terminals(numbers)) => {
+                for number in numbers {
+                    let order = match kind.name() {
+                        "terminal-kill" => Order::Kill(door.clone()),
+                        "ack-withheld" => Order::Withhold(door.clone()),
+                        _ => Order::Reconnect,
+                    };
+                    // One that has orders enough needs no other.
+                    let _ = self.orders[*number].try_send(order);
+                }
+            }
+            (by, victims) => anyhow::bail!("{} of {}: {by:?} cannot", kind.name(), victims.words()),
+        }
+        Ok(())
+    }
+
+    /// Has a node's operator ask it for something. A node that cannot do it now says so; then it is left at that.
+    async fn order(&self, id: u64, path: &str) {
+        let Some(server) = self.run.admin_of(id) else { return };
+        let (method, token) = ("POST", self.run.admin_token.as_str());
+        let request = Request { method, path, token, headers: &[], body: b"" };
+        let answer = request.send(server, ORDER).await;
+        if !answer.is_ok_and(|answer| (200..300).contains(&answer.status)) {
+            self.run.cover("order.refused");
+        }
+    }
+
+    /// Takes back these; one that cannot be is kept, and ends the run.
+    async fn take_back(&mut self, which: impl Fn(&There) -> bool) -> anyhow::Result<()> {
+        while let Some(at) = self.there.iter().position(&which) {
+            let there = &mut self.there[at];
+            while let Some((deed, on)) = there.deeds.last().copied() {
+                if let Some(By::Hooks(_, undoes)) = by(there.kind) {
+                    undo::one(&self.hooks, undoes, on).await?;
+                }
+                self.journal.lock().undone(deed)?;
+                there.deeds.pop();
+            }
+            let over = self.there.remove(at);
+            self.over(&over);
+        }
+        Ok(())
+    }
+
+    /// It is not there any more.
+    fn over(&self, there: &There) {
+        there.back.send_replace(true);
+        there.victims.away().into_iter().for_each(|node| self.struck.undone(node));
+        let words = there.victims.words();
+        // One that was over at once has only this line, and has it already.
+        if there.until.is_some() {
+            self.tell(there.id, FaultStep::Ended, there.kind, &words);
+            self.run.say(&format!("HEAL  {} {words}", there.kind.name()));
+        }
+    }
+
+    /// Takes everything back, whatever was interrupted.
+    ///
+    /// # Errors
+    /// What could not be: it stays in the journal.
+    pub(super) async fn heal(&mut self) -> anyhow::Result<()> {
+        let run = self.run.clone();
+        let say = |what: &str| run.say(what);
+        // A hook that is on its way has its turn first, so there is nothing more to wait for.
+        let healed = undo::deeds(&self.hooks, &self.journal, Duration::ZERO, &say).await;
+        for there in std::mem::take(&mut self.there) {
+            match healed.is_ok() {
+                true => self.over(&there),
+                false => drop(there.back.send_replace(true)),
+            }
+        }
+        healed.context("a fault could not be taken back")
+    }
+
+    /// What goes between those whom the two ends stand for.
+    fn ways(&self, due: &Due, from: &Target, to: &Target) -> Option<Victims> {
+        let mut draws = Draws::new(due.draw, "to");
+        let places = |victims: Victims| match victims {
+            Victims::Nodes(ids) => ids,
+            Victims::Terminals(_) | Victims::Ways(_) => Vec::new(),
+        };
+        let from = places(self.resolve(due.fault, from, due.draw)?);
+        for _ in 0..ENDS {
+            let to = places(self.resolve(due.fault, to, draws.draw())?);
+            let all = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
+            let ways: BTreeSet<(u64, u64)> = all.filter(|(from, to)| from != to).collect();
+            if !ways.is_empty() {
+                return Some(Victims::Ways(ways));
+            }
+        }
+        None
+    }
+
+    fn resolve(&self, number: usize, target: &Target, draw: u64) -> Option<Victims> {
+        let last = self.hit.range(..number).next_back().map(|(_, ids)| ids.as_slice());
+        let among = Among { nodes: &self.run.ids, terminals: self.orders.len(), last };
+        Some(match whom(&self.run.known(), among, target, draw)? {
+            Whom::Nodes(ids) => Victims::Nodes(ids),
+            Whom::Terminals(numbers) => Victims::Terminals(numbers),
+        })
+    }
+}
