@@ -70,6 +70,8 @@ pub(super) fn run(
     if *name != cluster.name {
         bail!("--confirm {name:?}: {} is about the cluster {:?}", file.display(), cluster.name);
     }
+    let runtime = runtime()?;
+    let begun = runtime.block_on(attach::begin(cluster.clone(), &scenario))?;
     let out = made(&scenario, &seed.to_string(), how)?;
     keep(&out, text, &Made { seed, backend: Backend::Attach })?;
     output::line(format!(
@@ -80,7 +82,7 @@ pub(super) fn run(
         out.display()
     ));
     let options = Options { seed, out: out.clone(), quiet: how.quiet };
-    let history = runtime()?.block_on(attach::run(cluster, scenario, &options))?;
+    let history = runtime.block_on(attach::run(begun, scenario, &options))?;
     let again = format!(
         "chaos run {} --backend attach --seed {seed} --cluster {} --confirm {name}",
         out.join("scenario.toml").display(),

@@ -247,3 +247,29 @@ fn secret(path: &Path) -> anyhow::Result<String> {
     ensure!(!token.contains(char::is_whitespace), "{}: a token is one word", path.display());
     Ok(token.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_is_documented_is_read() {
+        let page = include_str!("../../../../docs/chaos.md");
+        let blocks = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let text = blocks.into_iter().find(|block| block.contains("[hooks]")).unwrap();
+        let file: File = load::parse("cluster.toml", text).unwrap();
+        nodes(&file.nodes).unwrap();
+        file.hooks.check().unwrap();
+        let (limits, stop) = (Limits::default(), Stop::default());
+        assert_eq!(
+            (file.limits.nodes, file.limits.fault, file.limits.run),
+            (limits.nodes, limits.fault, limits.run)
+        );
+        assert_eq!((file.limits.rate, file.limits.terminals), (limits.rate, limits.terminals));
+        assert_eq!(
+            (file.stop.publish, file.stop.unready, file.stop.recover),
+            (stop.publish, stop.unready, stop.recover)
+        );
+    }
+}

@@ -25,13 +25,14 @@ pub(crate) async fn dry(cluster: &Arc<Cluster>, scenario: &Scenario, seed: u64) 
         cluster.name, scenario.name
     ));
     // No hook runs, so nothing is ever written there.
-    let hooks = Hooks::new(cluster.clone(), PathBuf::new(), journal::now());
+    let hooks = Hooks::new(cluster.clone(), PathBuf::new());
     told(cluster, &hooks, scenario, &plan(scenario, seed));
     let mut could = true;
-    for (what, wrong) in checks::all(cluster, &hooks, scenario).await {
-        match wrong {
-            Ok(()) => output::line(format!("yes {what}")),
-            Err(wrong) => {
+    for look in checks::all(cluster, &hooks, scenario).await {
+        let what = look.what;
+        match look.wrong {
+            None => output::line(format!("yes {what}")),
+            Some(wrong) => {
                 could = false;
                 output::line(format!("no  {what}: {wrong}"));
             }

@@ -18,6 +18,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::cluster::Cluster;
+use super::journal::now;
 
 /// The longest that a hook may be given.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -150,9 +151,21 @@ pub(super) struct Hooks {
 }
 
 impl Hooks {
-    /// What they print goes to the end of this file.
-    pub(super) fn new(cluster: Arc<Cluster>, said: PathBuf, since: u64) -> Hooks {
-        Hooks { cluster, said, since, turn: Arc::default() }
+    /// Of a run that begins now. What they print goes to the end of this file.
+    pub(super) fn new(cluster: Arc<Cluster>, said: PathBuf) -> Hooks {
+        Hooks { cluster, said, since: now(), turn: Arc::default() }
+    }
+
+    /// Where there is no run: what they print goes beside the journal until it is forgotten.
+    pub(super) fn before(cluster: Arc<Cluster>) -> Hooks {
+        let said = cluster.journal.with_added_extension("log");
+        Hooks::new(cluster, said)
+    }
+
+    /// What they printed is of no more use: where one failed, it was told.
+    pub(super) fn forget(&self) {
+        // If nothing was run, there is nothing.
+        let _ = std::fs::remove_file(&self.said);
     }
 
     /// The command of a hook, with everything filled in.

@@ -11,6 +11,7 @@ mod journal;
 mod run;
 mod strike;
 mod undo;
+mod victims;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use reveille_chaos::scenario::{Fault, Kind, Role, Scenario, Target, When};
 
 pub(crate) use self::cluster::Cluster;
 pub(crate) use self::dry::dry;
-pub(crate) use self::run::run;
+pub(crate) use self::run::{begin, run};
 
 /// What a run needs besides its scenario and its cluster.
 #[derive(Debug, Clone)]
@@ -177,12 +178,10 @@ fn most(target: &Target, all: u64) -> u64 {
 /// # Errors
 /// If another one goes on, or something cannot be undone.
 pub(crate) async fn heal(cluster: Arc<Cluster>) -> anyhow::Result<()> {
-    let said = std::env::temp_dir().join(format!("chaos-heal-{}.log", std::process::id()));
-    let hooks = hooks::Hooks::new(cluster.clone(), said.clone(), journal::now());
     let journal = undo::Shared::new(journal::Journal::open(&cluster.journal, &cluster.name)?);
+    let hooks = hooks::Hooks::before(cluster.clone());
     let found = undo_left(&cluster, &hooks, &journal).await;
-    // What hooks printed is told where one fails.
-    let _ = std::fs::remove_file(said);
+    hooks.forget();
     if !found? {
         crate::cli::output::line(format!("{}: nothing was left to be undone", cluster.name));
     }

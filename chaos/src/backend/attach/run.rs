@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use reveille_chaos::history::{Begin, Phase, Recorder};
 use reveille_chaos::plan::plan;
@@ -37,30 +37,36 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// All terminals have said goodbye within this.
 const GOODBYE: Duration = Duration::from_secs(20);
 
+/// A run that may begin: nobody else is at the cluster, and nothing of an earlier run is left in it.
+pub(crate) struct Begun {
+    cluster: Arc<Cluster>,
+    journal: Shared,
+    signals: Signals,
+}
+
+/// Undoes what a dead run left, and looks whether the cluster is as it must be. Nothing is made or struck before.
+///
+/// # Errors
+/// If another run goes on, something cannot be undone, or the cluster is not well.
+pub(crate) async fn begin(cluster: Arc<Cluster>, scenario: &Scenario) -> anyhow::Result<Begun> {
+    // From here on nothing ends the program that could leave something broken.
+    let signals = Signals::new()?;
+    let journal = Shared::new(Journal::open(&cluster.journal, &cluster.name)?);
+    let hooks = Hooks::before(cluster.clone());
+    let undone = undo_left(&cluster, &hooks, &journal).await;
+    hooks.forget();
+    undone?;
+    checks::wait(&cluster, &hooks, scenario).await?;
+    Ok(Begun { cluster, journal, signals })
+}
+
 /// Runs a scenario on the cluster and leaves `history.jsonl` in the run's folder.
 ///
 /// # Errors
-/// If the run could not be begun, or what it did not be undone: then the journal has it.
-pub(crate) async fn run(
-    cluster: Arc<Cluster>,
-    scenario: Scenario,
-    options: &Options,
-) -> anyhow::Result<PathBuf> {
-    // From here on nothing ends the program that could leave something broken.
-    let mut signals = Signals::new()?;
-    let hooks = Hooks::new(cluster.clone(), options.out.join("hooks.log"), now());
-    let journal = Shared::new(Journal::open(&cluster.journal, &cluster.name)?);
-    undo_left(&cluster, &hooks, &journal).await?;
-    let looks = checks::all(&cluster, &hooks, &scenario).await;
-    let wrong: Vec<String> =
-        looks.into_iter().filter_map(|(what, wrong)| Some(format!("{what}: {}", wrong.err()?))).collect();
-    ensure!(
-        wrong.is_empty(),
-        "{} is not as it must be before a run:\n  {}",
-        cluster.name,
-        wrong.join("\n  ")
-    );
-
+/// If the history cannot be written, or what was done not be undone: then the journal has it.
+pub(crate) async fn run(begun: Begun, scenario: Scenario, options: &Options) -> anyhow::Result<PathBuf> {
+    let Begun { cluster, journal, mut signals } = begun;
+    let hooks = Hooks::new(cluster.clone(), options.out.join("hooks.log"));
     let path = options.out.join("history.jsonl");
     let file = File::create_new(&path).with_context(|| path.display().to_string())?;
     let (events, happened) = mpsc::channel(EVENTS);
@@ -101,21 +107,31 @@ pub(crate) async fn run(
 }
 
 /// What asks the program to end: Ctrl-C, SIGTERM, and the end of the terminal that it was started from.
-struct Signals(Signal, Signal, Signal);
+struct Signals(Vec<Signal>);
 
 impl Signals {
     fn new() -> anyhow::Result<Signals> {
-        let one = |kind| signal(kind).context("signals cannot be received");
-        Ok(Signals(one(SignalKind::interrupt())?, one(SignalKind::terminate())?, one(SignalKind::hangup())?))
+        let mut kinds = vec![SignalKind::interrupt(), SignalKind::terminate()];
+        // Who starts it by nohup wants it to go on without a terminal.
+        if !hangup_is_ignored() {
+            kinds.push(SignalKind::hangup());
+        }
+        let all = kinds.into_iter().map(signal).collect::<std::io::Result<_>>();
+        Ok(Signals(all.context("signals cannot be received")?))
     }
 
     async fn come(&mut self) {
-        tokio::select! {
-            _ = self.0.recv() => {}
-            _ = self.1.recv() => {}
-            _ = self.2.recv() => {}
-        }
+        let all = self.0.iter_mut().map(|one| Box::pin(one.recv()));
+        futures::future::select_all(all).await;
     }
+}
+
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // Of signal n the mask has bit n - 1; this is signal 1.
+    mask.is_some_and(|mask| mask & 1 == 1)
 }
 
 async fn live(

@@ -17,11 +17,12 @@ use tokio::time::{Instant, sleep_until};
 use super::guard::Struck;
 use super::hooks::{Hooks, On};
 use super::undo::{self, Shared};
+use super::victims::Victims;
 use super::{By, Cluster, by};
 use crate::backend::http::Request;
 use crate::backend::live::Run;
 use crate::backend::terminals::Order;
-use crate::backend::whom::{self, Among, Whom, whom};
+use crate::backend::whom::{Among, Whom, whom};
 
 /// How often it is looked whether a fault can strike, or is over.
 const LOOK: Duration = Duration::from_millis(50);
@@ -31,60 +32,6 @@ const LATE: Duration = Duration::from_secs(5);
 const ORDER: Duration = Duration::from_secs(10);
 /// Both ends may be drawn as one and the same: then the other is drawn again, so often.
 const ENDS: u32 = 16;
-
-/// Whom a fault hits.
-#[derive(Debug, Clone)]
-enum Victims {
-    Nodes(Vec<u64>),
-    /// Numbers from 0.
-    Terminals(Vec<usize>),
-    /// What goes from one node to another.
-    Ways(BTreeSet<(u64, u64)>),
-}
-
-impl Victims {
-    fn words(&self) -> String {
-        match self {
-            Victims::Nodes(ids) => whom::nodes(ids),
-            Victims::Terminals(numbers) => whom::terminals(numbers),
-            Victims::Ways(ways) => {
-                let all: Vec<String> = ways.iter().map(|(from, to)| format!("{from} -> {to}")).collect();
-                format!("link {}", all.join(", "))
-            }
-        }
-    }
-
-    /// The nodes that are away for it: of a cut, the smaller end.
-    fn away(&self) -> Vec<u64> {
-        match self {
-            Victims::Nodes(ids) => ids.clone(),
-            Victims::Terminals(_) => Vec::new(),
-            Victims::Ways(ways) => {
-                let ends = |end: fn(&(u64, u64)) -> u64| ways.iter().map(end).collect::<BTreeSet<u64>>();
-                let (from, to) = (ends(|way| way.0), ends(|way| way.1));
-                if to.len() < from.len() { to } else { from }.into_iter().collect()
-            }
-        }
-    }
-
-    /// What a hook is run for.
-    fn ons(&self, kind: Kind) -> Vec<On> {
-        let way = |from: u64, to: u64| On { node: from, to: Some(to) };
-        let mut ons: Vec<On> = match self {
-            Victims::Nodes(ids) => ids.iter().map(|id| On { node: *id, to: None }).collect(),
-            Victims::Terminals(_) => Vec::new(),
-            Victims::Ways(ways) if kind.name() == "cut-one-way" => {
-                ways.iter().map(|(from, to)| way(*from, *to)).collect()
-            }
-            Victims::Ways(ways) => {
-                ways.iter().flat_map(|(from, to)| [way(*from, *to), way(*to, *from)]).collect()
-            }
-        };
-        ons.sort();
-        ons.dedup();
-        ons
-    }
-}
 
 /// A fault that is there.
 struct There {
