@@ -100,7 +100,10 @@ pub(super) async fn all(cluster: &Cluster, hooks: &Hooks, scenario: &Scenario) -
 
 /// What the cluster itself says of who belongs to it.
 async fn members(cluster: &Cluster) -> Vec<Look> {
-    let (what, request) = ("the cluster".to_owned(), Request::get("/cluster", cluster.operator()));
+    let (what, request) = (
+        "the cluster has these nodes, and bears the limit".to_owned(),
+        Request::get("/cluster", cluster.operator()),
+    );
     let Some(first) = cluster.admin.first() else { return Vec::new() };
     let answer = request.send(first, ANSWER).await.ok().filter(|answer| answer.status == 200);
     let Some(json) = answer.and_then(|answer| answer.json()) else {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use reveille_chaos::plan::{Plan, plan};
 use reveille_chaos::scenario::{Fault, Role, Scenario};
 
-use super::hooks::{Hooks, On};
+use super::hooks::{Hooks, On, quoted};
 use super::{By, Cluster, by, checks, journal};
 use crate::cli::output;
 
@@ -118,7 +118,7 @@ fn commands(cluster: &Cluster, hooks: &Hooks, fault: &Fault) {
     let example = if example { "as of" } else { "of" };
     let whom = super::undo::words(on);
     for hook in [does, undoes] {
-        let command = hooks.command(hook, on).unwrap_or_default().join(" ");
+        let command = quoted(&hooks.command(hook, on).unwrap_or_default());
         output::line(format!("            {hook} ({example} {whom}): {command}"));
     }
 }

@@ -138,6 +138,16 @@ fn filled(argument: &str, of: impl Fn(&str) -> anyhow::Result<String>) -> anyhow
     Ok(out)
 }
 
+/// A command as a shell would take it, for who runs it by hand.
+pub(super) fn quoted(command: &[String]) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:=@%+,".contains(&byte);
+    let one = |word: &String| match !word.is_empty() && word.bytes().all(plain) {
+        true => word.clone(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    };
+    command.iter().map(one).collect::<Vec<_>>().join(" ")
+}
+
 /// See the module.
 #[derive(Clone)]
 pub(super) struct Hooks {
@@ -197,7 +207,7 @@ impl Hooks {
 
     async fn run_now(&self, hook: &str, on: On) -> anyhow::Result<()> {
         let command = self.command(hook, on)?;
-        let named = || format!("hook {hook}: {}", command.join(" "));
+        let named = || format!("hook {hook}: {}", quoted(&command));
         let out = File::options().create(true).append(true).open(&self.said);
         let out = out.with_context(|| self.said.display().to_string())?;
         let begin = out.metadata()?.len();
@@ -305,6 +315,12 @@ fn found(program: &str, folder: &Path) -> anyhow::Result<PathBuf> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_command_can_be_typed_again() {
+        let command = ["ssh", "n1", "kill -9 $(cat 'pid')", ""].map(str::to_owned);
+        assert_eq!(quoted(&command), r"ssh n1 'kill -9 $(cat '\''pid'\'')' ''");
+    }
 
     #[test]
     fn only_placeholders_are_filled() {

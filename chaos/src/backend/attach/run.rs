@@ -188,7 +188,7 @@ async fn live(
         }
     };
     if let Err(error) = &outcome {
-        run.say(&format!("the run ends here ({error:#}); what it did is undone"));
+        run.say(&format!("the run ends here ({error:#}); what it did is being undone"));
     }
     let healed = striker.heal().await;
     drop(striker);

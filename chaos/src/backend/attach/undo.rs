@@ -7,7 +7,7 @@ use anyhow::bail;
 use tokio::time::{Instant, sleep};
 
 use super::cluster::Cluster;
-use super::hooks::Hooks;
+use super::hooks::{Hooks, quoted};
 use super::journal::{Journal, now};
 use crate::backend::http::Request;
 
@@ -67,7 +67,7 @@ pub(super) async fn deeds(
                 journal.lock().undone(number)?;
             }
             Err(error) => {
-                let command = hooks.command(&deed.undo, deed.on).unwrap_or_default().join(" ");
+                let command = quoted(&hooks.command(&deed.undo, deed.on).unwrap_or_default());
                 failed.push(format!("{} of {}: {error:#}; by hand: {command}", deed.hook, words(deed.on)));
             }
         }
