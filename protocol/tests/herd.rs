@@ -11,8 +11,8 @@ use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::{Current, Reachability, Urgency};
 use reveille_protocol::time::Instant;
 
-const TERMINALS: u16 = 5000;
-const PER_SECOND: u64 = 400;
+const TERMINALS: u32 = 100_000;
+const PER_SECOND: u64 = 8000;
 /// What a leader may order at once after a pause.
 const BURST: u64 = PER_SECOND / 5;
 /// From an answered notification to the session's attach.
@@ -20,9 +20,9 @@ const CONNECTS: Duration = Duration::from_millis(150);
 /// From the attach to the ack: an application that takes its time.
 const ACKS: Duration = Duration::from_millis(400);
 
-fn terminal(number: u16) -> TerminalId {
+fn terminal(number: u32) -> TerminalId {
     let mut id = [7; 16];
-    id[..2].copy_from_slice(&number.to_be_bytes());
+    id[..4].copy_from_slice(&number.to_be_bytes());
     TerminalId(id)
 }
 
@@ -139,7 +139,7 @@ fn a_herd_is_notified_at_the_rate_through_changes_of_leaders() {
     // Every fifth was notified by a leader before and comes by itself, within some seconds.
     let by_themselves: Vec<_> = (0..TERMINALS).filter(|number| number % 5 == 0).collect();
     for number in &by_themselves {
-        world.comes(Instant(1000 + u64::from(*number) * 2), terminal(*number));
+        world.comes(Instant(1000 + u64::from(*number) / 10), terminal(*number));
     }
     let changes = [Instant(1000), Instant(1900), Instant(4000), Instant(4001)];
     for change in changes {
