@@ -1,7 +1,13 @@
 //! Scenarios and their plans: those that come with the program, and what is said about wrong ones.
-#![allow(clippy::unwrap_used, missing_docs, reason = "a test stops where it is surprised")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use reveille_chaos::plan::plan;
 use reveille_chaos::scenario::{self, KINDS, Kind, Scenario, load, shipped};
@@ -57,6 +63,49 @@ fn every_shipped_scenario_is_read_and_planned() {
                 assert!(timed + armed >= *least, "{name}: {point} {timed} + {armed} of {least}");
             }
         }
+    }
+}
+
+/// Scenarios of bugs that were mended.
+fn bugs() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bugs");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut bugs: Vec<PathBuf> =
+        files.filter(|path| path.extension().is_some_and(|kind| kind == "toml")).collect();
+    bugs.sort();
+    bugs
+}
+
+#[test]
+fn bugs_that_were_mended_stay_mended() {
+    let bugs = bugs();
+    println!("{} scenarios in chaos/bugs", bugs.len());
+    let folder = tempfile::tempdir().unwrap();
+    for (number, path) in bugs.iter().enumerate() {
+        let text = std::fs::read_to_string(path).unwrap();
+        let file = path.file_name().unwrap().to_str().unwrap();
+        let scenario = load(file, &text).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(format!("{}.toml", scenario.name), file);
+        // The first line runs it: `# chaos run NAME.toml --backend sim --seed 7`.
+        let words: Vec<&str> = text.lines().next().unwrap().split_whitespace().collect();
+        let after = |key: &str| words.iter().skip_while(|word| **word != key).nth(1).copied();
+        assert!(words.starts_with(&["#", "chaos", "run"]), "{file}: its first line is no command");
+        assert!(!words.contains(&"--canary"), "{file}: a planted bug is none that was mended");
+        let seed = after("--seed").unwrap();
+        let plan = plan(&scenario, seed.parse().unwrap());
+        assert!(plan.strikes.len() + plan.armed.len() >= scenario.faults.len(), "{file}: {plan:?}");
+        if after("--backend") != Some("sim") {
+            continue;
+        }
+        let ran = Command::new(env!("CARGO_BIN_EXE_chaos"))
+            .args(["run", "--quiet", "--backend", "sim", "--seed", seed])
+            .arg("--out")
+            .arg(folder.path().join(number.to_string()))
+            .arg(path)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&ran.stdout);
+        assert_eq!(ran.status.code(), Some(0), "{file}: {said}{}", String::from_utf8_lossy(&ran.stderr));
     }
 }
 

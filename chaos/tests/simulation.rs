@@ -94,7 +94,9 @@ fn a_seed_gives_the_same_history_byte_for_byte() {
         .arg(folder.path().join("again"))
         .output()
         .unwrap();
-    assert_eq!(again.status.code(), Some(0), "{}", String::from_utf8_lossy(&again.stdout));
+    let said = String::from_utf8_lossy(&again.stdout).into_owned();
+    assert_eq!(again.status.code(), Some(0), "{said}");
+    assert!(said.contains("as before: PASS") && said.contains("the same, byte for byte"), "{said}");
     let history = |run: &str| std::fs::read(folder.path().join(run).join("history.jsonl")).unwrap();
     let (one, two) = (history("first"), history("again"));
     assert!(one == two, "the second run differs from the first");
@@ -109,6 +111,45 @@ fn a_seed_gives_the_same_history_byte_for_byte() {
     assert!(!said("C5").contains("not in this history"), "{}", said("C5"));
     assert!(said("C10").contains("comparisons"), "{}", said("C10"));
     assert!(!facts.notifying.is_empty());
+}
+
+#[test]
+fn a_replay_says_what_is_not_as_before_and_only_what_failed_is_made_small() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("short.toml");
+    let short = "name = \"short\"\nabout = \"a test\"\nclaims = [\"delivery\"]\n[workload]\nterminals = 2\nrate = 5\n\
+                 [phases]\nwarmup = \"1s\"\nchaos = \"1s\"\nheal = \"0s\"\ndrain = \"20s\"\n";
+    std::fs::write(&file, short).unwrap();
+    let chaos = |arguments: &[&str]| {
+        let ran = Command::new(CHAOS).args(arguments).current_dir(folder.path()).output().unwrap();
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        (ran.status.code().unwrap(), said)
+    };
+    let (code, said) = chaos(&["run", "short.toml", "--backend", "sim", "--seed", "1", "--out", "run"]);
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = chaos(&["shrink", "run"]);
+    assert!(code == 3 && said.contains("its verdict is PASS"), "{said}");
+
+    // Another history under the same build: the simulation would not be exact.
+    let history = folder.path().join("run/history.jsonl");
+    let text = std::fs::read_to_string(&history).unwrap();
+    std::fs::write(&history, text.replace("\"seq\":2", "\"seq\":9")).unwrap();
+    let (code, said) = chaos(&["replay", "run", "--out", "again", "--quiet"]);
+    assert!(
+        said.contains("not as before: it was FAIL, and is PASS") && said.contains("C4 FAIL -> PASS"),
+        "{said}"
+    );
+    assert!(code == 3 && said.contains("HARNESS the history differs from line "), "{said}");
+    // What failed then does not any more.
+    let (code, said) = chaos(&["shrink", "run", "--out", "small"]);
+    assert!(code == 2 && said.contains("it does not fail again in 1 runs"), "{said}");
+    // Under another build it may.
+    let json = folder.path().join("run/run.json");
+    let text = std::fs::read_to_string(&json).unwrap();
+    std::fs::write(&json, text.replace("\"build\": \"", "\"build\": \"x")).unwrap();
+    let (code, said) = chaos(&["replay", "run", "--out", "third", "--quiet"]);
+    assert!(code == 0 && said.contains("it is of another build"), "{said}");
 }
 
 #[test]
@@ -141,6 +182,10 @@ fn a_build_without_the_feature_has_no_bugs_to_plant() {
         return;
     }
     let ran = Command::new(CHAOS).args(["canary", "drop-one-in-thousand"]).output().unwrap();
+    assert_eq!(ran.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&ran.stderr).contains("no bugs to plant"));
+    let by = ["run", "baseline", "--backend", "sim", "--canary", "drop-one-in-thousand"];
+    let ran = Command::new(CHAOS).args(by).output().unwrap();
     assert_eq!(ran.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&ran.stderr).contains("no bugs to plant"));
 }

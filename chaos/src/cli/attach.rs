@@ -8,8 +8,9 @@ use clap::Args;
 use reveille_chaos::check::Verdict;
 use reveille_chaos::scenario::Scenario;
 
+use super::made::Made;
 use super::output;
-use super::run::{Backend, How, Made, can, judged, keep, made};
+use super::run::{Backend, How, folder, judged, refused};
 use crate::backend::attach::{self, Cluster, Options};
 
 /// Whose cluster it is, and whether it is meant.
@@ -56,13 +57,14 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 pub(super) fn run(
     scenario: Scenario,
     text: &str,
-    seed: u64,
+    made: &Made,
     how: &How,
     attached: &Attached,
 ) -> anyhow::Result<Verdict> {
     let file = attached.cluster.as_ref().context("--backend attach needs --cluster FILE")?;
     let cluster = Arc::new(Cluster::read(file)?);
-    can("attach", &scenario, attach::cannot(&cluster, &scenario, seed))?;
+    let seed = made.seed;
+    refused(&scenario, Backend::Attach, attach::cannot(&cluster, &scenario, seed))?;
     let Some(name) = &attached.confirm else {
         let could = runtime()?.block_on(attach::dry(&cluster, &scenario, seed))?;
         return Ok(if could { Verdict::Pass } else { Verdict::Harness });
@@ -72,8 +74,8 @@ pub(super) fn run(
     }
     let runtime = runtime()?;
     let begun = runtime.block_on(attach::begin(cluster.clone(), &scenario))?;
-    let out = made(&scenario, &seed.to_string(), how)?;
-    keep(&out, text, &Made { seed, backend: Backend::Attach })?;
+    let out = folder(&scenario, &seed.to_string(), how.out.as_deref())?;
+    made.keep(&out, text)?;
     output::line(format!(
         "{} on {}: {} · seed {seed} · {}",
         scenario.name,
@@ -88,5 +90,5 @@ pub(super) fn run(
         out.join("scenario.toml").display(),
         file.display()
     );
-    judged(&history, &out, how, &again)
+    Ok(judged(&history, &out, how, &again)?.judgement.verdict)
 }

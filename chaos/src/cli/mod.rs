@@ -5,11 +5,14 @@ mod canary;
 mod check;
 mod doctor;
 mod list;
+mod made;
 pub(crate) mod output;
 mod plan;
+mod replay;
 mod report;
 mod run;
 mod seeds;
+mod shrink;
 mod source;
 
 use std::process::ExitCode;
@@ -40,7 +43,9 @@ enum Command {
     /// Undo what a run on your own cluster left that died.
     Heal(attach::HealArgs),
     /// Do again what a run did.
-    Replay(run::ReplayArgs),
+    Replay(replay::ReplayArgs),
+    /// Make a run that failed smaller, as long as the same checker fails, and tell its story.
+    Shrink(shrink::ShrinkArgs),
     /// Judge a history.
     Check(check::CheckArgs),
     /// Draw a run: one HTML file that opens at the first violation.
@@ -63,6 +68,7 @@ pub fn run() -> ExitCode {
         Command::Run(run) => run.run(),
         Command::Heal(heal) => heal.run(),
         Command::Replay(replay) => replay.run(),
+        Command::Shrink(shrink) => shrink.run(),
         Command::Check(check) => check.run(),
         Command::Report(report) => report.run(),
         Command::Canary(canary) => canary.run(),

@@ -1,16 +1,17 @@
-//! `chaos run` and `chaos replay`: a scenario on a backend, its history, and the verdict.
+//! `chaos run`: a scenario on a backend, its history, and the verdict. What it runs is what a replay runs.
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
-use reveille_chaos::check::{self, Verdict};
+use reveille_chaos::check::{self, Judgement, Verdict};
 use reveille_chaos::facts;
 use reveille_chaos::scenario::Scenario;
 use serde::{Deserialize, Serialize};
 
 use super::attach::{self, Attached};
+use super::made::Made;
 use super::{check as print, output, report, seeds, source};
 use crate::backend::proc::{self, Options};
 use crate::backend::sim;
@@ -34,25 +35,19 @@ pub(super) struct RunArgs {
     /// are kept.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     seeds: Option<u64>,
-}
-
-/// Do again what a run did: the same scenario with the same seed. What processes make of it may differ.
-#[derive(Debug, Args)]
-pub(super) struct ReplayArgs {
-    /// The run's folder.
-    run: PathBuf,
-    #[command(flatten)]
-    how: How,
+    /// Plant this bug, one of those of `chaos canary`: only in the simulation, and in a build with the feature `canary`.
+    #[arg(long)]
+    canary: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct How {
     /// The binary `reveille`. Default: the one beside this program.
     #[arg(long)]
-    bin: Option<PathBuf>,
+    pub(super) bin: Option<PathBuf>,
     /// The run's folder, made new. Default: `chaos-out/SCENARIO-SEED-TIME`.
     #[arg(long)]
-    out: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
     /// Keep the nodes' data and the terminals' state also if all is well.
     #[arg(long)]
     keep: bool,
@@ -73,11 +68,23 @@ pub(super) enum Backend {
     Attach,
 }
 
-/// What a replay needs to know: `run.json`. The scenario is beside it.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Made {
-    pub(super) seed: u64,
-    pub(super) backend: Backend,
+impl Backend {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Backend::Proc => "process",
+            Backend::Sim => "simulation",
+            Backend::Attach => "attach",
+        }
+    }
+
+    pub(super) fn cannot(self, scenario: &Scenario) -> Vec<String> {
+        match self {
+            Backend::Proc => proc::cannot(scenario),
+            Backend::Sim => sim::cannot(scenario),
+            // Nobody's cluster is struck by what a run's folder says.
+            Backend::Attach => vec!["it needs --cluster FILE: chaos run".to_owned()],
+        }
+    }
 }
 
 impl RunArgs {
@@ -85,34 +92,18 @@ impl RunArgs {
         let (scenario, text) = source::scenario(&self.scenario)?;
         if let Some(count) = self.seeds {
             ensure!(self.backend == Backend::Sim, "--seeds is for the simulation: --backend sim");
-            can("simulation", &scenario, sim::cannot(&scenario))?;
-            let out = made(&scenario, "seeds", &self.how)?;
-            return seeds::run(&scenario, &text, self.seed.unwrap_or(1), count, &out);
+            can(&scenario, self.backend)?;
+            let first = Made::new(self.seed.unwrap_or(1), self.backend, self.canary)?;
+            let out = folder(&scenario, "seeds", self.how.out.as_deref())?;
+            return seeds::run(&scenario, &text, &first, count, &out);
         }
         let seed = self.seed.unwrap_or_else(new_seed);
+        let made = Made::new(seed, self.backend, self.canary)?;
         if self.backend == Backend::Attach {
-            return attach::run(scenario, &text, seed, &self.how, &self.attached);
+            return attach::run(scenario, &text, &made, &self.how, &self.attached);
         }
         self.attached.is_empty()?;
-        go(scenario, &text, Made { seed, backend: self.backend }, &self.how)
-    }
-}
-
-impl ReplayArgs {
-    pub(super) fn run(self) -> anyhow::Result<Verdict> {
-        let file = self.run.join("run.json");
-        let text = std::fs::read(&file).with_context(|| file.display().to_string())?;
-        let made: Made = serde_json::from_slice(&text).with_context(|| file.display().to_string())?;
-        // Nobody's cluster is struck by what a folder says.
-        ensure!(
-            made.backend != Backend::Attach,
-            "this run was on a cluster that is somebody's own: chaos run {} --backend attach --seed {} --cluster FILE",
-            self.run.join("scenario.toml").display(),
-            made.seed
-        );
-        let scenario = self.run.join("scenario.toml");
-        let (scenario, text) = source::file(&scenario)?;
-        go(scenario, &text, made, &self.how)
+        Ok(go(scenario, &text, &made, &self.how)?.judgement.verdict)
     }
 }
 
@@ -121,7 +112,7 @@ fn new_seed() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_micros() as u64 % 1_000_000)
 }
 
-fn binary(given: Option<&Path>) -> anyhow::Result<PathBuf> {
+pub(super) fn binary(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     let bin = match given {
         Some(bin) => bin.to_owned(),
         None => {
@@ -154,36 +145,36 @@ fn build(beside: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn go(scenario: Scenario, text: &str, made_of: Made, how: &How) -> anyhow::Result<Verdict> {
+/// What a run came to.
+pub(super) struct Gone {
+    pub(super) judgement: Judgement,
+    /// Its history.
+    pub(super) history: PathBuf,
+}
+
+/// Runs a scenario in a folder that it makes, judges what happened and says so.
+pub(super) fn go(scenario: Scenario, text: &str, made: &Made, how: &How) -> anyhow::Result<Gone> {
+    can(&scenario, made.backend)?;
+    let canary = made.canary()?;
     // What is missing is said before anything is made.
-    let bin = match made_of.backend {
-        Backend::Proc => {
-            can("process", &scenario, proc::cannot(&scenario))?;
-            Some(binary(how.bin.as_deref())?)
-        }
-        Backend::Sim => {
-            can("simulation", &scenario, sim::cannot(&scenario))?;
-            None
-        }
-        Backend::Attach => bail!("--backend attach needs --cluster FILE"),
+    let bin = match made.backend {
+        Backend::Proc => Some(binary(how.bin.as_deref())?),
+        // The last was refused above.
+        Backend::Sim | Backend::Attach => None,
     };
-    let out = made(&scenario, &made_of.seed.to_string(), how)?;
-    keep(&out, text, &made_of)?;
-    let seed = made_of.seed;
+    let seed = made.seed;
+    let out = folder(&scenario, &seed.to_string(), how.out.as_deref())?;
+    made.keep(&out, text)?;
     output::line(format!("{}: {} · seed {seed} · {}", scenario.name, scenario.about, out.display()));
     let history = match bin {
-        Some(bin) => {
-            let options = Options { seed, bin, out: out.clone(), quiet: how.quiet };
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(proc::run(scenario, &options))?
-        }
-        None => seeds::one(&scenario, seed, how.quiet, &out)?,
+        Some(bin) => processes(scenario, &Options { seed, bin, out: out.clone(), quiet: how.quiet })?,
+        None => seeds::one(&scenario, seed, how.quiet, canary, &out)?,
     };
     judged(&history, &out, how, &format!("chaos replay {}", out.display()))
 }
 
 /// Judges the history that a run has left in its folder, and draws it.
-pub(super) fn judged(history: &Path, out: &Path, how: &How, again: &str) -> anyhow::Result<Verdict> {
+pub(super) fn judged(history: &Path, out: &Path, how: &How, again: &str) -> anyhow::Result<Gone> {
     let facts = facts::read(std::io::BufReader::new(std::fs::File::open(history)?))?;
     let judgement = check::judge(&facts, &[]);
     print::print(&judgement, None)?;
@@ -192,25 +183,32 @@ pub(super) fn judged(history: &Path, out: &Path, how: &How, again: &str) -> anyh
     output::line(format!("history: {}", history.display()));
     output::line(format!("report: {}", page.display()));
     output::line(format!("replay: {again}"));
+    if judgement.verdict == Verdict::Fail {
+        output::line(format!("shrink: chaos shrink {}", out.display()));
+    }
     if judgement.verdict == Verdict::Pass && !how.keep {
         // Logs stay; the rest is large, and of no more use.
         for folder in data(out) {
             let _ = std::fs::remove_dir_all(folder);
         }
     }
-    Ok(judgement.verdict)
+    Ok(Gone { judgement, history: history.to_owned() })
 }
 
-/// The scenario and what it is run by, for a replay.
-pub(super) fn keep(out: &Path, text: &str, made: &Made) -> anyhow::Result<()> {
-    std::fs::write(out.join("scenario.toml"), text)?;
-    std::fs::write(out.join("run.json"), serde_json::to_vec_pretty(made)?)?;
-    Ok(())
+/// A run of real nodes; its history.
+pub(super) fn processes(scenario: Scenario, options: &Options) -> anyhow::Result<PathBuf> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(proc::run(scenario, options))
+}
+
+/// An error if the backend cannot run the scenario.
+pub(super) fn can(scenario: &Scenario, backend: Backend) -> anyhow::Result<()> {
+    refused(scenario, backend, backend.cannot(scenario))
 }
 
 /// An error if there is something in the scenario that the backend cannot do.
-pub(super) fn can(backend: &str, scenario: &Scenario, cannot: Vec<String>) -> anyhow::Result<()> {
-    let name = &scenario.name;
+pub(super) fn refused(scenario: &Scenario, backend: Backend, cannot: Vec<String>) -> anyhow::Result<()> {
+    let (backend, name) = (backend.name(), &scenario.name);
     ensure!(
         cannot.is_empty(),
         "the {backend} backend of this build cannot run {name}:\n  {}",
@@ -219,13 +217,11 @@ pub(super) fn can(backend: &str, scenario: &Scenario, cannot: Vec<String>) -> an
     Ok(())
 }
 
-/// The run's folder, new.
-pub(super) fn made(scenario: &Scenario, name: &str, how: &How) -> anyhow::Result<PathBuf> {
+/// A run's folder, new.
+pub(super) fn folder(scenario: &Scenario, name: &str, out: Option<&Path>) -> anyhow::Result<PathBuf> {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let out = how
-        .out
-        .clone()
-        .unwrap_or_else(|| Path::new("chaos-out").join(format!("{}-{name}-{time}", scenario.name)));
+    let new = || Path::new("chaos-out").join(format!("{}-{name}-{time}", scenario.name));
+    let out = out.map_or_else(new, Path::to_owned);
     if let Some(parent) = out.parent() {
         std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
     }

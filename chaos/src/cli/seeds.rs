@@ -11,8 +11,8 @@ use reveille_chaos::facts;
 use reveille_chaos::scenario::Scenario;
 use reveille_protocol::canary::Canary;
 
+use super::made::Made;
 use super::output;
-use super::run::{Backend, Made, keep};
 use crate::backend::sim::{self, Ran};
 
 /// A world's tasks nest deeply where openraft's do.
@@ -43,8 +43,14 @@ fn speed(ran: &Ran) -> String {
 }
 
 /// Runs one seed; its history.
-pub(super) fn one(scenario: &Scenario, seed: u64, quiet: bool, out: &Path) -> anyhow::Result<PathBuf> {
-    let ran = alone(scenario, seed, quiet, None)?;
+pub(super) fn one(
+    scenario: &Scenario,
+    seed: u64,
+    quiet: bool,
+    canary: Option<Canary>,
+    out: &Path,
+) -> anyhow::Result<PathBuf> {
+    let ran = alone(scenario, seed, quiet, canary)?;
     output::line(speed(&ran));
     write(&ran, out)
 }
@@ -64,14 +70,15 @@ struct Sum {
     failed: Vec<String>,
 }
 
-/// Runs seeds, on as many threads as there are processors. The worst verdict counts.
+/// Runs so many seeds from the first on, on as many threads as there are processors. The worst verdict counts.
 pub(super) fn run(
     scenario: &Scenario,
     text: &str,
-    first: u64,
+    made: &Made,
     count: u64,
     out: &Path,
 ) -> anyhow::Result<Verdict> {
+    let (first, canary) = (made.seed, made.canary()?);
     let began = std::time::Instant::now();
     let (next, sum) = (AtomicU64::new(first), Mutex::new(Sum::default()));
     let work = || -> anyhow::Result<()> {
@@ -80,7 +87,7 @@ pub(super) fn run(
             if seed >= first + count {
                 return Ok(());
             }
-            let ran = alone(scenario, seed, true, None)?;
+            let ran = alone(scenario, seed, true, canary)?;
             let judgement = judge(&ran)?;
             let verdict = judgement.verdict;
             output::line(format!("seed {seed:<6} {verdict:7} {}{}", speed(&ran), said(&judgement)));
@@ -90,7 +97,7 @@ pub(super) fn run(
             if verdict != Verdict::Pass {
                 let folder = out.join(format!("seed-{seed}"));
                 std::fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
-                keep(&folder, text, &Made { seed, backend: Backend::Sim })?;
+                Made { seed, ..made.clone() }.keep(&folder, text)?;
                 write(&ran, &folder)?;
                 sum.failed.push(format!("replay: chaos replay {}", folder.display()));
             }

@@ -1,5 +1,6 @@
 //! Scenarios: what is done to a cluster while it works, and what is expected of it. TOML; every key that is not here is
-//! refused with the one that may be meant. [`load()`] reads and checks them, [`crate::plan`] draws from them.
+//! refused with the one that may be meant. [`load()`] reads and checks them, [`write()`] writes them, [`crate::plan`] draws
+//! from them.
 
 pub mod kind;
 pub mod load;
@@ -7,6 +8,7 @@ pub mod near;
 pub mod shipped;
 pub mod target;
 pub mod value;
+pub mod write;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +20,7 @@ pub use self::kind::{KINDS, Kind, KindInfo};
 pub use self::load::{LoadError, load};
 pub use self::target::{ROLES, Role, Target, Which};
 pub use self::value::{Share, Size, Time, When};
+pub use self::write::write;
 
 /// A scenario.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

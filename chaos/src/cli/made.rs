@@ -1,0 +1,100 @@
+//! `run.json` of a run's folder: what a scenario, which is beside it, was run by.
+
+use std::hash::{DefaultHasher, Hasher};
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, anyhow, ensure};
+use reveille_chaos::scenario::{Scenario, near};
+use reveille_protocol::canary::{Canary, PLANTABLE};
+use serde::{Deserialize, Serialize};
+
+use super::run::Backend;
+use super::source;
+use crate::backend::sim::canaries::CANARIES;
+
+/// See the module.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Made {
+    pub(super) seed: u64,
+    pub(super) backend: Backend,
+    /// The bug that was planted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) canary: Option<String>,
+    /// Of the simulation: which build of this program it was. Another one may rightly give another history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) build: Option<String>,
+}
+
+impl Made {
+    /// By this build. Refused if the bug cannot be planted.
+    pub(super) fn new(seed: u64, backend: Backend, canary: Option<String>) -> anyhow::Result<Made> {
+        let build = match backend {
+            Backend::Sim => Some(build()?),
+            Backend::Proc | Backend::Attach => None,
+        };
+        let made = Made { seed, backend, canary, build };
+        made.canary()?;
+        Ok(made)
+    }
+
+    /// The same run by this build.
+    pub(super) fn again(&self) -> anyhow::Result<Made> {
+        Made::new(self.seed, self.backend, self.canary.clone())
+    }
+
+    /// The bug to plant.
+    pub(super) fn canary(&self) -> anyhow::Result<Option<Canary>> {
+        let Some(name) = &self.canary else { return Ok(None) };
+        ensure!(self.backend == Backend::Sim, "bugs are planted in the simulation only: --backend sim");
+        let planted = CANARIES.iter().find(|planted| planted.name == name).ok_or_else(|| {
+            let names: Vec<&str> = CANARIES.iter().map(|planted| planted.name).collect();
+            anyhow!(near::unknown("canary", name, &names))
+        })?;
+        ensure!(
+            PLANTABLE,
+            "this build has no bugs to plant, and {name} is to be: cargo run -p chaos --features canary -- …"
+        );
+        Ok(Some(planted.canary))
+    }
+
+    /// The scenario of a run's folder, its text, and what it was run by.
+    pub(super) fn read(run: &Path) -> anyhow::Result<(Scenario, String, Made)> {
+        let file = run.join("run.json");
+        let text = std::fs::read(&file).with_context(|| file.display().to_string())?;
+        let made = serde_json::from_slice(&text).with_context(|| file.display().to_string())?;
+        let (scenario, text) = source::file(&run.join("scenario.toml"))?;
+        Ok((scenario, text, made))
+    }
+
+    /// Writes it beside its scenario.
+    pub(super) fn keep(&self, out: &Path, text: &str) -> anyhow::Result<()> {
+        std::fs::write(out.join("scenario.toml"), text)?;
+        std::fs::write(out.join("run.json"), serde_json::to_vec_pretty(self)?)?;
+        Ok(())
+    }
+
+    /// The command that runs its scenario from this file.
+    pub(super) fn command(&self, file: &str) -> String {
+        let backend = match self.backend {
+            Backend::Proc => "proc",
+            Backend::Sim => "sim",
+            Backend::Attach => "attach",
+        };
+        let canary = self.canary.as_ref().map_or(String::new(), |canary| format!(" --canary {canary}"));
+        format!("chaos run {file} --backend {backend} --seed {}{canary}", self.seed)
+    }
+}
+
+/// What this program's file comes to: two that differ are two builds.
+fn build() -> anyhow::Result<String> {
+    let path = std::env::current_exe()?;
+    let mut file = std::fs::File::open(&path).with_context(|| path.display().to_string())?;
+    let (mut hash, mut buffer) = (DefaultHasher::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(format!("{:016x}", hash.finish())),
+            read => hash.write(&buffer[..read]),
+        }
+    }
+}
