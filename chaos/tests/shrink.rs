@@ -9,7 +9,7 @@ use reveille_chaos::check::{self, Verdict, judge_events};
 use reveille_chaos::facts::Builder;
 use reveille_chaos::history::*;
 use reveille_chaos::plan::plan;
-use reveille_chaos::scenario::{Scenario, load, write};
+use reveille_chaos::scenario::{self, Scenario, Time, load, write};
 use reveille_chaos::shrink::{Candidate, LINES, Seen, Told, about, blamed, fails, shrink, story};
 
 const MUCH: &str = r#"
@@ -59,13 +59,15 @@ fn kinds(scenario: &Scenario) -> Vec<&'static str> {
 
 /// Shrinks by a rule, and counts the scenarios that were tried.
 fn by(scenario: Scenario, seen: Seen, rule: impl Fn(&Scenario) -> bool) -> (Scenario, Vec<String>, usize) {
-    let mut tried = 0;
+    let (mut tried, mut last) = (0, write(&scenario));
     let mut first = |candidates: &[Candidate]| -> std::result::Result<_, Infallible> {
         tried += candidates.len();
         let found = candidates.iter().position(|candidate| rule(&candidate.scenario));
+        last = found.map_or(last.clone(), |place| write(&candidates[place].scenario));
         Ok(found.map(|place| (place, seen.clone())))
     };
     let (least, taken) = shrink(scenario, seen.clone(), &mut first).unwrap();
+    assert_eq!(write(&least), last, "whoever runs has the run of what was found");
     (least, taken, tried)
 }
 
@@ -224,6 +226,25 @@ fn a_fault_that_must_come_again_comes_less_often() {
     let (least, ..) = by(scenario, seen, often);
     let kill = least.faults().next().unwrap();
     assert_eq!((kinds(&least), kill.times), (vec!["kill"], Some(1)), "{}", write(&least));
+}
+
+#[test]
+fn many_faults_with_a_time_each_are_worse_than_one_that_comes_again() {
+    let often = AGAIN.replace("every = \"10s\"", "every = \"3s\"");
+    let scenario = load("again.toml", &often).unwrap();
+    let strikes = plan(&scenario, 7).strikes;
+    let kill = scenario.faults().next().unwrap();
+    let at = |us: u64| Time(Duration::from_millis(us / 1000 - 1000));
+    let timed = strikes.iter().map(|strike| scenario::Fault {
+        at: Some(at(strike.at_us)),
+        every: None,
+        ..kill.clone()
+    });
+    let seen = Seen { struck: timed.collect(), violated: None };
+    assert!(seen.struck.len() > 12);
+    let (least, taken, _) = by(scenario, seen, |scenario| plan(scenario, 7).strikes.len() >= 10);
+    assert!(taken.contains(&"rather 1 that come again than 10".to_owned()), "{taken:?}");
+    assert_eq!((kinds(&least), least.faults().next().unwrap().times), (vec!["kill"], Some(16)), "{taken:?}");
 }
 
 #[test]

@@ -129,17 +129,21 @@ pub(super) fn is_drawn(scenario: &Scenario) -> bool {
 
 /// The faults that struck, those before the violation, and then all.
 pub(super) fn timed(scenario: &Scenario, seen: &Seen) -> Vec<Candidate> {
-    let before =
-        |fault: &&Fault| seen.violated.is_none_or(|violated| fault.at.is_some_and(|at| at.0 < violated));
+    let chaos = scenario.phases.chaos.0;
+    let until = |end: Duration| {
+        let before = |fault: &&Fault| fault.at.is_some_and(|at| at.0 < end);
+        seen.struck.iter().filter(before).cloned().map(spanned).collect::<Vec<_>>()
+    };
     let of = |faults: Vec<Spanned<Fault>>| {
         with(scenario, format!("the faults that struck, each at its time: {}", faults.len()), |scenario| {
             scenario.faults = faults;
             scenario.swarm = None;
         })
     };
-    let mut candidates = vec![of(seen.struck.iter().filter(before).cloned().map(spanned).collect())];
-    if candidates[0].scenario.faults.len() < seen.struck.len() {
-        candidates.push(of(seen.struck.iter().cloned().map(spanned).collect()));
+    let (some, all) = (until(seen.violated.unwrap_or(chaos)), until(chaos));
+    let mut candidates = vec![of(some)];
+    if candidates[0].scenario.faults.len() < all.len() {
+        candidates.push(of(all));
     }
     candidates
 }

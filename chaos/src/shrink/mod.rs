@@ -60,16 +60,19 @@ pub fn about(scenario: &Scenario, checker: &Checker) -> Scenario {
     about
 }
 
-/// Searches the least of a scenario that fails, from one that was seen to. `first` runs candidates: the first of them that
-/// fails, in their order, and what was seen of it; `None` if none does, or if there is no more time, and then for good.
-/// What was found, and what made it smaller, step by step.
+/// Runs candidates: the first of them that fails, in their order, and what was seen of it. `None` if none does, or if there
+/// is no more time, and then for good.
+pub type First<'a, E> = dyn FnMut(&[Candidate]) -> Result<Option<(usize, Seen)>, E> + 'a;
+
+/// Searches the least of a scenario that fails, from one that was seen to: what was found, and what made it smaller, step by
+/// step.
 ///
 /// # Errors
 /// That of `first`.
 pub fn shrink<E>(
     scenario: Scenario,
     seen: Seen,
-    first: &mut dyn FnMut(&[Candidate]) -> Result<Option<(usize, Seen)>, E>,
+    first: &mut First<'_, E>,
 ) -> Result<(Scenario, Vec<String>), E> {
     let mut search = Search { now: scenario, seen, first, taken: Vec::new(), timed: false };
     for _ in 0..ROUNDS {
@@ -85,8 +88,6 @@ pub fn shrink<E>(
     }
     Ok((search.now, search.taken))
 }
-
-type First<'a, E> = dyn FnMut(&[Candidate]) -> Result<Option<(usize, Seen)>, E> + 'a;
 
 struct Search<'a, E> {
     /// The least so far.
@@ -164,16 +165,16 @@ impl<E> Search<'_, E> {
             return Ok(());
         }
         self.timed = true;
-        let before = (self.now.clone(), self.seen.clone(), self.taken.len());
+        let before = self.now.clone();
         if self.any(candidates::timed(&self.now, &self.seen))? {
             self.fewer()?;
             self.shorter()?;
-            let (was, is) = (before.0.faults.len(), self.now.faults.len());
-            if is <= TIMED.max(was) {
+            let (was, is) = (before.faults.len(), self.now.faults.len());
+            let by = format!("rather {was} that come again than {is}");
+            // Run once more, as everything that is taken was the last that ran.
+            if is <= TIMED.max(was) || !self.any(vec![Candidate { scenario: before, by }])? {
                 return Ok(());
             }
-            (self.now, self.seen) = (before.0, before.1);
-            self.taken.truncate(before.2);
         }
         for _ in 0..STEPS {
             if !self.any(candidates::seldom(&self.now, &self.seen))? {
