@@ -89,7 +89,9 @@ fn quoted(text: &str) -> String {
 fn happened(told: &Told<'_>) -> Vec<String> {
     let facts = told.facts;
     let mut seen: Vec<(u64, String)> = Vec::new();
-    for event in told.evidence.values().take(EVIDENCE) {
+    // Faults are told of anyway.
+    let is_fault = |event: &&Event| matches!(event.what, What::Fault(_));
+    for event in told.evidence.values().filter(|event| !is_fault(event)).take(EVIDENCE) {
         seen.push((event.at, words(&event.what, told.evidence)));
     }
     let far = |fault: &&Faulted| {
