@@ -91,6 +91,9 @@ fn observed(known: &mut Known, seen: Seen) -> Observation {
 pub(super) async fn nodes(run: Arc<Run>) {
     for count in 0u64.. {
         pause(LOOK).await;
+        if run.over.load(Ordering::Relaxed) {
+            return;
+        }
         let ids: Vec<u64> = (1..=run.scenario.cluster.nodes).collect();
         for id in &ids {
             let ready = ready(&run, *id);

@@ -59,6 +59,8 @@ pub(super) struct Run {
     pub(super) load: AtomicBool,
     /// Publishers ask again without a pause.
     pub(super) storm: AtomicBool,
+    /// The world is taken down: what its nodes do now says nothing.
+    pub(super) over: AtomicBool,
     known: Arc<Mutex<Known>>,
     quiet: bool,
 }
@@ -180,6 +182,7 @@ pub(crate) fn run(scenario: &Scenario, seed: u64, quiet: bool, canary: Option<Ca
         record: record.clone(),
         load: AtomicBool::new(true),
         storm: AtomicBool::new(false),
+        over: AtomicBool::new(false),
         known: Arc::default(),
         quiet,
     });
@@ -254,6 +257,7 @@ async fn all(run: Arc<Run>, seed: u64) {
         run.see(Observation::LogRead { node: node.id.0, lines: 0 });
     }
     world.watch(Box::new(|_, _| {}));
+    run.over.store(true, Ordering::Relaxed);
     world.close().await;
 }
 
