@@ -58,12 +58,19 @@ impl Made {
         Ok(Some(planted.canary))
     }
 
-    /// The scenario of a run's folder, its text, and what it was run by.
+    /// The scenario of a run's folder, its text, and what it was run by. Refused if that was on somebody's own cluster.
     pub(super) fn read(run: &Path) -> anyhow::Result<(Scenario, String, Made)> {
         let file = run.join("run.json");
         let text = std::fs::read(&file).with_context(|| file.display().to_string())?;
-        let made = serde_json::from_slice(&text).with_context(|| file.display().to_string())?;
-        let (scenario, text) = source::file(&run.join("scenario.toml"))?;
+        let made: Made = serde_json::from_slice(&text).with_context(|| file.display().to_string())?;
+        let file = run.join("scenario.toml");
+        // Nobody's cluster is struck by what a folder says.
+        ensure!(
+            made.backend != Backend::Attach,
+            "this run was on a cluster that is somebody's own: {} --cluster FILE",
+            made.command(&file.display().to_string())
+        );
+        let (scenario, text) = source::file(&file)?;
         Ok((scenario, text, made))
     }
 

@@ -81,8 +81,8 @@ impl Backend {
         match self {
             Backend::Proc => proc::cannot(scenario),
             Backend::Sim => sim::cannot(scenario),
-            // Nobody's cluster is struck by what a run's folder says.
-            Backend::Attach => vec!["it needs --cluster FILE: chaos run".to_owned()],
+            // What it can do its cluster's file says: `attach::cannot`.
+            Backend::Attach => vec!["it needs --cluster FILE".to_owned()],
         }
     }
 }
@@ -159,7 +159,7 @@ pub(super) fn go(scenario: Scenario, text: &str, made: &Made, how: &How) -> anyh
     // What is missing is said before anything is made.
     let bin = match made.backend {
         Backend::Proc => Some(binary(how.bin.as_deref())?),
-        // The last was refused above.
+        // The latter was refused above.
         Backend::Sim | Backend::Attach => None,
     };
     let seed = made.seed;

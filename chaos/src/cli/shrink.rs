@@ -86,7 +86,7 @@ impl ShrinkArgs {
         can(&scenario, made.backend)?;
         let bin = match made.backend {
             Backend::Proc => Some(binary(self.bin.as_deref())?),
-            Backend::Sim => None,
+            Backend::Sim | Backend::Attach => None,
         };
         let about = shrink::about(&scenario, checker);
         let out = folder(&about, &made.seed.to_string(), self.out.as_deref())?;
@@ -158,7 +158,7 @@ impl Shrinker {
         // Real nodes need the machine for themselves.
         let at_once = match self.made.backend {
             Backend::Sim => thread::available_parallelism().map_or(1, usize::from),
-            Backend::Proc => 1,
+            Backend::Proc | Backend::Attach => 1,
         };
         for some in runnable.chunks(at_once) {
             for _ in 0..self.tries {
