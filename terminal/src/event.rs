@@ -23,7 +23,8 @@ pub enum Event {
         /// Pushes that wait.
         pending: u32,
     },
-    /// Nothing was heard for the check-in period, or no session found out how the terminal is reached: it connects by itself.
+    /// Nothing was heard for the check-in period, or no session found a way by which the terminal is reached: it connects by
+    /// itself.
     CheckIn,
     /// A session is open: the terminal is online.
     Connected {

@@ -15,6 +15,8 @@ const LOSSES: u32 = 2;
 /// A terminal of which no session found out how it is reached comes again after this, then after twice as long, and so on, its
 /// check-in period at most: it stands in the service list as if any node could dial it, and behind a NAT none can.
 const IN_DOUBT: Duration = Duration::from_secs(10);
+/// So does one that was found not to be reached at all: a node or a network that was too busy for two dials looks the same.
+const UNREACHED: Duration = Duration::from_secs(30);
 
 /// How notifications reach a terminal, for an application to show.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,7 +55,7 @@ pub enum Unreachable {
 pub(crate) struct Reach {
     known: watch::Sender<Reachability>,
     losses: u32,
-    /// Sessions in a row after which the class was not known.
+    /// Sessions in a row after which no way was known.
     doubts: u32,
     /// The anchor of the last binding has answered.
     answered: bool,
@@ -84,21 +86,25 @@ impl Reach {
 
     /// What the next Hello says.
     pub(crate) fn offer(&self, cause: Cause) -> Offer {
-        // What did not work some hours ago may work now.
+        // What did not work a while ago may work now.
         let again = self.class() == Class::None && cause == Cause::CheckIn;
         Offer { class: if again { Class::Untried } else { self.class() }, cause }
     }
 
-    /// A session is over in which the node was asked, and it is still not known how the terminal is reached: how soon it should
+    /// A session is over in which the node was asked, and no way is known by which the terminal is reached: how soon it should
     /// come again.
     pub(crate) fn in_doubt(&mut self) -> Option<Duration> {
-        if self.class() != Class::Untried {
-            self.doubts = 0;
-            return None;
-        }
+        let first = match self.class() {
+            Class::Untried => IN_DOUBT,
+            Class::None => UNREACHED,
+            Class::Direct | Class::Pinned => {
+                self.doubts = 0;
+                return None;
+            }
+        };
         let doublings = self.doubts.min(16);
         self.doubts = self.doubts.saturating_add(1);
-        Some(IN_DOUBT * 2u32.pow(doublings))
+        Some(first * 2u32.pow(doublings))
     }
 
     /// It was tried.
@@ -203,6 +209,9 @@ mod tests {
         }
         reach.found(Class::Direct, IpAddr::from([192, 0, 2, 9]));
         assert_eq!(reach.in_doubt(), None);
+        reach.found(Class::None, IpAddr::from([192, 0, 2, 9]));
+        assert_eq!(reach.in_doubt(), Some(Duration::from_secs(30)));
+        assert_eq!(reach.in_doubt(), Some(Duration::from_secs(60)));
         reach.forget();
         assert_eq!(reach.in_doubt(), Some(Duration::from_secs(10)));
     }

@@ -113,7 +113,8 @@ pub enum Cause {
     Start,
     /// It was notified.
     Notified,
-    /// Nothing was heard for the check-in period, or no session found out how the terminal is reached: it connects by itself.
+    /// Nothing was heard for the check-in period, or no session found a way by which the terminal is reached: it connects by
+    /// itself.
     CheckIn,
     /// Its anchor does not answer, or its network has changed.
     Moved,
