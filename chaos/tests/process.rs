@@ -239,7 +239,7 @@ fn terminals_behind_a_nat_are_reached_through_their_anchors() {
         ])
         .replace("drain = \"60s\"", "drain = \"150s\""),
     );
-    assert!(done(&faults, "nat-timeout", "unmapped") > 0, "{faults:#?}");
+    assert!(done(&faults, "nat-timeout", "mapped") > 0, "{faults:#?}");
 }
 
 #[test]

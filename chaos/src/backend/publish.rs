@@ -8,6 +8,7 @@ use std::time::Duration;
 use reveille_chaos::draw::Draws;
 use reveille_chaos::history::{Call, Invoke, Result as Got, What};
 use reveille_chaos::scenario::Work;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::http::{Answer, Request, Silence};
@@ -28,8 +29,18 @@ enum Asked {
     Unknown(String),
 }
 
+/// The run's publishers and observer, until the load ends.
+pub(super) fn load(run: &Arc<Run>, seed: u64) -> JoinSet<()> {
+    let mut load = JoinSet::new();
+    for number in 0..run.scenario.workload.publishers {
+        load.spawn(publisher(run.clone(), number));
+    }
+    load.spawn(observer(run.clone(), seed));
+    load
+}
+
 /// Publishes at its share of the rate until the load ends.
-pub(super) async fn publisher(run: Arc<Run>, number: u64) {
+async fn publisher(run: Arc<Run>, number: u64) {
     let workload = &run.scenario.workload;
     let period = Duration::from_secs_f64(workload.publishers as f64 / workload.rate as f64);
     let mut tick = tokio::time::interval_at(
@@ -141,7 +152,7 @@ async fn ask(run: &Run, request: &Request<'_>, first: u64, within: Duration) -> 
 }
 
 /// Asks for drawn terminals' entries until the load ends.
-pub(super) async fn observer(run: Arc<Run>, seed: u64) {
+async fn observer(run: Arc<Run>, seed: u64) {
     let mut draws = Draws::new(seed, "observer");
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,6 +1,6 @@
 //! Terminals, made of the SDK as a device maker's are, and what their applications see.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +8,8 @@ use reveille_chaos::history::Observation;
 use reveille_chaos::scenario::When;
 use reveille_terminal::{Builder, Event, Linger, Received, Terminal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::live::Run;
 use super::payload::name;
@@ -45,19 +47,62 @@ impl Held {
     }
 }
 
+/// All terminals have said goodbye within this.
+const GOODBYE: Duration = Duration::from_secs(20);
+/// Orders to one terminal that wait.
+const ORDERS: usize = 4;
+
+/// The terminals of a run.
+pub(super) struct Devices {
+    tasks: JoinSet<()>,
+    end: watch::Sender<bool>,
+}
+
+impl Devices {
+    /// Starts as many as the workload has, their states under `states`; and for each what is done to it.
+    pub(super) fn start(run: &Arc<Run>, states: &Path) -> (Devices, Vec<mpsc::Sender<Order>>) {
+        let (end, ending) = watch::channel(false);
+        let (mut tasks, mut orders) = (JoinSet::new(), Vec::new());
+        let workload = &run.scenario.workload;
+        for number in 0..workload.terminals as usize {
+            let (order, ordered) = mpsc::channel(ORDERS);
+            orders.push(order);
+            let device = Device {
+                run: run.clone(),
+                number,
+                stays: (number as f64) < workload.connected.0 * workload.terminals as f64,
+                state: states.join(format!("t{}", number + 1)),
+                orders: ordered,
+                end: ending.clone(),
+            };
+            tasks.spawn(device.live());
+        }
+        (Devices { tasks, end }, orders)
+    }
+
+    /// They say goodbye and end, or are ended.
+    pub(super) async fn end(mut self) {
+        self.end.send_replace(true);
+        let goodbye = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(GOODBYE, goodbye).await.is_err() {
+            self.tasks.shutdown().await;
+        }
+    }
+}
+
 /// One terminal, through all its processes.
-pub(super) struct Device {
-    pub(super) run: Arc<Run>,
-    pub(super) number: usize,
-    pub(super) stays: bool,
-    pub(super) state: PathBuf,
-    pub(super) orders: mpsc::Receiver<Order>,
-    pub(super) end: watch::Receiver<bool>,
+struct Device {
+    run: Arc<Run>,
+    number: usize,
+    stays: bool,
+    state: PathBuf,
+    orders: mpsc::Receiver<Order>,
+    end: watch::Receiver<bool>,
 }
 
 impl Device {
     /// Lives until the run is over.
-    pub(super) async fn live(mut self) {
+    async fn live(mut self) {
         loop {
             let Some(mut terminal) = self.start().await else { return };
             let id = terminal.id().to_string();

@@ -15,9 +15,9 @@ use reveille_chaos::history::{Begin, Phase, Recorder};
 use reveille_chaos::plan::plan;
 use reveille_chaos::scenario::{Scenario, When};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::guard::{self, Struck};
 use super::hooks::Hooks;
@@ -27,15 +27,13 @@ use super::undo::{self, Shared};
 use super::{Cluster, Options, checks, close, undo_left};
 use crate::backend::http::Request;
 use crate::backend::live::{self, EVENTS, Run};
-use crate::backend::terminals::{Device, Order};
+use crate::backend::terminals::Devices;
 use crate::backend::{observe, publish};
 
 /// How often nodes are looked at: they may be far away, and have other things to do.
 const LOOK: Duration = Duration::from_millis(300);
 /// An answer about a terminal.
 const ANSWER: Duration = Duration::from_secs(5);
-/// All terminals have said goodbye within this.
-const GOODBYE: Duration = Duration::from_secs(20);
 
 /// A run that may begin: nobody else is at the cluster, and nothing of an earlier run is left in it.
 pub(crate) struct Begun {
@@ -143,23 +141,7 @@ async fn live(
     happened: mpsc::Receiver<When>,
     options: &Options,
 ) -> anyhow::Result<()> {
-    let (end, ending) = watch::channel(false);
-    let mut tasks = JoinSet::new();
-    let mut orders = Vec::new();
-    let workload = &run.scenario.workload;
-    for number in 0..workload.terminals as usize {
-        let (order, ordered) = mpsc::channel::<Order>(4);
-        orders.push(order);
-        let device = Device {
-            run: run.clone(),
-            number,
-            stays: (number as f64) < workload.connected.0 * workload.terminals as f64,
-            state: options.out.join("terminals").join(format!("t{}", number + 1)),
-            orders: ordered,
-            end: ending.clone(),
-        };
-        tasks.spawn(device.live());
-    }
+    let (devices, orders) = Devices::start(run, &options.out.join("terminals"));
     let mut watching = JoinSet::new();
     let nodes = run.ids.iter().map(|id| (*id, PathBuf::new())).collect();
     watching.spawn(observe::nodes(run.clone(), nodes, LOOK));
@@ -194,11 +176,7 @@ async fn live(
     drop(striker);
     run.load.store(false, Ordering::Relaxed);
     watching.shutdown().await;
-    end.send_replace(true);
-    let goodbye = async { while tasks.join_next().await.is_some() {} };
-    if timeout(GOODBYE, goodbye).await.is_err() {
-        tasks.shutdown().await;
-    }
+    devices.end().await;
     noted(run, journal)?;
     undo::terminals(cluster, journal, &|what| run.say(what)).await?;
     match (outcome, healed) {
@@ -219,11 +197,7 @@ async fn phases(
     let phases = run.scenario.phases.clone();
     run.phase(Phase::Warmup);
     let start = Instant::now();
-    let mut load = JoinSet::new();
-    for number in 0..run.scenario.workload.publishers {
-        load.spawn(publish::publisher(run.clone(), number));
-    }
-    load.spawn(publish::observer(run.clone(), seed));
+    let mut load = publish::load(run, seed);
     let guarded = async {
         sleep_until(start + phases.warmup.0).await;
         run.phase(Phase::Chaos);

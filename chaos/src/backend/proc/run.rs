@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use reveille_chaos::history::{Begin, Phase, Recorder};
 use reveille_chaos::plan::plan;
 use reveille_chaos::scenario::{Scenario, When};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -20,7 +20,7 @@ use super::strike::Striker;
 use super::{Options, ends};
 use crate::backend::http::{Request, Server};
 use crate::backend::live::{self, EVENTS, FIRST, Known, Run};
-use crate::backend::terminals::{Device, Order};
+use crate::backend::terminals::Devices;
 use crate::backend::{observe, publish};
 
 /// Runs a scenario and leaves `history.jsonl` in the run's folder.
@@ -90,23 +90,7 @@ async fn live(
     if super::links::behind_nat(&run.scenario) {
         settled(run).await?;
     }
-    let (end, ending) = watch::channel(false);
-    let mut tasks = JoinSet::new();
-    let mut orders = Vec::new();
-    let workload = &run.scenario.workload;
-    for number in 0..workload.terminals as usize {
-        let (order, ordered) = mpsc::channel::<Order>(4);
-        orders.push(order);
-        let device = Device {
-            run: run.clone(),
-            number,
-            stays: (number as f64) < workload.connected.0 * workload.terminals as f64,
-            state: options.out.join("terminals").join(format!("t{}", number + 1)),
-            orders: ordered,
-            end: ending.clone(),
-        };
-        tasks.spawn(device.live());
-    }
+    let (devices, orders) = Devices::start(run, &options.out.join("terminals"));
     let mut watching = JoinSet::new();
     let data = nodes.all.iter().map(|node| (node.id, node.data.clone())).collect();
     watching.spawn(observe::nodes(run.clone(), data, observe::LOOK));
@@ -126,8 +110,7 @@ async fn live(
     let healed = striker.heal(nodes).await;
     run.load.store(false, Ordering::Relaxed);
     watching.shutdown().await;
-    end.send_replace(true);
-    while tasks.join_next().await.is_some() {}
+    devices.end().await;
     outcome.and(healed)
 }
 
@@ -136,11 +119,7 @@ async fn phases(run: &Arc<Run>, nodes: &mut Nodes, striker: &mut Striker, seed: 
     let phases = run.scenario.phases.clone();
     run.phase(Phase::Warmup);
     let start = Instant::now();
-    let mut load = JoinSet::new();
-    for number in 0..run.scenario.workload.publishers {
-        load.spawn(publish::publisher(run.clone(), number));
-    }
-    load.spawn(publish::observer(run.clone(), seed));
+    let mut load = publish::load(run, seed);
     sleep_until(start + phases.warmup.0).await;
     run.phase(Phase::Chaos);
     striker.strike(nodes, start, start + phases.warmup.0 + phases.chaos.0).await?;
