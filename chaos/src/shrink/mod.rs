@@ -39,7 +39,7 @@ pub fn blamed(judgement: &Judgement) -> Option<&'static Checker> {
 /// Whether a run fails as it must: by this checker, and by no trouble of the harness.
 pub fn fails(judgement: &Judgement, checker: &Checker) -> bool {
     let by = |judged: &Judged| judged.checker.id == checker.id && failed(judged);
-    judgement.verdict == Verdict::Fail && judgement.judged.iter().any(by)
+    judgement.verdict == Verdict::Fail && judgement.trouble.is_empty() && judgement.judged.iter().any(by)
 }
 
 fn failed(judged: &Judged) -> bool {

@@ -2,7 +2,7 @@
 //! the path of a file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -166,8 +166,16 @@ impl Cluster {
         let ca = folder.join(&file.ca);
         let tls = http::tls(&ca).context("ca")?;
         let servers = |of: fn(&Node) -> &String| -> anyhow::Result<Vec<Server>> {
-            let one =
-                |node: &Node| Server::parse(of(node), &tls).with_context(|| format!("node {}", node.id));
+            let one = |node: &Node| {
+                let named = || format!("node {}", node.id);
+                ensure!(
+                    !in_clear(of(node)),
+                    "node {}: {}: tokens go in clear to loopback only; say https://",
+                    node.id,
+                    of(node)
+                );
+                Server::parse(of(node), &tls).with_context(named)
+            };
             file.nodes.iter().map(one).collect()
         };
         let token = |name: &str, path: &Path| secret(&folder.join(path)).with_context(|| name.to_owned());
@@ -248,10 +256,27 @@ fn secret(path: &Path) -> anyhow::Result<String> {
     Ok(token.to_owned())
 }
 
+/// Would what is sent there be read by whoever is on the way?
+fn in_clear(url: &str) -> bool {
+    let Some(authority) = url.strip_prefix("http://") else { return false };
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
+    host != "localhost" && !host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn tokens_do_not_go_in_clear() {
+        for url in ["http://n1.prod:9100", "http://10.0.0.1:80", "http://localhost.prod:80"] {
+            assert!(in_clear(url), "{url}");
+        }
+        for url in ["https://n1.prod:9100", "http://127.0.0.1:80", "http://[::1]:80", "http://localhost:80"] {
+            assert!(!in_clear(url), "{url}");
+        }
+    }
 
     #[test]
     fn what_is_documented_is_read() {

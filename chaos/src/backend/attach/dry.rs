@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reveille_chaos::plan::{Plan, plan};
-use reveille_chaos::scenario::{Fault, Role, Scenario};
+use reveille_chaos::scenario::{Fault, Role, Scenario, Target};
 
-use super::hooks::{Hooks, On, quoted};
-use super::{By, Cluster, by, checks, journal};
+use super::hooks::{Hooks, quoted};
+use super::victims::Victims;
+use super::{By, Cluster, by, checks, journal, rate};
 use crate::cli::output;
 
 /// So many strikes are told; a plan may have thousands.
@@ -58,7 +59,7 @@ fn told(cluster: &Cluster, hooks: &Hooks, scenario: &Scenario, plan: &Plan) {
     output::line(format!(
         "  {} terminals of its own are enrolled, and {} publishes a second go to them, for {}; they are {}",
         load.terminals,
-        load.rate,
+        rate(load),
         humantime::format_duration(scenario.length()),
         match cluster.admin_token {
             Some(_) => "unregistered at the end",
@@ -98,27 +99,29 @@ fn commands(cluster: &Cluster, hooks: &Hooks, fault: &Fault) {
         Role::Node(number) => ids.get(*number as usize - 1).copied(),
         _ => None,
     };
-    let known = |target: &Option<reveille_chaos::scenario::Target>| -> Option<u64> {
-        place(target.as_ref()?.0.first()?)
+    let known =
+        |target: &Option<Target>| -> Option<Vec<u64>> { target.as_ref()?.0.iter().map(place).collect() };
+    let (example, victims) = match &fault.target {
+        Some(_) => {
+            let known = known(&fault.target);
+            (known.is_none(), Victims::Nodes(known.unwrap_or_else(|| ids.iter().take(1).copied().collect())))
+        }
+        None => {
+            let ends = known(&fault.from).zip(known(&fault.to));
+            let example = ends.is_none();
+            let first =
+                || (ids.iter().take(1).copied().collect(), ids.iter().skip(1).take(1).copied().collect());
+            let (from, to): (Vec<u64>, Vec<u64>) = ends.unwrap_or_else(first);
+            let ways = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
+            (example, Victims::Ways(ways.filter(|(from, to)| from != to).collect()))
+        }
     };
-    let (on, example) = match (&fault.target, ids.first()) {
-        (Some(_), first) => (
-            known(&fault.target).or(first.copied()).map(|node| On { node, to: None }),
-            known(&fault.target).is_none(),
-        ),
-        (None, first) => (
-            known(&fault.from)
-                .or(first.copied())
-                .zip(known(&fault.to).or(ids.get(1).copied()))
-                .map(|(node, to)| On { node, to: Some(to) }),
-            known(&fault.from).is_none() || known(&fault.to).is_none(),
-        ),
-    };
-    let Some(on) = on else { return };
     let example = if example { "as of" } else { "of" };
-    let whom = super::undo::words(on);
-    for hook in [does, undoes] {
-        let command = quoted(&hooks.command(hook, on).unwrap_or_default());
-        output::line(format!("            {hook} ({example} {whom}): {command}"));
+    for on in victims.ons(fault.kind) {
+        let whom = super::undo::words(on);
+        for hook in [does, undoes] {
+            let command = quoted(&hooks.command(hook, on).unwrap_or_default());
+            output::line(format!("            {hook} ({example} {whom}): {command}"));
+        }
     }
 }

@@ -18,6 +18,10 @@ pub(super) struct Struck(Arc<Mutex<BTreeMap<u64, Node>>>);
 #[derive(Debug, Clone, Copy)]
 struct Node {
     faults: u32,
+    /// When the first of those began.
+    since: Instant,
+    /// It was seen not to be ready since.
+    seen_away: bool,
     /// When the last of them was undone.
     undone: Option<Instant>,
 }
@@ -29,8 +33,12 @@ impl Struck {
 
     pub(super) fn strikes(&self, id: u64) {
         let mut all = self.lock();
-        let node = all.entry(id).or_insert(Node { faults: 0, undone: None });
-        *node = Node { faults: node.faults + 1, undone: None };
+        let new = Node { faults: 0, since: Instant::now(), seen_away: false, undone: None };
+        let node = all.entry(id).or_insert(new);
+        if node.faults == 0 {
+            *node = new;
+        }
+        node.faults += 1;
     }
 
     pub(super) fn undone(&self, id: u64) {
@@ -42,14 +50,19 @@ impl Struck {
         }
     }
 
+    /// Whether it was seen not to be ready since it was struck.
+    pub(super) fn seen_away(&self, id: u64) -> bool {
+        self.lock().get(&id).is_some_and(|node| node.seen_away)
+    }
+
     /// Those that are struck, or were and have not come back.
     pub(super) fn ids(&self) -> Vec<u64> {
         self.lock().keys().copied().collect()
     }
 }
 
-/// Why a run must end; it waits until there is a reason.
-pub(super) async fn watch(run: &Run, struck: &Struck, stop: &Stop) -> String {
+/// Why a run must end; it waits until there is a reason. `longest`: no node may be struck for longer.
+pub(super) async fn watch(run: &Run, struck: &Struck, stop: &Stop, longest: Duration) -> String {
     let mut unready: BTreeMap<u64, Instant> = BTreeMap::new();
     loop {
         sleep(LOOK).await;
@@ -60,7 +73,13 @@ pub(super) async fn watch(run: &Run, struck: &Struck, stop: &Stop) -> String {
         let mut struck = struck.lock();
         for id in &run.ids {
             let is_ready = ready.get(id) == Some(&true);
+            if let Some(node) = struck.get_mut(id) {
+                node.seen_away |= !is_ready;
+            }
             match struck.get(id) {
+                Some(Node { undone: None, since, .. }) if since.elapsed() > longest => {
+                    return format!("node {id} is struck for longer than [limits] fault: its hooks are slow");
+                }
                 Some(Node { undone: None, .. }) => drop(unready.remove(id)),
                 // A node that was killed may be taken for ready for as long as nobody has looked.
                 Some(Node { undone: Some(at), .. }) if is_ready && at.elapsed() > 4 * LOOK => {

@@ -22,6 +22,8 @@ use super::journal::now;
 
 /// The longest that a hook may be given.
 const LONGEST: Duration = Duration::from_secs(300);
+/// A hook that outlives this program is killed so long after its time.
+pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// The most of a log that is read.
 const LOG: u64 = 64 << 20;
 /// What a failed hook said last is told up to here.
@@ -195,21 +197,21 @@ impl Hooks {
     ///
     /// # Errors
     /// If it cannot be run, fails, or takes too long; then it is killed with what it started.
-    pub(super) async fn run(&self, hook: &'static str, on: On) -> anyhow::Result<()> {
+    pub(super) async fn run(&self, command: Vec<String>) -> anyhow::Result<()> {
         let turn = self.turn.clone().lock_owned().await;
         let hooks = self.clone();
         let task = tokio::spawn(async move {
             let _turn = turn;
-            hooks.run_now(hook, on).await
+            hooks.run_now(command).await
         });
         task.await.context("a hook's task")?
     }
 
-    async fn run_now(&self, hook: &str, on: On) -> anyhow::Result<()> {
-        let command = self.command(hook, on)?;
-        let named = || format!("hook {hook}: {}", quoted(&command));
+    async fn run_now(&self, command: Vec<String>) -> anyhow::Result<()> {
+        let named = || format!("hook {}", quoted(&command));
+        // Where its words cannot be kept it is run all the same: it may be what undoes something.
         let out = File::options().create(true).append(true).open(&self.said);
-        let out = out.with_context(|| self.said.display().to_string())?;
+        let out = out.or_else(|_| File::options().write(true).open("/dev/null")).context("/dev/null")?;
         let begin = out.metadata()?.len();
         let child = self.spawn(&command, Stdio::from(out.try_clone()?), out).with_context(named)?;
         let failed = match self.ended(child).await {
@@ -226,7 +228,12 @@ impl Hooks {
 
     fn spawn(&self, command: &[String], out: Stdio, said: File) -> anyhow::Result<Child> {
         let [program, arguments @ ..] = command else { bail!("no program") };
-        let child = Command::new(found(program, &self.cluster.folder)?)
+        let program = found(program, &self.cluster.folder)?;
+        // Its bound holds also if this program dies meanwhile: it must not strike after it was undone.
+        let bound = (self.cluster.hooks.within.0 + GRACE).as_secs_f64().to_string();
+        let child = Command::new(found("timeout", &self.cluster.folder)?)
+            .args(["--signal=KILL", &bound])
+            .arg(program)
             .args(arguments)
             .current_dir(&self.cluster.folder)
             .stdin(Stdio::null())

@@ -22,7 +22,7 @@ enum Line {
     /// Whose journal it is: the first line.
     Cluster(String),
     /// A hook is about to be run.
-    Begun { deed: u64, hook: String, undo: String, on: On, unix_ms: u64 },
+    Begun { deed: u64, hook: String, undo: Vec<String>, on: On, unix_ms: u64 },
     /// It was run.
     Struck { deed: u64 },
     /// It was undone.
@@ -38,8 +38,8 @@ enum Line {
 pub(super) struct Deed {
     /// The hook that did it.
     pub(super) hook: String,
-    /// The one that undoes it.
-    pub(super) undo: String,
+    /// The command that undoes it, as the cluster's file had it then.
+    pub(super) undo: Vec<String>,
     pub(super) on: On,
     /// When, in milliseconds of the Unix epoch.
     pub(super) unix_ms: u64,
@@ -155,17 +155,26 @@ impl Journal {
         let named = || format!("the journal {}", self.path.display());
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
-        self.file.write_all(&text).with_context(named)?;
-        self.file.sync_data().with_context(named)?;
+        let end = self.file.stream_position().with_context(named)?;
+        if let Err(error) = self.file.write_all(&text).and_then(|()| self.file.sync_data()) {
+            // Half a line would make all that follows unreadable.
+            let cut = self.file.set_len(end).and_then(|()| self.file.seek(SeekFrom::Start(end)));
+            let error = anyhow::Error::from(error);
+            return Err(match cut {
+                Ok(_) => error,
+                Err(cut) => error.context(format!("half a line may be left: {cut}")),
+            })
+            .with_context(named);
+        }
         self.left.read(line);
         Ok(())
     }
 
-    /// A hook is about to be run; the name of that.
+    /// A hook is about to be run, and this command would undo it; the name of that.
     ///
     /// # Errors
     /// If it cannot be written down: then it may not be run.
-    pub(super) fn begins(&mut self, hook: &str, undo: &str, on: On) -> anyhow::Result<u64> {
+    pub(super) fn begins(&mut self, hook: &str, undo: &[String], on: On) -> anyhow::Result<u64> {
         let deed = self.next;
         self.next += 1;
         let unix_ms = now();
@@ -223,10 +232,11 @@ mod tests {
         let path = folder.path().join("journal");
         let on = On { node: 2, to: None };
         let mut journal = Journal::open(&path, "a").unwrap();
-        let first = journal.begins("pause", "resume", on).unwrap();
+        let undo = ["resume".to_owned(), "n2".to_owned()];
+        let first = journal.begins("pause", &undo, on).unwrap();
         let begun = std::fs::metadata(&path).unwrap().len();
         journal.terminal("t").unwrap();
-        let second = journal.begins("cut", "heal", On { node: 1, to: Some(2) }).unwrap();
+        let second = journal.begins("cut", &undo, On { node: 1, to: Some(2) }).unwrap();
         journal.undone(first).unwrap();
         assert!(Journal::open(&path, "a").unwrap_err().to_string().contains("goes on"));
         drop(journal);

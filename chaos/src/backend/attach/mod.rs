@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use anyhow::ensure;
 use reveille_chaos::plan;
-use reveille_chaos::scenario::{Fault, Kind, Role, Scenario, Target, When};
+use reveille_chaos::scenario::{Fault, Kind, Role, Scenario, Target, When, Work, Workload};
 
 pub(crate) use self::cluster::Cluster;
 pub(crate) use self::dry::dry;
@@ -66,6 +66,15 @@ pub(crate) fn does(kind: Kind) -> bool {
     by(kind).is_some()
 }
 
+/// What a workload comes to: a broadcast is a publish to each terminal, and a retry two at once.
+fn rate(load: &Workload) -> u64 {
+    match load.kind {
+        Work::Broadcast => (load.rate * load.terminals).div_ceil(load.publishers.max(1)),
+        Work::Retry => load.rate * 2,
+        Work::Push | Work::Idle => load.rate,
+    }
+}
+
 /// Everything in a scenario that it cannot do, or may not do to this cluster, in words.
 pub(crate) fn cannot(cluster: &Cluster, scenario: &Scenario, seed: u64) -> Vec<String> {
     let mut cannot: Vec<String> = scenario.faults().flat_map(|fault| fault_cannot(cluster, fault)).collect();
@@ -79,12 +88,13 @@ pub(crate) fn cannot(cluster: &Cluster, scenario: &Scenario, seed: u64) -> Vec<S
         ));
     }
     let within = [
-        ("rate", scenario.workload.rate, limits.rate),
+        ("publishes a second", rate(&scenario.workload), limits.rate),
         ("terminals", scenario.workload.terminals, limits.terminals),
     ];
     for (name, value, most) in within {
         if value > most {
-            cannot.push(format!("{name} = {value}: [limits] {name} = {most}"));
+            let limit = if name == "terminals" { name } else { "rate" };
+            cannot.push(format!("{value} {name}: [limits] {limit} = {most}"));
         }
     }
     let mut long: Vec<String> = Vec::new();
@@ -199,7 +209,7 @@ async fn undo_left(cluster: &Cluster, hooks: &hooks::Hooks, journal: &undo::Shar
     }
     let say = |what: &str| crate::cli::output::line(what);
     say(&format!("{}: a run that is dead left {deeds} faults and {terminals} terminals", cluster.name));
-    undo::deeds(hooks, journal, cluster.hooks.within.0, &say).await?;
+    undo::deeds(hooks, journal, cluster.hooks.within.0 + 2 * hooks::GRACE, &say).await?;
     undo::terminals(cluster, journal, &say).await?;
     Ok(true)
 }

@@ -29,6 +29,7 @@ use crate::backend::http::Request;
 use crate::backend::live::{self, EVENTS, Run};
 use crate::backend::terminals::Devices;
 use crate::backend::{observe, publish};
+use crate::cli::output;
 
 /// How often nodes are looked at: they may be far away, and have other things to do.
 const LOOK: Duration = Duration::from_millis(300);
@@ -96,6 +97,7 @@ pub(crate) async fn run(begun: Begun, scenario: Scenario, options: &Options) -> 
         scenario,
     });
     if let Err(error) = live(&run, &cluster, &hooks, &journal, &mut signals, happened, options).await {
+        output::complain(format!("{error:#}"));
         run.trouble(format!("{error:#}"));
     }
     logs(&run, &hooks, &cluster, &options.out).await;
@@ -109,7 +111,7 @@ struct Signals(Vec<Signal>);
 
 impl Signals {
     fn new() -> anyhow::Result<Signals> {
-        let mut kinds = vec![SignalKind::interrupt(), SignalKind::terminate()];
+        let mut kinds = vec![SignalKind::interrupt(), SignalKind::terminate(), SignalKind::quit()];
         // Who starts it by nohup wants it to go on without a terminal.
         if !hangup_is_ignored() {
             kinds.push(SignalKind::hangup());
@@ -171,15 +173,18 @@ async fn live(
     };
     if let Err(error) = &outcome {
         run.say(&format!("the run ends here ({error:#}); what it did is being undone"));
+        // What was on its way had no time to arrive.
+        run.phase(Phase::Heal);
     }
     let healed = striker.heal().await;
     drop(striker);
     run.load.store(false, Ordering::Relaxed);
     watching.shutdown().await;
     devices.end().await;
-    noted(run, journal)?;
-    undo::terminals(cluster, journal, &|what| run.say(what)).await?;
-    match (outcome, healed) {
+    // What could not be undone comes first.
+    let noted = noted(run, journal);
+    let gone = undo::terminals(cluster, journal, &|what| run.say(what)).await;
+    match (outcome, healed.and(noted).and(gone)) {
         (outcome, Ok(())) => outcome,
         (Ok(()), Err(error)) => Err(error),
         (Err(first), Err(error)) => Err(error.context(format!("{first:#}; and then"))),
@@ -209,7 +214,7 @@ async fn phases(
     };
     tokio::select! {
         outcome = guarded => outcome?,
-        why = guard::watch(run, struck, &cluster.stop) => bail!("stopped: {why}"),
+        why = guard::watch(run, struck, &cluster.stop, cluster.limits.fault.0 + cluster.hooks.within.0 * 2) => bail!("stopped: {why}"),
     }
     run.load.store(false, Ordering::Relaxed);
     while load.join_next().await.is_some() {}

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::guard::Struck;
-use super::hooks::{Hooks, On};
+use super::hooks::Hooks;
 use super::undo::{self, Shared};
 use super::victims::Victims;
 use super::{By, Cluster, by};
@@ -38,8 +38,9 @@ struct There {
     id: u64,
     kind: Kind,
     victims: Victims,
-    /// Its places in the journal.
-    deeds: Vec<(u64, On)>,
+    /// Its places in the journal, and what undoes each.
+    deeds: Vec<(u64, Vec<String>)>,
+    since: Instant,
     until: Option<Instant>,
     /// Tells terminals when it is over.
     back: watch::Sender<bool>,
@@ -62,6 +63,9 @@ struct Waiting {
     fault: usize,
     draws: Draws,
 }
+
+/// A node that is away is seen not to be ready within this: a look at one that stands still takes two seconds.
+const SEEN_WITHIN: Duration = Duration::from_secs(4);
 
 /// See the module.
 pub(super) struct Striker {
@@ -203,7 +207,8 @@ impl Striker {
         let (back, door) = watch::channel(false);
         let until = lasts.map(|lasts| (Instant::now() + lasts).min(end));
         victims.away().into_iter().for_each(|node| self.struck.strikes(node));
-        self.there.push(There { id, kind: fault.kind, victims, deeds: Vec::new(), until, back });
+        let since = Instant::now();
+        self.there.push(There { id, kind: fault.kind, victims, deeds: Vec::new(), since, until, back });
         self.break_it(&door).await?;
         if lasts.is_none() {
             self.take_back(|there| there.id == id).await?;
@@ -241,11 +246,12 @@ impl Striker {
         match (by(kind), &victims) {
             (Some(By::Hooks(does, undoes)), _) => {
                 for on in victims.ons(kind) {
-                    let deed = self.journal.lock().begins(does, undoes, on)?;
+                    let (does, undo) = (self.hooks.command(does, on)?, self.hooks.command(undoes, on)?);
+                    let deed = self.journal.lock().begins(kind.name(), &undo, on)?;
                     if let Some(there) = self.there.last_mut() {
-                        there.deeds.push((deed, on));
+                        there.deeds.push((deed, undo));
                     }
-                    let outcome = self.hooks.run(does, on).await;
+                    let outcome = self.hooks.run(does).await;
                     self.journal.lock().struck(deed)?;
                     outcome?;
                 }
@@ -289,22 +295,37 @@ impl Striker {
     async fn take_back(&mut self, which: impl Fn(&There) -> bool) -> anyhow::Result<()> {
         while let Some(at) = self.there.iter().position(&which) {
             let there = &mut self.there[at];
-            while let Some((deed, on)) = there.deeds.last().copied() {
-                if let Some(By::Hooks(_, undoes)) = by(there.kind) {
-                    undo::one(&self.hooks, undoes, on).await?;
-                }
-                self.journal.lock().undone(deed)?;
+            let mut noted = Ok(());
+            while let Some((deed, undo)) = there.deeds.last() {
+                undo::one(&self.hooks, undo).await?;
+                // The others are undone whatever the disk says.
+                noted = noted.and(self.journal.lock().undone(*deed));
                 there.deeds.pop();
             }
             let over = self.there.remove(at);
             self.over(&over);
+            noted?;
         }
         Ok(())
+    }
+
+    /// A hook that ends well may have done nothing; a node that is away is not ready.
+    fn doubt(&self, there: &There) {
+        let stands = matches!(there.kind.name(), "kill" | "stop" | "pause");
+        if !stands || there.since.elapsed() < SEEN_WITHIN {
+            return;
+        }
+        for id in there.victims.away().into_iter().filter(|id| !self.struck.seen_away(*id)) {
+            let kind = there.kind.name();
+            self.run
+                .trouble(format!("{kind} of node {id}: it stayed ready; does the hook do what it should?"));
+        }
     }
 
     /// It is not there any more.
     fn over(&self, there: &There) {
         there.back.send_replace(true);
+        self.doubt(there);
         there.victims.away().into_iter().for_each(|node| self.struck.undone(node));
         let words = there.victims.words();
         // One that was over at once has only this line, and has it already.

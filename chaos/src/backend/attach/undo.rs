@@ -38,11 +38,6 @@ impl Shared {
     }
 }
 
-/// The name that a hook has for as long as the program runs.
-fn name(hook: &str) -> Option<&'static str> {
-    ["start", "resume", "heal"].into_iter().find(|known| *known == hook)
-}
-
 /// Undoes what the journal says was begun, the last first; says what it does.
 ///
 /// # Errors
@@ -61,15 +56,16 @@ pub(super) async fn deeds(
             let over = deed.unix_ms + within.as_millis() as u64;
             sleep(Duration::from_millis(over.saturating_sub(now())).min(within)).await;
         }
-        match one(hooks, &deed.undo, deed.on).await {
+        let (what, command) = (format!("{} of {}", deed.hook, words(deed.on)), quoted(&deed.undo));
+        match one(hooks, &deed.undo).await {
             Ok(()) => {
-                say(&format!("UNDO  {} of {} ({})", deed.hook, words(deed.on), deed.undo));
-                journal.lock().undone(number)?;
+                say(&format!("UNDO  {what} ({command})"));
+                // The others are undone whatever the disk says.
+                if let Err(error) = journal.lock().undone(number) {
+                    failed.push(format!("{what}: undone, but not noted: {error:#}"));
+                }
             }
-            Err(error) => {
-                let command = quoted(&hooks.command(&deed.undo, deed.on).unwrap_or_default());
-                failed.push(format!("{} of {}: {error:#}; by hand: {command}", deed.hook, words(deed.on)));
-            }
+            Err(error) => failed.push(format!("{what}: {error:#}; by hand: {command}")),
         }
     }
     if !failed.is_empty() {
@@ -79,11 +75,10 @@ pub(super) async fn deeds(
 }
 
 /// Runs a hook that undoes, several times if it must be.
-pub(super) async fn one(hooks: &Hooks, undo: &str, on: super::hooks::On) -> anyhow::Result<()> {
-    let Some(undo) = name(undo) else { bail!("{undo:?} undoes nothing") };
+pub(super) async fn one(hooks: &Hooks, undo: &[String]) -> anyhow::Result<()> {
     let mut tries = 1;
     loop {
-        match hooks.run(undo, on).await {
+        match hooks.run(undo.to_vec()).await {
             Err(_) if tries < TRIES => sleep(PAUSE).await,
             outcome => return outcome,
         }
@@ -123,7 +118,13 @@ pub(super) async fn terminals(
             let request = Request { method: "DELETE", path: &path, token, headers: &[], body: b"" };
             let server = &cluster.http[(turn + at) % cluster.http.len()];
             match request.send(server, ANSWER).await {
-                Ok(answer) if matches!(answer.status, 204 | 404) => gone = true,
+                Ok(answer) if answer.status == 204 => gone = true,
+                // Only a token of its tenant can say that it is not there.
+                Ok(answer) if answer.status == 404 => {
+                    let look = Request::get(&path, &cluster.token).send(server, ANSWER).await;
+                    gone = look.is_ok_and(|answer| answer.status == 404);
+                    why = "the `admin_token` is of another tenant".to_owned();
+                }
                 Ok(answer) if matches!(answer.status, 401 | 403) => {
                     why = "the token may not: `admin_token` is needed for that".to_owned();
                     break;

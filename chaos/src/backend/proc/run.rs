@@ -106,6 +106,10 @@ async fn live(
         outcome = phases(run, nodes, &mut striker, options.seed) => outcome,
         interrupted = interrupted => interrupted,
     };
+    if outcome.is_err() {
+        // What was on its way had no time to arrive.
+        run.phase(Phase::Heal);
+    }
     // Whatever came of it, nothing stays broken.
     let healed = striker.heal(nodes).await;
     run.load.store(false, Ordering::Relaxed);
