@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::draw::Draws;
 use crate::scenario::kind::{Lasts, On};
 use crate::scenario::{Fault, Kind, Scenario, Target, When};
+use reveille_links::draw::Draws;
 
 /// The most strikes of a plan: a soak is many runs.
 const STRIKES: usize = 20_000;

@@ -135,7 +135,15 @@ async fn start(golden: &'static Golden, data: &Path, boot: u64) -> ClusterHandle
     loop {
         let listener = match listener.take() {
             Some(listener) => listener,
-            None => TcpListener::bind(&at).await.unwrap(),
+            None => match TcpListener::bind(&at).await {
+                Ok(listener) => listener,
+                Err(error) if tokio::time::Instant::now() < until => {
+                    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse, "{error}");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+                Err(error) => panic!("{at}: {error}"),
+            },
         };
         match ClusterHandle::start(config(listener), Arc::new(Nobody)).await {
             Ok(cluster) => return cluster,

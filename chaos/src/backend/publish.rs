@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use reveille_chaos::draw::Draws;
 use reveille_chaos::history::{Call, Invoke, Result as Got, What};
 use reveille_chaos::scenario::Work;
+use reveille_links::draw::Draws;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 

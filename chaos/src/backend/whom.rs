@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use reveille_chaos::draw::Draws;
 use reveille_chaos::scenario::{Role, Target, Which};
+use reveille_links::draw::Draws;
 
 use super::live::Known;
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use reveille_chaos::draw::Draws;
 use reveille_chaos::history::{Fault as Told, FaultStep, What};
 use reveille_chaos::plan::Plan;
 use reveille_chaos::scenario::kind::Lasts;
 use reveille_chaos::scenario::{Fault, Kind, Target, When};
+use reveille_links::draw::Draws;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use reveille_chaos::draw::Draws;
-use reveille_chaos::link::{Counts, Direction, Faults, Link, Pass, Route, Way};
 use reveille_chaos::scenario::kind::On;
 use reveille_chaos::scenario::{Fault, Role, Scenario};
+use reveille_links::draw::Draws;
+use reveille_links::{Counts, Direction, Faults, Link, Pass, Route, Way};
 use toml::{Table, Value};
 
 /// Where nodes and terminals are: the address that certificates name.

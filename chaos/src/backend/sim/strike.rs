@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use reveille_chaos::draw::Draws;
 use reveille_chaos::history::{Fault as Told, FaultStep, What};
 use reveille_chaos::plan::{Plan, Strike};
 use reveille_chaos::scenario::kind::Lasts;
 use reveille_chaos::scenario::{Fault, Kind, MaxDead, When};
+use reveille_links::draw::Draws;
 use reveille_protocol::id::NodeId;
 use reveille_simulation::node::End;
 use reveille_simulation::world::{now, pause};

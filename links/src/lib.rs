@@ -1,9 +1,11 @@
 //! A link that can be made worse while it runs: a listener on loopback that carries TCP streams or UDP datagrams to one
 //! destination. What happens to each packet is drawn by `fate`, which knows no socket, from (seed, link, direction, number of
-//! the packet); `stream` and `datagram` carry it out. Nothing here knows nodes, terminals or scenarios.
+//! the packet); `stream` and `datagram` carry it out. Nothing here knows nodes, terminals or scenarios. `draw` is what all
+//! draws of chaos runs come from.
 
 pub mod counts;
 pub mod datagram;
+pub mod draw;
 pub mod fate;
 pub mod faults;
 mod pace;

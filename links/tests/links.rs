@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-use reveille_chaos::link::fate::{self, Copy, OVERTAKEN};
-use reveille_chaos::link::{Direction, Done, Faults, Link, Lot, Pass, Route, Way};
+use reveille_links::fate::{self, Copy, OVERTAKEN};
+use reveille_links::{Direction, Done, Faults, Link, Lot, Pass, Route, Way};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::timeout;
