@@ -151,6 +151,21 @@ fn state(container: &str) -> String {
     docker(&["inspect", "--format", "{{.State.Status}}", container]).unwrap()
 }
 
+/// CI gives the image a binary; who has a registry compiles it in there.
+#[test]
+fn the_image_has_every_folder_of_the_workspace_to_compile_from() {
+    let read = |file: &str| {
+        std::fs::read_to_string(format!("{}/../{file}", env!("CARGO_MANIFEST_DIR")))
+            .expect("the clone has it")
+    };
+    let workspace: toml::Table = read("Cargo.toml").parse().expect("a manifest");
+    let members = workspace["workspace"]["members"].as_array().expect("a list");
+    let given = read(".dockerignore");
+    for member in members.iter().map(|member| member.as_str().expect("a folder")) {
+        assert!(given.lines().any(|line| line == format!("!{member}")), "{member} is not in .dockerignore");
+    }
+}
+
 #[test]
 #[ignore = "starts containers; .ci/run runs it where there is Docker"]
 fn containers_that_are_killed_paused_and_cut_off_lose_and_repeat_nothing() {
