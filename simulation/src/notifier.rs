@@ -97,6 +97,9 @@ pub fn node_at(address: SocketAddr) -> Option<u64> {
     }
 }
 
+/// Bindings that a node remembers: each session has another, of which those of the last minutes count.
+const BINDINGS: usize = 100_000;
+
 impl Notifier {
     /// `seed` is random: nothing of an earlier life is good in this one.
     pub fn new(node: u64, seed: u64) -> Notifier {
@@ -104,7 +107,7 @@ impl Notifier {
         key[..8].copy_from_slice(&seed.to_be_bytes());
         Notifier {
             ip: address(node),
-            table: Anchor::new(key, 100),
+            table: Anchor::new(key, BINDINGS),
             dials: Vec::new(),
             numbers: seed,
             waiting: BTreeMap::new(),
