@@ -16,7 +16,7 @@ use reveille_chaos::scenario::{Scenario, When};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::http::Server;
+use super::http::{Request, Server};
 use super::proc::links::Links;
 use super::publish;
 
@@ -24,6 +24,8 @@ use super::publish;
 pub(super) const FIRST: Duration = Duration::from_secs(60);
 /// Events that wait for the striker; more of them at once say nothing more.
 pub(super) const EVENTS: usize = 256;
+/// What an operator orders is answered within this.
+const ORDER: Duration = Duration::from_secs(10);
 /// What happened last to pushes that were not given is asked of so many.
 const LOOKS: usize = 200;
 /// For so long a node that did not answer is asked only if all are like that.
@@ -124,6 +126,17 @@ impl Run {
         self.admin.get(self.ids.iter().position(|known| *known == id)?)
     }
 
+    /// Has a node's operator ask it for something. A node that cannot do it now says so; then it is left at that.
+    pub(super) async fn order(&self, id: u64, path: &str) {
+        let Some(server) = self.admin_of(id) else { return };
+        let (method, token) = ("POST", self.admin_token.as_str());
+        let request = Request { method, path, token, headers: &[], body: b"" };
+        let answer = request.send(server, ORDER).await;
+        if !answer.is_ok_and(|answer| (200..300).contains(&answer.status)) {
+            self.cover("order.refused");
+        }
+    }
+
     /// This node did not answer.
     pub(super) fn silent(&self, node: usize) {
         self.known().silent.insert(node, Instant::now());
@@ -193,12 +206,7 @@ impl Run {
     }
 
     pub(super) fn phase(&self, phase: Phase) {
-        self.say(match phase {
-            Phase::Warmup => "warmup",
-            Phase::Chaos => "chaos",
-            Phase::Heal => "heal: faults are taken back",
-            Phase::Drain => "drain: what is on its way arrives",
-        });
+        self.say(phase.words());
         self.see(Observation::Phase { phase });
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reveille_chaos::history::Observation;
-use reveille_chaos::scenario::When;
+use reveille_chaos::scenario::{Kind, When};
 use reveille_terminal::{Builder, Event, Linger, Received, Terminal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -26,6 +26,18 @@ pub(super) enum Order {
     Withhold(watch::Receiver<bool>),
     /// It connects anew, as a device does that has another network.
     Reconnect,
+}
+
+impl Order {
+    /// That a kind of faults comes to, until `door` turns true; none if it is not done to terminals.
+    pub(super) fn of(kind: Kind, door: &watch::Receiver<bool>) -> Option<Order> {
+        Some(match kind.name() {
+            "terminal-kill" => Order::Kill(door.clone()),
+            "ack-withheld" => Order::Withhold(door.clone()),
+            "reconnect" => Order::Reconnect,
+            _ => return None,
+        })
+    }
 }
 
 /// Confirmations that are held back, until when.

@@ -16,6 +16,18 @@ pub enum Phase {
     Drain,
 }
 
+impl Phase {
+    /// What is said when it begins.
+    pub fn words(self) -> &'static str {
+        match self {
+            Phase::Warmup => "warmup",
+            Phase::Chaos => "chaos",
+            Phase::Heal => "heal: faults are taken back",
+            Phase::Drain => "drain: what is on its way arrives",
+        }
+    }
+}
+
 /// What a log should not hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

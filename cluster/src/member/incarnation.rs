@@ -1,5 +1,5 @@
-//! Who lives: this node's incarnation, what it tells of its data folder, its own fence, and the Down marks that the meta group's leader sets on
-//! nodes that fell silent.
+//! Who lives: this node's incarnation, what it tells of its data folder, its own fence, and the Down marks that the meta
+//! group's leader sets on nodes that fell silent.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};

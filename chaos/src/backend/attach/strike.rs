@@ -19,7 +19,6 @@ use super::hooks::Hooks;
 use super::undo::{self, Shared};
 use super::victims::Victims;
 use super::{By, Cluster, by};
-use crate::backend::http::Request;
 use crate::backend::live::Run;
 use crate::backend::terminals::Order;
 use crate::backend::whom::{Among, Whom, whom};
@@ -28,8 +27,6 @@ use crate::backend::whom::{Among, Whom, whom};
 const LOOK: Duration = Duration::from_millis(50);
 /// A fault whose time has come and that may not strike yet waits for this long.
 const LATE: Duration = Duration::from_secs(5);
-/// What an operator orders is answered within this.
-const ORDER: Duration = Duration::from_secs(10);
 /// Both ends may be drawn as one and the same: then the other is drawn again, so often.
 const ENDS: u32 = 16;
 
@@ -259,17 +256,15 @@ impl Striker {
             (Some(By::Operator), Victims::Nodes(ids)) => {
                 for id in ids {
                     match kind.name() {
-                        "snapshot" => self.order(*id, "/cluster/snapshot").await,
-                        _ => self.order(*id, &format!("/cluster/nodes/{id}/move-leaders")).await,
+                        "snapshot" => self.run.order(*id, "/cluster/snapshot").await,
+                        _ => self.run.order(*id, &format!("/cluster/nodes/{id}/move-leaders")).await,
                     }
                 }
             }
             (Some(By::Terminals), Victims::Terminals(numbers)) => {
                 for number in numbers {
-                    let order = match kind.name() {
-                        "terminal-kill" => Order::Kill(door.clone()),
-                        "ack-withheld" => Order::Withhold(door.clone()),
-                        _ => Order::Reconnect,
+                    let Some(order) = Order::of(kind, door) else {
+                        anyhow::bail!("{} is done to no terminal", kind.name())
                     };
                     // One that has orders enough needs no other.
                     let _ = self.orders[*number].try_send(order);
@@ -278,17 +273,6 @@ impl Striker {
             (by, victims) => anyhow::bail!("{} of {}: {by:?} cannot", kind.name(), victims.words()),
         }
         Ok(())
-    }
-
-    /// Has a node's operator ask it for something. A node that cannot do it now says so; then it is left at that.
-    async fn order(&self, id: u64, path: &str) {
-        let Some(server) = self.run.admin_of(id) else { return };
-        let (method, token) = ("POST", self.run.admin_token.as_str());
-        let request = Request { method, path, token, headers: &[], body: b"" };
-        let answer = request.send(server, ORDER).await;
-        if !answer.is_ok_and(|answer| (200..300).contains(&answer.status)) {
-            self.run.cover("order.refused");
-        }
     }
 
     /// Takes back these; one that cannot be is kept, and ends the run.

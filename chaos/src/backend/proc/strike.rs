@@ -16,7 +16,6 @@ use tokio::time::{Instant, sleep_until};
 use super::ends;
 use super::links::{OnWay, Place};
 use super::nodes::{Nodes, State};
-use crate::backend::http::Request;
 use crate::backend::live::Run;
 use crate::backend::terminals::Order;
 use crate::backend::whom::{self, Among, Whom, whom};
@@ -28,8 +27,6 @@ const LOOK: Duration = Duration::from_millis(50);
 /// leader that is not known yet.
 const LATE: Duration = Duration::from_secs(5);
 
-/// What an operator orders is answered within this.
-const ORDER: Duration = Duration::from_secs(10);
 /// Both ends may be drawn as one and the same: then the other is drawn again, so often.
 const ENDS: u32 = 16;
 /// A node has started, and mostly is ready, after this.
@@ -286,8 +283,10 @@ impl Striker {
                             nodes.kill(*id).await?;
                             nodes.start_node(*id)?;
                         }
-                        "move-leaders" => self.order(*id, &format!("/cluster/nodes/{id}/move-leaders")).await,
-                        "snapshot" => self.order(*id, "/cluster/snapshot").await,
+                        "move-leaders" => {
+                            self.run.order(*id, &format!("/cluster/nodes/{id}/move-leaders")).await
+                        }
+                        "snapshot" => self.run.order(*id, "/cluster/snapshot").await,
                         other => anyhow::bail!("{other} is none of this backend's faults"),
                     }
                 }
@@ -296,11 +295,8 @@ impl Striker {
             Victims::Ways(_) => {}
             Victims::Terminals(numbers) => {
                 for number in numbers {
-                    let order = match kind.name() {
-                        "terminal-kill" => Order::Kill(door.clone()),
-                        "ack-withheld" => Order::Withhold(door.clone()),
-                        "reconnect" => Order::Reconnect,
-                        other => anyhow::bail!("{other} is none of this backend's faults"),
+                    let Some(order) = Order::of(kind, door) else {
+                        anyhow::bail!("{} is none of this backend's faults", kind.name())
                     };
                     // One that has orders enough needs no other.
                     let _ = self.orders[*number].try_send(order);
@@ -308,17 +304,6 @@ impl Striker {
             }
         }
         Ok(())
-    }
-
-    /// Has a node's operator ask it for something. A node that cannot do it now says so; then it is left at that.
-    async fn order(&self, id: u64, path: &str) {
-        let Some(server) = self.run.admin_of(id) else { return };
-        let (method, token) = ("POST", self.run.admin_token.as_str());
-        let request = Request { method, path, token, headers: &[], body: b"" };
-        let answer = request.send(server, ORDER).await;
-        if !answer.is_ok_and(|answer| (200..300).contains(&answer.status)) {
-            self.run.cover("order.refused");
-        }
     }
 
     /// Nodes in a crash loop are killed again when they have started; forgers send one each time that is looked.

@@ -144,12 +144,7 @@ impl Run {
     }
 
     fn phase(&self, phase: Phase) {
-        self.say(match phase {
-            Phase::Warmup => "warmup",
-            Phase::Chaos => "chaos",
-            Phase::Heal => "heal: faults are taken back",
-            Phase::Drain => "drain: what is on its way arrives",
-        });
+        self.say(phase.words());
         self.see(Observation::Phase { phase });
     }
 }
