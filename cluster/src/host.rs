@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use reveille_protocol::directory::Directory;
+use reveille_protocol::id::TerminalId;
 use reveille_protocol::wire::peer::SessionMessage;
 pub use reveille_protocol::wire::peer::{Notified, NotifyOrder};
 
@@ -31,6 +32,8 @@ pub trait Host: Send + Sync + 'static {
     }
     /// The directory changed.
     fn directory(&self, directory: Arc<Directory>);
+    /// Sessions of these terminals must go to another node: no leader of their group is reached from here.
+    fn go_elsewhere(&self, whose: &dyn Fn(&TerminalId) -> bool);
     /// This node's incarnation is over: its sessions must close.
     fn fenced(&self);
     /// A disk failed or a group stopped: the node must end, saying why.

@@ -1,6 +1,7 @@
 //! One node as a member of the cluster: its groups, the frames that come in, and the ways out. Assembly; each
 //! part's rules are in its own module.
 
+mod elsewhere;
 mod inbound;
 mod incarnation;
 mod limits;
@@ -221,6 +222,7 @@ impl<E: Env> Member<E> {
             clocks: Arc::new(Clocks::new(config.wall.clone())),
             host,
             directory: RwLock::new(Arc::new(Directory::default())),
+            torn_off: RwLock::default(),
             peers: AtomicUsize::new(config.nodes.len().saturating_sub(1)),
             led: AtomicUsize::new(0),
             changed,
@@ -258,6 +260,7 @@ impl<E: Env> Member<E> {
         let _detached = E::Cfg::spawn(upkeep::run(Arc::downgrade(&member)));
         let _detached = E::Cfg::spawn(steward::run(Arc::downgrade(&member)));
         let _detached = E::Cfg::spawn(tether::mind_quorum(Arc::downgrade(&member)));
+        let _detached = E::Cfg::spawn(elsewhere::mind_leaders(Arc::downgrade(&member)));
         Ok(member)
     }
 

@@ -5,7 +5,7 @@ mod carry_out;
 mod tasks;
 mod waiters;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -43,6 +43,8 @@ pub(crate) struct Shared<E: Env> {
     pub(crate) clocks: Arc<Clocks<E::Cfg>>,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) directory: RwLock<Arc<Directory>>,
+    /// Nodes that this one does not hear, though others do: see `member/elsewhere.rs`.
+    pub(crate) torn_off: RwLock<BTreeSet<NodeId>>,
     /// Nodes of the cluster, beside this one.
     pub(crate) peers: AtomicUsize,
     /// Shards that this node leads; group 0 has no terminals and does not count.
@@ -282,7 +284,11 @@ impl<E: Env> Shard<E> {
         let table = self.tables.read();
         let Some(row) = self.checked(view::terminal(&table, &terminal)) else { return };
         let directory = self.shared.directory();
-        let facts = row.as_ref().map(|row| Facts::of(row, |node, inc| directory.fenced(node, inc)));
+        let torn_off = self.shared.torn_off.read().unwrap_or_else(PoisonError::into_inner);
+        let over =
+            |node: NodeId, incarnation| directory.fenced(node, incarnation) || torn_off.contains(&node);
+        let facts = row.as_ref().map(|row| Facts::of(row, over));
+        drop(torn_off);
         let commands = state.dispatch.handle(self.now(), event(facts));
         self.carry_out(state, commands, &table, row.map(|row| (terminal, row)));
     }

@@ -72,6 +72,7 @@ impl Host for Nobody {
 
     fn directory(&self, _directory: Arc<Directory>) {}
 
+    fn go_elsewhere(&self, _whose: &dyn Fn(&TerminalId) -> bool) {}
     fn fenced(&self) {}
 
     fn failed(&self, why: String) {

@@ -21,13 +21,18 @@ use reveille_cluster::link::Lane;
 use reveille_cluster::member::Member;
 use reveille_cluster::query::{Answer, Query};
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::row::Settings;
+use reveille_protocol::service_list::row::{Linger, Settings};
 use reveille_protocol::service_list::{Command, Register, Reply, key};
+
+use reveille_simulation::history::Heard;
 use reveille_simulation::node::{End, GROUPS};
 use reveille_simulation::run;
+use reveille_simulation::terminal::Nature;
 use reveille_simulation::world::{World, lock, now, pause};
 
 const NODES: u64 = 3;
+/// Terminals of a scenario that does not draw how many.
+const DEVICES: usize = 12;
 /// Milliseconds of faults.
 const STORM: u64 = 12_000;
 const SEEDS: u64 = 200;
@@ -332,6 +337,67 @@ async fn torn_link(world: Arc<World>) {
 #[test]
 fn whoever_reaches_all_leads_while_two_do_not_reach_each_other() {
     (1..=3).for_each(|seed| run::one(seed, torn_link));
+}
+
+/// Five nodes of which each reaches two others, no two the same: no leader reaches all. Whose session is at a node that does
+/// not hear its group's leader is sent elsewhere, and has its pushes while that lasts.
+async fn ring_of_majorities(world: Arc<World>) {
+    world.found(5);
+    for id in (1..=5).map(NodeId) {
+        world.start(id).await;
+    }
+    world.settle().await;
+    world.draw_networks(DEVICES);
+    for device in 0..DEVICES {
+        let mut key = [device as u8 + 1; 32];
+        key[0] = device as u8 * 21;
+        let session_key = KeyFingerprint(key);
+        let register = Register { tenant: TenantId(1), session_key, stream: Stream(device as u64 + 99) };
+        let member = world.any_member().expect("a member");
+        let group = member.group_of(&session_key.terminal());
+        let reply = member.propose(group, Command::Register(register), Duration::from_secs(5)).await;
+        assert!(matches!(reply, Ok(Reply::Registered { .. })), "{reply:?}");
+        world.enlist(Nature {
+            key: session_key,
+            linger: Linger::Forever,
+            listens: true,
+            thinks: 1,
+            speaks: 1,
+            network: device,
+            stays: true,
+        });
+        world.start_terminal(device);
+    }
+    pause(3000).await;
+    for (one, other) in [(1, 3), (1, 4), (2, 4), (2, 5), (3, 5)] {
+        world.cut(NodeId(one), NodeId(other));
+        world.cut(NodeId(other), NodeId(one));
+    }
+    pause(25_000).await;
+    // Through whichever node: some do not reach the leader.
+    let mut stored: BTreeMap<usize, u64> = BTreeMap::new();
+    while stored.len() < DEVICES {
+        let untold = (0..DEVICES).filter(|device| !stored.contains_key(device));
+        let asked: Vec<(usize, u64)> =
+            untold.filter_map(|device| Some((device, world.publish(device, None)?))).collect();
+        pause(3200).await;
+        let history = lock(&world.history);
+        let heard = |number: &u64| matches!(history.publication(*number).heard, Heard::Stored(_));
+        stored.extend(asked.into_iter().filter(|(_, number)| heard(number)));
+    }
+    let began = now();
+    let given = || stored.values().filter(|push| lock(&world.history).received_at(**push).is_some()).count();
+    while given() < DEVICES {
+        assert!(now() - began < 20_000_000, "{} of {DEVICES} were given", given());
+        pause(500).await;
+    }
+    world.mend();
+    world.close().await;
+}
+
+#[test]
+fn sessions_that_no_leader_reaches_go_to_nodes_that_it_does() {
+    (1..=3).for_each(|seed| run::one(seed, ring_of_majorities));
 }
 
 /// The certificate of a node that is to leave has ended: it keeps the links that it has, and makes none to who replaces it.

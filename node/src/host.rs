@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use anyhow::anyhow;
 use reveille_cluster::host::{Host, NotifyOrder, Taken};
 use reveille_protocol::directory::Directory;
+use reveille_protocol::id::TerminalId;
 use reveille_protocol::wire::peer::SessionMessage;
 use tokio::sync::mpsc;
 
@@ -14,7 +15,7 @@ use crate::notify::Notifier;
 use crate::session::registry::Registry;
 use crate::session::tls::Tickets;
 
-/// Within this many milliseconds the terminals of a fenced node come back, spread.
+/// Within this many milliseconds terminals that are sent elsewhere come there, spread.
 const COME_BACK_WITHIN: u64 = 500;
 
 /// See the module.
@@ -54,8 +55,12 @@ impl Host for NodeHost {
         }
     }
 
+    fn go_elsewhere(&self, whose: &dyn Fn(&TerminalId) -> bool) {
+        self.registry.leave(COME_BACK_WITHIN, whose);
+    }
+
     fn fenced(&self) {
-        self.registry.leave_all(COME_BACK_WITHIN);
+        self.registry.leave(COME_BACK_WITHIN, &|_| true);
     }
 
     fn failed(&self, why: String) {

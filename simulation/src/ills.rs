@@ -213,7 +213,7 @@ impl World {
         self.say(format!("n{node} is told to stop"));
         let stopping = process.run(async {
             member.move_leaders(node).await;
-            self.leave_all(node);
+            self.leave_sessions(node, &|_| true);
             SimRuntime::sleep(Duration::from_millis(200)).await;
             member.shutdown().await;
         });

@@ -177,10 +177,17 @@ impl Host for SimHost {
 
     fn directory(&self, _directory: Arc<Directory>) {}
 
+    fn go_elsewhere(&self, whose: &dyn Fn(&TerminalId) -> bool) {
+        if let Some(world) = self.world() {
+            world.saw("terminals sent elsewhere");
+            world.leave_sessions(self.node, whose);
+        }
+    }
+
     fn fenced(&self) {
         if let Some(world) = self.world() {
             world.say(format!("n{} finds itself marked down", self.node));
-            world.leave_all(self.node);
+            world.leave_sessions(self.node, &|_| true);
         }
     }
 

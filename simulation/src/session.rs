@@ -293,11 +293,19 @@ impl World {
     }
 
     /// The node's incarnation is over.
-    pub fn leave_all(self: &Arc<World>, node: NodeId) {
+    pub fn leave_sessions(self: &Arc<World>, node: NodeId, whose: &dyn Fn(&TerminalId) -> bool) {
         for number in self.connections_of(node) {
+            if !self.terminal_of(number).is_some_and(|terminal| whose(&terminal)) {
+                continue;
+            }
             let retry_after = self.below(500);
             self.after(0, move |world| world.server_event(number, Event::Leave { retry_after }));
         }
+    }
+
+    fn terminal_of(&self, number: u64) -> Option<TerminalId> {
+        let device = lock(&self.connections).get(&number)?.device;
+        Some(lock(&self.devices)[device].key.terminal())
     }
 
     fn connections_of(&self, node: NodeId) -> Vec<u64> {

@@ -4,6 +4,7 @@
 pub static SHIPPED: &[(&str, &str)] = &[
     ("baseline", include_str!("../../scenarios/baseline.toml")),
     ("bit-flip", include_str!("../../scenarios/bit-flip.toml")),
+    ("bridge", include_str!("../../scenarios/bridge.toml")),
     ("clock-drift", include_str!("../../scenarios/clock-drift.toml")),
     ("clock-step", include_str!("../../scenarios/clock-step.toml")),
     ("corrupt-links", include_str!("../../scenarios/corrupt-links.toml")),
@@ -19,6 +20,7 @@ pub static SHIPPED: &[(&str, &str)] = &[
     ("leader-pause", include_str!("../../scenarios/leader-pause.toml")),
     ("long-outage", include_str!("../../scenarios/long-outage.toml")),
     ("lossy-links", include_str!("../../scenarios/lossy-links.toml")),
+    ("majorities-ring", include_str!("../../scenarios/majorities-ring.toml")),
     ("majority-lost", include_str!("../../scenarios/majority-lost.toml")),
     ("membership-under-fire", include_str!("../../scenarios/membership-under-fire.toml")),
     ("mixed-version", include_str!("../../scenarios/mixed-version.toml")),

@@ -248,7 +248,7 @@ impl<E: Env> Member<E> {
         }
     }
 
-    async fn query_at(
+    pub(super) async fn query_at(
         self: &Arc<Self>,
         target: NodeId,
         group: GroupId,

@@ -107,7 +107,7 @@ impl Registry {
     pub fn close(&self, within: u64) {
         // Before the look at the sessions: one that is inserted after that look finds this set.
         self.leaving.store(true, Ordering::SeqCst);
-        self.leave_all(within);
+        self.leave(within, &|_| true);
     }
 
     /// Is the node leaving? Looked at by a session that is inserted: it would not be told any more.
@@ -115,11 +115,13 @@ impl Registry {
         self.leaving.load(Ordering::SeqCst)
     }
 
-    /// Tells every session to go elsewhere, spread over `within` milliseconds.
-    pub fn leave_all(&self, within: u64) {
+    /// Tells the sessions of these terminals to go elsewhere, spread over `within` milliseconds.
+    pub fn leave(&self, within: u64, whose: &dyn Fn(&TerminalId) -> bool) {
         let mut spread = 0;
         for part in self.parts.iter() {
-            for (_, addr) in part.lock().unwrap_or_else(PoisonError::into_inner).values().flatten() {
+            let part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            let told = part.iter().filter(|(terminal, _)| whose(terminal));
+            for (_, addr) in told.flat_map(|(_, open)| open) {
                 // A step that has no common divisor with the range spreads evenly.
                 spread = (spread + 997) % within.max(1);
                 if let Err(SendError::Full(leave)) = addr.try_send(Leave { retry_after: spread }) {
