@@ -317,8 +317,6 @@ fn what_cannot_be_run_is_said_before_anything_starts() {
     let (code, said) = run(&["handoff-pingpong"]);
     assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("it does not see handoff.started"), "{said}");
-    let (code, said) = run(&["clock-step"]);
-    assert!(code == Some(3) && said.contains("clock-step of any"), "{said}");
     let (code, said) = run(&["baseline", "--bin", "/nowhere/reveille"]);
     assert!(code == Some(3) && said.contains("there is no /nowhere/reveille: build it"), "{said}");
     assert!(!out.exists());

@@ -1,7 +1,6 @@
 //! `chaos doctor`: which faults this machine can do. Each look is a trial of the thing itself where that harms nothing;
 //! nothing is left behind.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use clap::Args;
@@ -9,6 +8,7 @@ use reveille_chaos::check::Verdict;
 use serde::Serialize;
 
 use super::output;
+use crate::backend::proc::shim;
 
 /// Say which faults this machine can do, and why not the others.
 #[derive(Debug, Args)]
@@ -65,10 +65,12 @@ fn looks() -> Vec<Look> {
         look("netns", "partitions and cuts between processes", needs_root(netns)),
         look("nft", "cuts, one-way cuts, loss", needs_root(nft)),
         look("netem", "delay, reorder, duplicate in the kernel", needs_root(netem)),
-        look("tmpfs", "disk-full", needs_root(tmpfs)),
-        look("fuse", "lose-unsynced, torn-write, io-error, slow-disk", fuse()),
-        look("compiler", "sync-error, slow-disk by LD_PRELOAD", runs("cc", &["--version"])),
-        look("libfaketime", "clock-step, clock-strobe, clock-drift", faketime()),
+        look(
+            "preload",
+            "power, lose-unsynced, torn-write, io-error, sync-error, disk-full, slow-disk, clock-step, clock-strobe, \
+             clock-drift",
+            preload(),
+        ),
         look("docker", "the containers of docker-compose.yml", docker()),
     ]
 }
@@ -118,28 +120,21 @@ fn netem() -> Result<(), String> {
     runs("unshare", &["--net", "sh", "-c", script])
 }
 
-fn tmpfs() -> Result<(), String> {
-    runs("unshare", &["--mount", "mount", "-t", "tmpfs", "-o", "size=1m", "chaos", "/mnt"])
-}
-
-fn fuse() -> Result<(), String> {
-    match Path::new("/dev/fuse").exists() {
-        true => Ok(()),
-        false => Err("there is no /dev/fuse".to_owned()),
-    }
-}
-
-fn faketime() -> Result<(), String> {
-    let places = ["/usr/lib", "/usr/lib64", "/usr/local/lib"];
-    let names = ["faketime/libfaketime.so.1", "libfaketime.so.1"];
-    let machine = format!("{}-linux-gnu/faketime/libfaketime.so.1", std::env::consts::ARCH);
-    let found = places.iter().any(|place| {
-        let place = Path::new(place);
-        names.iter().any(|name| place.join(name).exists()) || place.join(&machine).exists()
-    });
-    found
-        .then_some(())
-        .ok_or_else(|| "libfaketime.so.1 is in no library folder (Debian: faketime)".to_owned())
+/// The library that faults of disks, power and clocks are done by, compiled and loaded.
+fn preload() -> Result<(), String> {
+    let folder = std::env::temp_dir().join(format!("chaos-doctor-{}", std::process::id()));
+    let tried = || -> anyhow::Result<()> {
+        std::fs::create_dir(&folder)?;
+        let library = shim::compile(&folder)?;
+        let loads = Command::new("true").env("LD_PRELOAD", library).stdin(Stdio::null()).output()?;
+        let said = String::from_utf8_lossy(&loads.stderr);
+        anyhow::ensure!(loads.status.success() && said.is_empty(), "it cannot be loaded: {}", said.trim());
+        Ok(())
+    };
+    let tried = tried().map_err(|error| format!("{error:#}"));
+    // It is there unless it could not be made.
+    let _ = std::fs::remove_dir_all(&folder);
+    tried
 }
 
 fn docker() -> Result<(), String> {

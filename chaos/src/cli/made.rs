@@ -4,13 +4,14 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use reveille_chaos::scenario::{Scenario, near};
 use reveille_protocol::canary::{Canary, PLANTABLE};
 use serde::{Deserialize, Serialize};
 
 use super::run::Backend;
 use super::source;
+use crate::backend::proc::shim::LYING_DISK;
 use crate::backend::sim::canaries::CANARIES;
 
 /// See the module.
@@ -43,10 +44,17 @@ impl Made {
         Made::new(self.seed, self.backend, self.canary.clone())
     }
 
-    /// The bug to plant.
+    /// The bug to plant in the simulation.
     pub(super) fn canary(&self) -> anyhow::Result<Option<Canary>> {
         let Some(name) = &self.canary else { return Ok(None) };
-        ensure!(self.backend == Backend::Sim, "bugs are planted in the simulation only: --backend sim");
+        match self.backend {
+            Backend::Sim => {}
+            Backend::Proc => {
+                ensure!(name == LYING_DISK, near::unknown("canary of real nodes", name, &[LYING_DISK]));
+                return Ok(None);
+            }
+            Backend::Attach => bail!("no bugs are planted in a cluster that is somebody's own"),
+        }
         let planted = CANARIES.iter().find(|planted| planted.name == name).ok_or_else(|| {
             let names: Vec<&str> = CANARIES.iter().map(|planted| planted.name).collect();
             anyhow!(near::unknown("canary", name, &names))
@@ -56,6 +64,11 @@ impl Made {
             "this build has no bugs to plant, and {name} is to be: cargo run -p chaos --features canary -- …"
         );
         Ok(Some(planted.canary))
+    }
+
+    /// Real nodes have disks that lie.
+    pub(super) fn lies(&self) -> bool {
+        self.backend == Backend::Proc && self.canary.is_some()
     }
 
     /// The scenario of a run's folder, its text, and what it was run by. Refused if that was on somebody's own cluster.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::attach::{self, Attached};
 use super::made::Made;
 use super::{check as print, output, report, seeds, source};
-use crate::backend::proc::{self, Options};
+use crate::backend::proc::{self, Options, shim};
 use crate::backend::sim;
 
 /// Run a scenario, and judge what happened.
@@ -35,7 +35,8 @@ pub(super) struct RunArgs {
     /// are kept.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     seeds: Option<u64>,
-    /// Plant this bug, one of those of `chaos canary`: only in the simulation, and in a build with the feature `canary`.
+    /// Plant this bug: in the simulation one of those of `chaos canary`, in a build with the feature `canary`; in real nodes
+    /// `lying-disk`, whose syncs do nothing.
     #[arg(long)]
     canary: Option<String>,
 }
@@ -156,6 +157,11 @@ pub(super) struct Gone {
 pub(super) fn go(scenario: Scenario, text: &str, made: &Made, how: &How) -> anyhow::Result<Gone> {
     can(&scenario, made.backend)?;
     let canary = made.canary()?;
+    ensure!(
+        !made.lies() || shim::needed(&scenario),
+        "{} has no fault by which a lying disk is found",
+        scenario.name
+    );
     // What is missing is said before anything is made.
     let bin = match made.backend {
         Backend::Proc => Some(binary(how.bin.as_deref())?),
@@ -167,7 +173,10 @@ pub(super) fn go(scenario: Scenario, text: &str, made: &Made, how: &How) -> anyh
     made.keep(&out, text)?;
     output::line(format!("{}: {} · seed {seed} · {}", scenario.name, scenario.about, out.display()));
     let history = match bin {
-        Some(bin) => processes(scenario, &Options { seed, bin, out: out.clone(), quiet: how.quiet })?,
+        Some(bin) => processes(
+            scenario,
+            &Options { seed, bin, out: out.clone(), lies: made.lies(), quiet: how.quiet },
+        )?,
         None => seeds::one(&scenario, seed, how.quiet, canary, &out)?,
     };
     judged(&history, &out, how, &format!("chaos replay {}", out.display()))

@@ -212,7 +212,13 @@ impl Shrinker {
     fn real(&self, bin: &Path, scenario: &Scenario, number: u32) -> anyhow::Result<Ran> {
         let out = self.out.join(format!("try-{number}"));
         std::fs::create_dir(&out).with_context(|| out.display().to_string())?;
-        let options = Options { seed: self.made.seed, bin: bin.to_owned(), out: out.clone(), quiet: true };
+        let options = Options {
+            seed: self.made.seed,
+            bin: bin.to_owned(),
+            out: out.clone(),
+            lies: self.made.lies(),
+            quiet: true,
+        };
         let history = processes(scenario.clone(), &options)?;
         Ok((std::fs::read(&history).with_context(|| history.display().to_string())?, Some(out)))
     }

@@ -99,13 +99,13 @@ pub static KINDS: &[KindInfo] = &[
     ))),
     proc(disables(kind("pause", "SIGSTOP; SIGCONT after `for`", Nodes, Nothing, Yes))),
     proc(disables(kind("restart", "kill -9, and started again at once", Nodes, Nothing, No))),
-    disables(kind(
+    proc(disables(kind(
         "power",
         "the power fails: what was not synced is lost; on again after `for`",
         Nodes,
         Nothing,
         Yes,
-    )),
+    ))),
     proc(disables(kind("crash-loop", "killed again each time that it has started", Nodes, Nothing, Yes))),
     kind("cpu", "gets only `share` of a processor", Nodes, Share, Yes),
     kind("few-files", "gets no more open files", Nodes, Nothing, Yes),
@@ -130,12 +130,12 @@ pub static KINDS: &[KindInfo] = &[
     proc(kind("notification-replay", "notifications come again after `by`", Clients, By, Yes)),
     proc(kind("notification-forged", "notifications that no node has sent", Clients, Nothing, Yes)),
     // Disks.
-    kind("lose-unsynced", "what was not synced is lost at the next kill", Nodes, Nothing, Yes),
-    kind("torn-write", "the last write before a kill is there in part", Nodes, File, Yes),
-    disables(kind("io-error", "`share` of reads and writes fails", Nodes, Share, Yes)),
-    disables(kind("sync-error", "the next sync fails, once", Nodes, Nothing, No)),
-    disables(kind("disk-full", "there is no room", Nodes, Nothing, Yes)),
-    kind("slow-disk", "each sync takes `by` longer", Nodes, By, Yes),
+    proc(kind("lose-unsynced", "what was not synced is lost at the next kill", Nodes, Nothing, Yes)),
+    proc(kind("torn-write", "the last write before a kill is there in part", Nodes, File, Yes)),
+    proc(disables(kind("io-error", "`share` of reads and writes fails", Nodes, Share, Yes))),
+    proc(disables(kind("sync-error", "the next sync fails, once", Nodes, Nothing, No))),
+    proc(disables(kind("disk-full", "there is no room", Nodes, Nothing, Yes))),
+    proc(kind("slow-disk", "each sync takes `by` longer", Nodes, By, Yes)),
     disables(kind(
         "bit-flip",
         "a bit of a file of this kind is turned, while the node is down",
@@ -147,9 +147,9 @@ pub static KINDS: &[KindInfo] = &[
     disables(kind("roll-back", "the data folder of `by` ago is put back", Nodes, By, No)),
     disables(kind("wipe", "the data folder is emptied, and the node started", Nodes, Nothing, No)),
     // Clocks.
-    kind("clock-step", "the wall clock jumps by `by`", Nodes, By, Yes),
-    kind("clock-strobe", "the wall clock jumps there and back by `by`", Nodes, By, Yes),
-    kind("clock-drift", "the clock runs by `share` faster", Nodes, Share, Yes),
+    proc(kind("clock-step", "the wall clock jumps by `by`", Nodes, By, Yes)),
+    proc(kind("clock-strobe", "the wall clock jumps there and back by `by`", Nodes, By, Yes)),
+    proc(kind("clock-drift", "the clock runs by `share` faster", Nodes, Share, Yes)),
     // Raft and membership.
     proc(kind("move-leaders", "leads no group any more", Nodes, Nothing, No)),
     proc(kind("snapshot", "flushes its tables and cuts its log", Nodes, Nothing, No)),

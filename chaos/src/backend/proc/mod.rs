@@ -1,11 +1,12 @@
-//! Real nodes as processes on loopback, terminals made of the SDK, publishers over HTTP; faults by signals, and by links of
-//! this program's that stand in between. Needs no rights beyond those of its user. Power, disks and clocks are not its to
-//! break.
+//! Real nodes as processes on loopback, terminals made of the SDK, publishers over HTTP; faults by signals, by links of
+//! this program's that stand in between, and by a library in front of disks and clocks. Needs no rights beyond those of its
+//! user.
 
 mod ends;
 pub(super) mod links;
 mod nodes;
 mod run;
+pub(crate) mod shim;
 mod strike;
 
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ pub(crate) struct Options {
     pub(crate) bin: PathBuf,
     /// The run's folder, which is there and empty.
     pub(crate) out: PathBuf,
+    /// The bug to plant: disks say that they have synced, and have not.
+    pub(crate) lies: bool,
     /// Say nothing while it goes on.
     pub(crate) quiet: bool,
 }
@@ -33,6 +36,12 @@ pub(crate) fn cannot(scenario: &Scenario) -> Vec<String> {
     let mut cannot = Vec::new();
     if !matches!(scenario.cluster.nodes, 1 | 3 | 5) {
         cannot.push(format!("{} nodes: it starts 1, 3 or 5", scenario.cluster.nodes));
+    }
+    if shim::needed(scenario)
+        && let Some(why) = shim::missing()
+    {
+        cannot
+            .push(format!("faults of disks, power and clocks, which take a library that cc compiles: {why}"));
     }
     for fault in scenario.faults() {
         let kind = fault.kind.info();

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -12,7 +12,9 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use super::Options;
 use super::links::Links;
+use super::shim::{self, Shim};
 use crate::backend::live::Run;
 
 /// A cluster that is new is ready within this, also on a machine that is busy.
@@ -48,26 +50,29 @@ pub(super) struct Node {
 #[derive(Debug)]
 pub(super) struct Nodes {
     bin: PathBuf,
+    /// Between them and their disks and clocks, where the scenario needs it.
+    pub(super) shim: Option<Shim>,
     pub(super) ca: PathBuf,
     pub(super) token: String,
     pub(super) all: Vec<Node>,
 }
 
 impl Nodes {
-    /// Has the binary make a cluster in this folder, which is not there yet, and starts its nodes, with the links between
-    /// them that the scenario needs.
+    /// Has the binary make a cluster in this folder, which is not there yet, and starts its nodes, with the links and the
+    /// shim between them that the scenario needs.
     pub(super) async fn start(
-        bin: &Path,
+        options: &Options,
         folder: &Path,
         scenario: &Scenario,
-        seed: u64,
     ) -> anyhow::Result<(Nodes, Links)> {
+        let (bin, seed) = (&options.bin, options.seed);
         let ready = make(bin, folder, scenario.cluster.nodes, scenario.cluster.shards).await?;
         let text = |value: &Value, key: &str| -> anyhow::Result<String> {
             Ok(value[key].as_str().with_context(|| format!("`reveille dev` says no {key}"))?.to_owned())
         };
         let mut made = Nodes {
             bin: bin.to_owned(),
+            shim: None,
             ca: text(&ready, "ca")?.into(),
             token: text(&ready, "token")?,
             all: Vec::new(),
@@ -89,6 +94,11 @@ impl Nodes {
         }
         let configs: Vec<_> = made.all.iter().map(|node| (node.id, node.config.as_path())).collect();
         let links = Links::open(scenario, seed, &configs).await.context("links")?;
+        if shim::needed(scenario) {
+            let data: Vec<_> = made.all.iter().map(|node| (node.id, node.data.as_path())).collect();
+            let how = (seed, options.lies);
+            made.shim = Some(Shim::make(&folder.join("shim"), bin, scenario, how, &data)?);
+        }
         for id in made.ids() {
             made.start_node(id)?;
         }
@@ -121,11 +131,16 @@ impl Nodes {
     /// Starts a node that does not run.
     pub(super) fn start_node(&mut self, id: u64) -> anyhow::Result<()> {
         let bin = self.bin.clone();
+        let environment = match &mut self.shim {
+            Some(shim) => shim.starts(id)?,
+            None => Vec::new(),
+        };
         let node = self.node(id)?;
         let log = File::options().create(true).append(true).open(&node.log)?;
         let child = Command::new(&bin)
             .args(["node", "--create", "--exit-with-stdin", "--log-level", "info", "--config"])
             .arg(&node.config)
+            .envs(environment)
             // It ends when this process does, also if this one is killed.
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -139,6 +154,11 @@ impl Nodes {
 
     /// kill -9, and waits until it is gone with its ports.
     pub(super) async fn kill(&mut self, id: u64) -> anyhow::Result<()> {
+        self.dies(id).await?;
+        self.shim.as_mut().map_or(Ok(()), |shim| shim.ended(id))
+    }
+
+    async fn dies(&mut self, id: u64) -> anyhow::Result<()> {
         let node = self.node(id)?;
         node.state = State::Gone;
         if let Some(mut child) = node.child.take() {
@@ -146,6 +166,24 @@ impl Nodes {
             timeout(DIE, child.wait()).await.with_context(|| format!("node {id} does not die"))??;
         }
         Ok(())
+    }
+
+    /// The power of these fails, of all at once: what they had not synced is lost.
+    pub(super) async fn power(&mut self, ids: &[u64]) -> anyhow::Result<()> {
+        for id in ids {
+            if let Some(child) = &mut self.node(*id)?.child {
+                child.start_kill().context("kill")?;
+            }
+        }
+        for id in ids {
+            self.dies(*id).await?;
+            self.shim()?.power(*id)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn shim(&mut self) -> anyhow::Result<&mut Shim> {
+        self.shim.as_mut().context("this run has no shim")
     }
 
     /// SIGTERM. Its end is waited for by [`Nodes::ended`].
@@ -182,13 +220,13 @@ impl Nodes {
         Ok(())
     }
 
-    /// Nodes whose processes ended by themselves.
-    pub(super) fn fallen(&mut self) -> Vec<u64> {
+    /// Nodes whose processes ended by themselves, and how.
+    pub(super) fn fallen(&mut self) -> Vec<(u64, ExitStatus)> {
         let mut fallen = Vec::new();
         for node in self.all.iter_mut().filter(|node| node.state != State::Gone) {
-            if let Some(Ok(Some(_))) = node.child.as_mut().map(Child::try_wait) {
+            if let Some(Ok(Some(status))) = node.child.as_mut().map(Child::try_wait) {
                 (node.child, node.state) = (None, State::Gone);
-                fallen.push(node.id);
+                fallen.push((node.id, status));
             }
         }
         fallen

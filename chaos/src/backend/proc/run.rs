@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::nodes::Nodes;
+use super::shim::Shim;
 use super::strike::Striker;
 use super::{Options, ends};
 use crate::backend::http::{Request, Server};
@@ -34,7 +35,7 @@ pub(crate) async fn run(scenario: Scenario, options: &Options) -> anyhow::Result
     {
         crate::cli::output::line(busy);
     }
-    let (mut nodes, links) = Nodes::start(&options.bin, &folder, &scenario, options.seed).await?;
+    let (mut nodes, links) = Nodes::start(options, &folder, &scenario).await?;
     let path = options.out.join("history.jsonl");
     let begin = Begin {
         version: 0,
@@ -70,11 +71,14 @@ pub(crate) async fn run(scenario: Scenario, options: &Options) -> anyhow::Result
         scenario,
     });
     nodes.noted(&run);
+    if let Some(shim) = &nodes.shim {
+        run.say(&format!("disks, power and clocks: by {}, preloaded", shim.library.display()));
+    }
     let outcome = live(&run, &mut nodes, happened, options).await;
-    ends::fallen(&run, &mut nodes);
+    let outcome = outcome.and(ends::fallen(&run, &mut nodes).map(drop));
     nodes.stop().await;
     ends::logs(&run, &nodes);
-    if let Err(error) = outcome {
+    if let Err(error) = outcome.and(nodes.shim.as_ref().map_or(Ok(()), Shim::check)) {
         run.trouble(format!("{error:#}"));
     }
     run.recorder.finish().with_context(|| path.display().to_string())?;
@@ -129,7 +133,7 @@ async fn phases(run: &Arc<Run>, nodes: &mut Nodes, striker: &mut Striker, seed: 
     striker.strike(nodes, start, start + phases.warmup.0 + phases.chaos.0).await?;
     run.phase(Phase::Heal);
     striker.heal(nodes).await?;
-    sleep(phases.heal.0).await;
+    striker.mind(nodes, Instant::now() + phases.heal.0).await?;
     run.load.store(false, Ordering::Relaxed);
     while load.join_next().await.is_some() {}
     run.phase(Phase::Drain);

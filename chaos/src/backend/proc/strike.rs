@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use super::ends;
 use super::links::{OnWay, Place};
 use super::nodes::{Nodes, State};
+use super::shim;
 use crate::backend::live::Run;
 use crate::backend::terminals::Order;
 use crate::backend::whom::{self, Among, Whom, whom};
@@ -29,6 +30,8 @@ const LATE: Duration = Duration::from_secs(5);
 
 /// Both ends may be drawn as one and the same: then the other is drawn again, so often.
 const ENDS: u32 = 16;
+/// A node that ended by its disk is started again after this, as by its system.
+const AGAIN: Duration = Duration::from_secs(1);
 /// A node has started, and mostly is ready, after this.
 const STARTED: Duration = Duration::from_secs(2);
 
@@ -80,6 +83,16 @@ pub(super) struct Striker {
     forger: Draws,
     /// By fault of the scenario: whom it hit last.
     hit: BTreeMap<usize, Vec<u64>>,
+    /// Nodes that ended by their disks, and when they are started again.
+    ended: BTreeMap<u64, Instant>,
+}
+
+impl There {
+    /// Its victim is not to run before it is over.
+    fn keeps_down(&self, id: u64) -> bool {
+        let down = ["kill", "stop"].contains(&self.kind.name()) || shim::keeps_down(self.kind);
+        down && matches!(&self.victims, Victims::Nodes(ids) if ids.contains(&id))
+    }
 }
 
 impl Striker {
@@ -107,6 +120,7 @@ impl Striker {
             next: 0,
             forger: Draws::new(plan.seed, "forged"),
             hit: BTreeMap::new(),
+            ended: BTreeMap::new(),
         }
     }
 
@@ -124,7 +138,7 @@ impl Striker {
             if now >= end {
                 return Ok(());
             }
-            ends::fallen(&self.run, nodes);
+            self.tend(nodes)?;
             self.take_back(nodes, |there| there.until.is_some_and(|until| until <= now)).await?;
             let due = |strike: &mut Strike| start + Duration::from_micros(strike.at_us) <= now;
             while let Some(strike) = self.strikes.pop_front_if(due) {
@@ -151,6 +165,39 @@ impl Striker {
                 Some(when) = self.happened.recv() => self.happens(when),
             }
         }
+    }
+
+    /// Keeps nodes running until then.
+    pub(super) async fn mind(&mut self, nodes: &mut Nodes, until: Instant) -> anyhow::Result<()> {
+        while Instant::now() < until {
+            self.tend(nodes)?;
+            sleep_until((Instant::now() + LOOK).min(until)).await;
+        }
+        Ok(())
+    }
+
+    /// Notices who has ended, and starts who ended by its disk, when that is well.
+    fn tend(&mut self, nodes: &mut Nodes) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let ended = ends::fallen(&self.run, nodes)?;
+        self.ended.extend(ended.into_iter().map(|id| (id, now + AGAIN)));
+        let due: Vec<u64> = self.ended.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in due {
+            if !self.there.iter().any(|there| there.keeps_down(id)) {
+                self.start(nodes, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, nodes: &mut Nodes, id: u64) -> anyhow::Result<()> {
+        self.ended.remove(&id);
+        // It may have been started by a fault of its own meanwhile.
+        if nodes.state(id) == State::Gone {
+            nodes.start_node(id)?;
+            nodes.noted(&self.run);
+        }
+        Ok(())
     }
 
     fn happens(&mut self, when: When) {
@@ -218,7 +265,8 @@ impl Striker {
             Victims::Nodes(_) | Victims::Terminals(_) => None,
         };
         let step = if lasts { FaultStep::Began } else { FaultStep::Ended };
-        let detail = match on_the_way.is_some() {
+        let by_shim = shim::does(fault.kind);
+        let detail = match on_the_way.is_some() || by_shim {
             true => super::links::detail(&fault),
             false => String::new(),
         };
@@ -234,6 +282,9 @@ impl Striker {
                 back,
                 last: Instant::now(),
             });
+        }
+        if let (Victims::Nodes(ids), true, true) = (&victims, by_shim, lasts) {
+            nodes.shim()?.strike(id, &fault, ids)?;
         }
         if let Some(on) = on_the_way {
             self.run.links().strike(id, &fault, on);
@@ -273,6 +324,7 @@ impl Striker {
         door: &watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
         match victims {
+            Victims::Nodes(ids) if kind.name() == "power" => nodes.power(ids).await?,
             Victims::Nodes(ids) => {
                 for id in ids {
                     match kind.name() {
@@ -287,6 +339,8 @@ impl Striker {
                             self.run.order(*id, &format!("/cluster/nodes/{id}/move-leaders")).await
                         }
                         "snapshot" => self.run.order(*id, "/cluster/snapshot").await,
+                        "sync-error" => nodes.shim()?.fail_sync(*id)?,
+                        _ if shim::does(kind) => {}
                         other => anyhow::bail!("{other} is none of this backend's faults"),
                     }
                 }
@@ -308,6 +362,9 @@ impl Striker {
 
     /// Nodes in a crash loop are killed again when they have started; forgers send one each time that is looked.
     async fn loops(&mut self, nodes: &mut Nodes) -> anyhow::Result<()> {
+        if let Some(shim) = &mut nodes.shim {
+            shim.tell()?;
+        }
         for at in 0..self.there.len() {
             let there = &self.there[at];
             if there.kind.name() == "notification-forged"
@@ -338,23 +395,26 @@ impl Striker {
         let (over, there): (Vec<There>, _) = std::mem::take(&mut self.there).into_iter().partition(which);
         self.there = there;
         for fault in over {
+            let mut detail = self.run.links().heal(fault.id);
+            if let Some(shim) = &mut nodes.shim {
+                detail += &shim.heal(fault.id)?;
+            }
             if let Victims::Nodes(ids) = &fault.victims {
                 for id in ids {
                     match nodes.state(*id) {
-                        State::Stopped => nodes.resume(*id).await?,
-                        State::Gone => {
+                        State::Stopped if fault.kind.name() == "pause" => nodes.resume(*id).await?,
+                        State::Gone if !self.there.iter().any(|there| there.keeps_down(*id)) => {
                             nodes.ended(*id).await?;
-                            nodes.start_node(*id)?;
+                            self.start(nodes, *id)?;
                         }
-                        // It was interrupted before it could strike.
-                        State::Runs => {}
+                        // It was interrupted before it could strike, or is not away by this one.
+                        State::Stopped | State::Gone | State::Runs => {}
                     }
                 }
             }
             nodes.noted(&self.run);
             fault.back.send_replace(true);
             let words = words(&fault.victims);
-            let detail = self.run.links().heal(fault.id);
             self.tell(fault.id, FaultStep::Ended, fault.kind, &words, detail);
             self.run.say(&format!("HEAL  {} {words}", fault.kind.name()));
         }
