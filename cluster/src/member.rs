@@ -2,6 +2,7 @@
 //! part's rules are in its own module.
 
 mod elsewhere;
+mod fence;
 mod inbound;
 mod incarnation;
 mod limits;

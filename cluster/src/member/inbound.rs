@@ -123,7 +123,7 @@ impl<E: Env> Member<E> {
 
     fn proposed(&self, body: &[u8]) -> Option<impl Future<Output = Outcome> + Send + use<E>> {
         let (group, command) = open::<Command>(body)?;
-        Some(self.groups.get(&group)?.proposer.propose(command))
+        self.propose_here(group, command)
     }
 
     /// A link is there: what the peer's wall clock says must be known before its vote counts, and what it was to do as an

@@ -160,7 +160,7 @@ impl<E: Env> Member<E> {
         }
     }
 
-    fn begin_anew(self: &Arc<Self>, mine: Incarnation, why: &str) {
+    pub(super) fn begin_anew(self: &Arc<Self>, mine: Incarnation, why: &str) {
         // Only one of several looks at the same thing does this.
         let swapped = self.incarnation.compare_exchange(mine.0, 0, Ordering::AcqRel, Ordering::Acquire);
         if swapped.is_err() {

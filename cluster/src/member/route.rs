@@ -96,6 +96,7 @@ impl<E: Env> Member<E> {
                 }
                 Outcome::Applied(reply) => {
                     self.learn(group, target);
+                    self.learn_fence(&command, &reply);
                     return Ok(reply);
                 }
                 Outcome::NotLeader(leader) => {
@@ -149,8 +150,9 @@ impl<E: Env> Member<E> {
 
     async fn ask_at(&self, target: NodeId, group: GroupId, command: &Command, patience: Duration) -> Outcome {
         if target == self.config.node {
-            let Some(known) = self.groups.get(&group) else { return Outcome::NotLeader(None) };
-            let proposal = known.proposer.propose(command.clone());
+            let Some(proposal) = self.propose_here(group, command.clone()) else {
+                return Outcome::NotLeader(None);
+            };
             return E::Cfg::timeout(patience, proposal).await.unwrap_or(Outcome::Unknown);
         }
         let body = Self::forward(group, command);
@@ -196,7 +198,7 @@ impl<E: Env> Member<E> {
     }
 
     /// Asks a group's leader.
-    pub async fn query(
+    pub(super) async fn ask(
         self: &Arc<Self>,
         group: GroupId,
         mut query: Query,

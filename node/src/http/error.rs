@@ -109,7 +109,8 @@ impl From<Refusal> for ApiError {
             Refusal::NotEmpty => (StatusCode::CONFLICT, "not_empty"),
             Refusal::OtherRestore => (StatusCode::CONFLICT, "other_restore"),
             Refusal::BadImport(_) => (StatusCode::BAD_REQUEST, "bad_backup"),
-            Refusal::StaleAttempt { .. }
+            Refusal::Fenced
+            | Refusal::StaleAttempt { .. }
             | Refusal::StaleEpoch { .. }
             | Refusal::StaleStream
             | Refusal::AckAhead { .. }

@@ -9,7 +9,7 @@ use futures::stream::FuturesUnordered;
 use reveille_cluster::query::{Answer, MAX_PAGE, Query};
 use reveille_protocol::directory::NOTIFY_ANCHORS;
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::row::{Linger, Reachability, Row};
+use reveille_protocol::service_list::row::{Current, Linger, Reachability, Row};
 use reveille_protocol::service_list::{self as list, Command, Reply};
 use reveille_protocol::wire::peer::Why;
 use serde::{Deserialize, Serialize};
@@ -54,8 +54,8 @@ struct Notified {
     failed: Option<&'static str>,
 }
 
-fn entry(terminal: TerminalId, row: &Row, fenced: impl Fn(NodeId, Incarnation) -> bool) -> Entry {
-    let current = row.current.filter(|current| !fenced(current.node, current.incarnation));
+fn entry(terminal: TerminalId, row: &Row) -> Entry {
+    let current = row.current;
     Entry {
         terminal: terminal.to_string(),
         state: if current.is_some() { "online" } else { "offline" },
@@ -103,7 +103,7 @@ pub(super) async fn get(
     let group = api.cluster.group_of(&terminal);
     match api.cluster.query(group, Query::Terminal { tenant, terminal }, DEADLINE).await? {
         Answer::Terminal(Some(row)) => {
-            let mut entry = entry(terminal, &row, |node, inc| directory.fenced(node, inc));
+            let mut entry = entry(terminal, &row);
             if row.pending > 0 && entry.node.is_none() && directory.roster.format >= NOTIFY_ANCHORS {
                 entry.notifying = notifying(&api, tenant, terminal).await;
             }
@@ -172,7 +172,7 @@ pub(super) async fn list(
         let query = Query::Terminals { tenant, after, limit: limit + 1 };
         api.cluster.query(group, query, DEADLINE)
     });
-    let mut rows = Vec::new();
+    let mut rows: Vec<(TerminalId, Row)> = Vec::new();
     for answer in futures::future::join_all(shards).await {
         if let Answer::Terminals(found) = answer? {
             rows.extend(found);
@@ -182,8 +182,10 @@ pub(super) async fn list(
     let more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
     let next = rows.last().filter(|_| more).map(|(terminal, _)| terminal.to_string());
-    let fenced = |node, incarnation| directory.fenced(node, incarnation);
-    let terminals = rows.iter().map(|(terminal, row)| entry(*terminal, row, fenced)).collect();
+    // As far as this node knows of fences: to have each row say so, as for one terminal, would be an entry for each.
+    let fenced = |session: &Current| directory.fenced(session.node, session.incarnation);
+    rows.iter_mut().for_each(|(_, row)| row.current = row.current.filter(|session| !fenced(session)));
+    let terminals = rows.iter().map(|(terminal, row)| entry(*terminal, row)).collect();
     Ok(HttpResponse::Ok().json(Listing { terminals, next }))
 }
 

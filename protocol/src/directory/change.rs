@@ -507,4 +507,23 @@ mod tests {
         assert!(!directory.fenced(NodeId(1), Incarnation(2)), "a late mark touches nothing newer");
         assert!(!directory.fenced(NodeId(1), Incarnation(9)), "a lagging view fences nothing newer");
     }
+
+    #[test]
+    fn a_node_that_was_removed_is_fenced_and_one_not_heard_of_yet_is_not() {
+        let mut directory = created();
+        directory.roster.format = 2;
+        let invite = |peer: &str| Change::Invite {
+            peer: peer.to_owned(),
+            token: KeyFingerprint([3; 32]),
+            expires: GroupTime(2000),
+            replaces: None,
+        };
+        let behind = directory.clone();
+        assert_eq!(directory.apply(&invite("a"), NOW), Ok(Outcome::Invited(NodeId(2))));
+        let session = (NodeId(2), Incarnation(1));
+        assert!(!behind.fenced(session.0, session.1), "it may have joined since");
+        assert!(!Directory::default().fenced(session.0, session.1), "nothing is known yet");
+        directory.apply(&Change::Remove { node: NodeId(2), fewer: false }, NOW).unwrap();
+        assert!(directory.fenced(session.0, session.1));
+    }
 }

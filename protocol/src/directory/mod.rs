@@ -160,9 +160,13 @@ impl Directory {
         self.nodes.get(&node).map_or(Incarnation(0), |known| known.incarnation)
     }
 
-    /// Is a session of this node and incarnation fenced? A view that lags behind fences nothing newer.
+    /// Is a session of this node and incarnation fenced? If so, for ever: a view that lags behind fences nothing newer, and no
+    /// node that it has not heard of.
     pub fn fenced(&self, node: NodeId, incarnation: Incarnation) -> bool {
-        self.nodes.get(&node).is_none_or(|known| incarnation < known.incarnation || incarnation <= known.down)
+        match self.nodes.get(&node) {
+            Some(known) => incarnation < known.incarnation || incarnation <= known.down,
+            None => node <= self.roster.last_node,
+        }
     }
 
     /// The secret that new derivations use.

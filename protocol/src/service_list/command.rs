@@ -378,6 +378,10 @@ pub enum Refusal {
     /// A step of a restore that cannot be taken, and why.
     #[error("the backup cannot be taken in: {0}")]
     BadImport(ImportFault),
+    /// An attach of a session whose node's incarnation is over. No entry says this: a leader whose directory knows it does not
+    /// propose the attach.
+    #[error("the node was marked down, or has started again: this incarnation of it is over")]
+    Fenced,
 }
 
 /// A fact that apply established, for the dispatcher at the shard leader.

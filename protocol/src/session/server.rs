@@ -470,8 +470,9 @@ impl Server {
             Some(Err(Refusal::UnknownTerminal)) if self.phase == (Phase::Attaching { enrolled: false }) => {
                 out.push(Command::Enrol(self.hello.as_ref().and_then(|hello| hello.enrolment.clone())));
             }
-            // A backup is being restored: the terminal may be in a part that is not there yet.
-            Some(Err(Refusal::Restoring)) => self.leave(Some(ByeReason::Unavailable), out),
+            // A backup is being restored, and the terminal may be in a part that is not there yet. Or this node is fenced, and
+            // another one serves it.
+            Some(Err(Refusal::Restoring | Refusal::Fenced)) => self.leave(Some(ByeReason::Unavailable), out),
             Some(Err(refusal)) => self.leave(
                 Some(match refusal {
                     Refusal::StaleAttempt { current } => ByeReason::StaleAttempt(current),

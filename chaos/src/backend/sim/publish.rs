@@ -12,12 +12,11 @@ use openraft_rt_sim::SimRuntime;
 use reveille_chaos::history::{Call, Invoke, Result as Got, What};
 use reveille_chaos::scenario::Work;
 use reveille_cluster::Unavailable;
-use reveille_cluster::member::Member;
 use reveille_cluster::query::{Answer, Query};
 use reveille_links::draw::Draws;
 use reveille_protocol::hash::sha256;
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::row::{Current, Urgency};
+use reveille_protocol::service_list::row::Urgency;
 use reveille_protocol::service_list::{self as list, Command, Enqueue, Refusal, Reply};
 use reveille_protocol::time::GroupTime;
 use reveille_simulation::ask::Heard;
@@ -240,21 +239,13 @@ pub(super) async fn status(run: &Run, device: usize, turn: u64) {
     let query = Query::Terminal { tenant: TENANT, terminal };
     let request = |node| run.world.ask_about(node, terminal, query.clone(), DEADLINE);
     let got = match ask(run, turn, QUERY, request, answered).await {
-        Asked::Done((node, Answer::Terminal(Some(row)))) => {
-            // As the node that answers sees it.
-            let directory = run.world.node(node).member().map(|member| Member::directory(&member));
-            let fenced = |current: &Current| {
-                directory.as_ref().is_some_and(|known| known.fenced(current.node, current.incarnation))
-            };
-            let current = row.current.filter(|current| !fenced(current));
-            Some(Got::Status {
-                online: current.is_some(),
-                node: current.map(|current| current.node.0),
-                epoch: row.epoch.0,
-                acked: row.acked.0,
-                next_seq: row.next_seq.0,
-            })
-        }
+        Asked::Done((_, Answer::Terminal(Some(row)))) => Some(Got::Status {
+            online: row.current.is_some(),
+            node: row.current.map(|current| current.node.0),
+            epoch: row.epoch.0,
+            acked: row.acked.0,
+            next_seq: row.next_seq.0,
+        }),
         _ => None,
     };
     run.answered(op, got);
