@@ -1,21 +1,17 @@
-//! A terminal's UDP socket: the gate before notifications, the binding with the anchor, and what the terminal knows of
-//! how it is reached, as `terminal/src/{listen,reach}.rs` have it. No session, and no network.
+//! A terminal's UDP socket: the gate before notifications, and the binding with the anchor, as `terminal/src/listen.rs`
+//! has it. No session, and no network.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use reveille_protocol::anchor::keeper::{self, Identity, Keeper, Keeping};
 use reveille_protocol::id::KeyFingerprint;
-use reveille_protocol::limits;
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::notification::{Notification, NotificationAck, check_first_cid};
-use reveille_protocol::wire::session::{Anchor, Cause, Class, Offer};
+use reveille_protocol::wire::session::Anchor;
 use reveille_protocol::wire::stun::Handle;
 
 use crate::notifier::Datagram;
-
-/// Anchors that do not answer one after the other before it is taken that none does from here.
-const LOSSES: u32 = 2;
 
 /// What came of something.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,59 +27,6 @@ pub enum Told {
     Mapped(SocketAddr),
     Waiting,
     Lost,
-}
-
-/// What is known of how the terminal is reached.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reach {
-    pub class: Class,
-    pub seen: Option<IpAddr>,
-    losses: u32,
-    /// Where it was seen when it last kept a binding, and since when it keeps none.
-    bound: Option<(IpAddr, Option<Instant>)>,
-}
-
-impl Reach {
-    pub fn offer(&self, cause: Cause) -> Offer {
-        let again = self.class == Class::None && cause == Cause::CheckIn;
-        Offer { class: if again { Class::Untried } else { self.class }, cause }
-    }
-
-    pub fn forget(&mut self) {
-        *self = Reach { bound: self.bound, ..Reach::default() };
-    }
-
-    pub fn bind(&mut self, seen: IpAddr) {
-        self.bound = Some((seen, None));
-    }
-
-    pub fn unbind(&mut self, now: Instant) {
-        if let Some((_, since @ None)) = &mut self.bound {
-            *since = Some(now);
-        }
-    }
-
-    pub fn bound(&self, now: Instant) -> Option<IpAddr> {
-        let lasts = |since: Instant| now.since(since) < limits::BINDING_LASTS;
-        self.bound.filter(|(_, since)| since.is_none_or(lasts)).map(|(seen, _)| seen)
-    }
-
-    pub fn found(&mut self, class: Class, seen: IpAddr) {
-        (self.class, self.seen) = (class, Some(seen));
-    }
-
-    pub fn told(&mut self, told: Told) {
-        match told {
-            Told::Mapped(_) => self.losses = 0,
-            Told::Waiting => {}
-            Told::Lost => {
-                self.losses += 1;
-                if self.losses >= LOSSES {
-                    self.forget();
-                }
-            }
-        }
-    }
 }
 
 /// One life of the socket.

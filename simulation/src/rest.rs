@@ -161,7 +161,7 @@ impl World {
         let terminals = self.terminals();
         for device in 0..terminals.len() {
             // Who keeps a binding must find out by itself what became of it.
-            if lock(&self.devices)[device].reach.class != Class::Pinned || !self.is_woken(device) {
+            if lock(&self.devices)[device].reach.class() != Class::Pinned || !self.is_woken(device) {
                 self.check_in(device);
             }
         }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::{Linger, Urgency};
+use reveille_protocol::session::reach::Reach;
 use reveille_protocol::session::terminal::{Closed, Command, Config, Event, Memory, Terminal};
 use reveille_protocol::wire::session::{
     ByeReason, Cause, Class, Frame, Listening, NodeFrame, Push, TerminalFrame,
 };
 
-use crate::listener::{Listener, Reach, Told};
+use crate::listener::{Listener, Told};
 use crate::seen::Seen;
 use crate::session::Connection;
 use crate::world::{World, instant, lock, now};
@@ -51,6 +52,8 @@ pub struct Device {
     /// Its socket, in this life.
     pub listener: Listener,
     pub reach: Reach,
+    /// Names its latest wait for a check-in.
+    check_in: u64,
     /// What its binding came to while it was about to connect.
     pub held: Vec<Told>,
     /// Why it connects next.
@@ -89,7 +92,7 @@ pub struct Nature {
 impl Device {
     /// How long it wants to stay.
     pub fn wants(&self) -> Linger {
-        if self.reach.class == Class::None && self.stays { Linger::Forever } else { self.linger }
+        if self.reach.class() == Class::None && self.stays { Linger::Forever } else { self.linger }
     }
 }
 
@@ -129,6 +132,7 @@ impl World {
             moved: false,
             listener: Listener::new(key),
             reach: Reach::default(),
+            check_in: 0,
             held: Vec::new(),
             cause: Cause::Start,
             avoid: None,
@@ -216,7 +220,7 @@ impl World {
                 terminal: known.key.terminal(),
                 memory: known.disk,
                 offer,
-                seen: known.reach.seen,
+                seen: known.reach.seen(),
                 bound: known.reach.bound(instant()),
                 listening: known.listens.then_some(Listening { port: known.port, key: known.key }),
                 linger: known.asked,
@@ -430,12 +434,24 @@ impl World {
     }
 
     fn listen(self: &Arc<World>, device: usize) {
-        let (life, by_itself, held) = {
+        let number = self.number();
+        let (life, by_itself, held, in_doubt) = {
             let known = &mut lock(&self.devices)[device];
-            known.doing = Doing::Listening;
-            (known.life, !known.listens || known.reach.class == Class::None, std::mem::take(&mut known.held))
+            (known.doing, known.check_in) = (Doing::Listening, number);
+            let by_itself = !known.listens || known.reach.class() == Class::None;
+            let in_doubt = (known.speaks == 2).then(|| known.reach.in_doubt()).flatten();
+            (known.life, by_itself, std::mem::take(&mut known.held), in_doubt)
         };
         self.listener_session(device, false);
+        // Other check-ins are further away than a run is long.
+        if let Some(wait) = in_doubt {
+            let wait = wait.as_millis() as u64 * self.between(900, 1100) / 1000;
+            self.after(wait, move |world| {
+                if lock(&world.devices)[device].check_in == number {
+                    world.check_in(device);
+                }
+            });
+        }
         held.into_iter().for_each(|told| self.told(device, told));
         self.look_moved(device);
         if !by_itself {

@@ -227,7 +227,7 @@ impl World {
     /// It was found out how a terminal is reached.
     pub fn found_class(&self, number: u64, device: usize, class: Class, seen: std::net::IpAddr) {
         self.check_class(number, class);
-        let before = lock(&self.devices)[device].reach.class;
+        let before = lock(&self.devices)[device].reach.class();
         self.say(format!("t{device} was {before:?}, is {class:?}"));
         self.saw(change_of_class(before, class));
         lock(&self.devices)[device].reach.found(class, seen);
@@ -301,9 +301,13 @@ impl World {
     pub fn reach_told(&self, device: usize, told: Told) {
         let doubted = {
             let reach = &mut lock(&self.devices)[device].reach;
-            let before = reach.class;
-            reach.told(told);
-            reach.class != before
+            let before = reach.class();
+            match told {
+                Told::Mapped(_) => reach.mapped(),
+                Told::Lost => drop(reach.lost()),
+                Told::Waiting => {}
+            }
+            reach.class() != before
         };
         if doubted {
             self.saw("classes doubted");
@@ -366,7 +370,7 @@ impl World {
     pub fn is_woken(&self, device: usize) -> bool {
         let (listens, network, class) = {
             let known = &lock(&self.devices)[device];
-            (known.listens, known.network, known.reach.class)
+            (known.listens, known.network, known.reach.class())
         };
         listens
             && match lock(&self.networks).of(network).kind {

@@ -30,7 +30,7 @@ use crate::store::{Store, StoreError};
 const HELD: Duration = Duration::from_secs(1);
 
 /// The shortest and the longest check-in period, whoever asks for another; one in doubt how it is reached comes sooner
-/// (`reach::IN_DOUBT`). Below a minute it is a connection held open at
+/// (`Reach::in_doubt`). Below a minute it is a connection held open at
 /// the price of a handshake each; above a third of a registration's lifetime two that fail end the registration.
 const CHECK_IN: (Duration, Duration) =
     (Duration::from_secs(60), Duration::from_secs(limits::REGISTRATION_LIFETIME.as_secs() / 3));

@@ -3,5 +3,6 @@
 
 pub mod linger;
 pub mod pointless;
+pub mod reach;
 pub mod server;
 pub mod terminal;
