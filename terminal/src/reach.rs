@@ -114,7 +114,7 @@ impl Reach {
                 self.known.send_modify(|known| (known.period, known.measured) = (Some(period), measured));
             }
             Told::Lost => match self.rules.lost() {
-                true => self.forget(),
+                true => self.show_nothing(),
                 // One node may be gone.
                 false => self.known.send_modify(|known| known.mapped = None),
             },
@@ -125,6 +125,10 @@ impl Reach {
     /// What was known does not hold any more.
     pub(crate) fn forget(&mut self) {
         self.rules.forget();
+        self.show_nothing();
+    }
+
+    fn show_nothing(&mut self) {
         self.answered = false;
         self.known.send_replace(Reachability::default());
     }
@@ -152,5 +156,10 @@ mod tests {
         reach.bind(anchor, seen);
         reach.found(Class::Pinned, seen);
         assert_eq!(why(&reach), None);
+        for class in [Class::Pinned, Class::Untried] {
+            assert_eq!((reach.class(), reach.known.borrow().class), (class, class));
+            reach.told(Told::Lost);
+            reach.told(Told::Lost);
+        }
     }
 }

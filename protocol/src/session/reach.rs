@@ -96,7 +96,10 @@ impl Reach {
         self.losses += 1;
         let doubted = self.losses >= LOSSES;
         if doubted {
+            // Where nothing passes each session's binding is lost: that is no reason to come again sooner.
+            let doubts = self.doubts;
             self.forget();
+            self.doubts = doubts;
         }
         doubted
     }
@@ -139,6 +142,8 @@ mod tests {
         assert_eq!(reach.in_doubt(), None);
         reach.found(Class::None, SEEN);
         assert_eq!(reach.in_doubt(), Some(Duration::from_secs(30)));
+        assert!(!reach.lost() && reach.lost(), "the bindings of two sessions, which tried that way");
+        reach.found(Class::None, SEEN);
         assert_eq!(reach.in_doubt(), Some(Duration::from_secs(60)));
         reach.forget();
         assert_eq!(reach.in_doubt(), Some(Duration::from_secs(10)));

@@ -4,12 +4,13 @@
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::{Linger, Urgency};
 use reveille_protocol::service_list::view;
+use reveille_protocol::session::reach::Reach;
 use reveille_protocol::session::terminal::{Closed, Command, Config, Event, Memory, Terminal};
 use reveille_protocol::wire::session::{ByeReason, Cause, Class, Frame, Listening, NodeFrame, TerminalFrame};
 
 use crate::dice::Dice;
 use crate::faults::Fault;
-use crate::listener::{Listener, Reach, Told};
+use crate::listener::{Listener, Told};
 use crate::nat::Networks;
 use crate::node::Connection;
 use crate::world::{CALM, Happening, NODES, World};
@@ -115,7 +116,7 @@ impl Device {
 
     /// How long it wants to stay.
     pub fn wants(&self) -> Linger {
-        if self.reach.class == Class::None && self.stays { Linger::Forever } else { self.linger }
+        if self.reach.class() == Class::None && self.stays { Linger::Forever } else { self.linger }
     }
 }
 
@@ -178,7 +179,7 @@ impl World {
             terminal: known.key.terminal(),
             memory: known.disk,
             offer,
-            seen: known.reach.seen,
+            seen: known.reach.seen(),
             bound: known.reach.bound(now),
             listening: known.listens.then_some(Listening { port: known.port, key: known.key }),
             linger: known.asked,

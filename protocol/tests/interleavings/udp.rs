@@ -170,9 +170,13 @@ impl World {
 
     pub fn reach_told(&mut self, device: usize, told: Told) {
         let reach = &mut self.devices[device].reach;
-        let before = reach.class;
-        reach.told(told);
-        if reach.class != before {
+        let before = reach.class();
+        match told {
+            Told::Mapped(_) => reach.mapped(),
+            Told::Lost => drop(reach.lost()),
+            Told::Waiting => {}
+        }
+        if reach.class() != before {
             self.saw("classes doubted");
         }
     }
@@ -282,7 +286,7 @@ impl World {
     /// It was found out how a terminal is reached.
     pub fn found(&mut self, number: u64, device: usize, class: Class, seen: std::net::IpAddr) {
         self.check_class(number, class);
-        let before = self.devices[device].reach.class;
+        let before = self.devices[device].reach.class();
         self.say(|| format!("t{device} was {before:?}, is {class:?}"));
         self.saw(change_of_class(before, class));
         self.devices[device].reach.found(class, seen);
@@ -314,7 +318,7 @@ impl World {
         match self.devices[device].speaks {
             2 if self.now < CHAOS && self.storm.patient => CHAOS - self.now + self.dice.below(30_000),
             2 if self.now < CHAOS => self.dice.between(10_000, 30_000),
-            2 if self.now < CALM - 60_000 || self.devices[device].reach.class == Class::None => 30_000,
+            2 if self.now < CALM - 60_000 || self.devices[device].reach.class() == Class::None => 30_000,
             _ => LONG,
         }
     }
