@@ -243,6 +243,33 @@ fn terminals_behind_a_nat_are_reached_through_their_anchors() {
 }
 
 #[test]
+fn nodes_lose_their_files_come_and_go_and_starve_and_replicas_are_the_same_at_the_end() {
+    if there_is_no_reveille() {
+        return;
+    }
+    let _turn = turn();
+    let scenario = links(&[
+        "at = \"1s\"; kind = \"bit-flip\"; target = \"n1\"; file = \"tables\"",
+        "at = \"1s\"; kind = \"slow-reader\"; target = \"t1\"; for = \"3s\"",
+        "at = \"1s\"; kind = \"twin\"; target = \"t2\"; for = \"4s\"",
+        "at = \"5s\"; kind = \"wipe\"; target = \"n2\"",
+        "at = \"5s\"; kind = \"retry-storm\"; target = \"publishers\"; for = \"4s\"",
+        "at = \"9s\"; kind = \"replace\"; target = \"n2\"",
+        "at = \"11s\"; kind = \"cpu\"; target = \"n3\"; share = 0.5; for = \"2s\"",
+        "at = \"11s\"; kind = \"few-files\"; target = \"n1\"; for = \"1s\"",
+    ]);
+    let scenario = scenario
+        .replace("\"safety\",", "\"safety\", \"convergence\",")
+        .replace("cover = {", "cover = { \"node.refused\" = 1,");
+    let faults = faults_of(&scenario);
+    let flipped = faults.iter().filter(|fault| fault["kind"] == "bit-flip" && fault["step"] == "ended");
+    assert!(
+        flipped.map(|fault| fault["detail"].to_string()).any(|what| what.contains("tables/")),
+        "{faults:#?}"
+    );
+}
+
+#[test]
 fn an_interrupted_run_is_no_pass_and_leaves_nothing() {
     if there_is_no_reveille() {
         return;
@@ -317,6 +344,8 @@ fn what_cannot_be_run_is_said_before_anything_starts() {
     let (code, said) = run(&["handoff-pingpong"]);
     assert_eq!(code, Some(3), "{said}");
     assert!(said.contains("it does not see handoff.started"), "{said}");
+    let (code, said) = run(&["mixed-version"]);
+    assert!(code == Some(3) && said.contains("say with --other where the version before is"), "{said}");
     let (code, said) = run(&["baseline", "--bin", "/nowhere/reveille"]);
     assert!(code == Some(3) && said.contains("there is no /nowhere/reveille: build it"), "{said}");
     assert!(!out.exists());

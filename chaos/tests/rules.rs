@@ -321,6 +321,12 @@ fn c9_measures_from_whoever_waits() {
     fault().wait(200).ready(2, true).passes("C9");
     fault().wait(400).ready(2, true).fails("C9", "ready again: kill of node 2 waited 401 ms");
     fault().wait(400).fails("C9", "ready again");
+    // Of who belongs no more nothing is awaited.
+    let left = || fault().see(Observation::Left { node: 2 });
+    left().wait(400).publish("b", 2).give("b", 2).passes("C9");
+    let settled = |settled| left().see(Observation::Settled { settled, why: "node 3 is down".to_owned() });
+    settled(true).passes("C9");
+    settled(false).fails("C9", "the cluster is not settled: node 3 is down");
     story().publish("a", 1).cannot_tell("C9", "no budget was set");
 }
 

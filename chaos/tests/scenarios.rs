@@ -118,10 +118,7 @@ fn every_kind_is_in_some_shipped_scenario() {
         .filter(|name| !texts.iter().any(|text| text.contains(&format!("kind = \"{name}\""))))
         .collect();
     // These wait for a scenario until a backend does them.
-    assert_eq!(
-        unused,
-        ["out-of-memory", "bandwidth", "half-open", "lose-unsynced", "io-error", "truncate", "fail-point"]
-    );
+    assert_eq!(unused, ["lose-unsynced", "io-error", "fail-point"]);
 }
 
 #[test]

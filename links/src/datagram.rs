@@ -135,13 +135,14 @@ async fn port(
     flows: usize,
 ) -> Option<Flow> {
     let shared = &carrier.shared;
-    let any = if shared.to.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+    let to = shared.to();
+    let any = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
     let socket = match flows < FLOWS {
         true => UdpSocket::bind(SocketAddr::new(shared.from.unwrap_or(any), 0)).await.ok()?,
         false => return None,
     };
     // Only the destination's datagrams come in, as through most NATs.
-    socket.connect(shared.to).await.ok()?;
+    socket.connect(to).await.ok()?;
     let socket = Arc::new(socket);
     shared.counts.add(&[Done::Mapped]);
     let (carrier, back, own) = (carrier.clone(), back.clone(), socket.clone());

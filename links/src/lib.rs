@@ -56,7 +56,7 @@ struct Orders {
 #[derive(Debug)]
 struct Shared {
     lot: Lot,
-    to: SocketAddr,
+    to: Mutex<SocketAddr>,
     from: Option<IpAddr>,
     faults: watch::Sender<Faults>,
     /// What is wrong for these senders alone, instead.
@@ -144,6 +144,11 @@ impl Link {
         }
     }
 
+    /// Leads there from now on; what goes through it already stays where it is.
+    pub fn lead(&self, to: SocketAddr) {
+        *self.shared.to.lock().unwrap_or_else(PoisonError::into_inner) = to;
+    }
+
     /// How often what happened.
     pub fn counts(&self) -> Arc<Counts> {
         self.shared.counts.clone()
@@ -160,13 +165,17 @@ impl Shared {
     fn of(route: Route) -> Arc<Shared> {
         Arc::new(Shared {
             lot: Lot { seed: route.seed, name: route.name },
-            to: route.to,
+            to: Mutex::new(route.to),
             from: route.from,
             faults: watch::Sender::default(),
             apart: Mutex::default(),
             orders: watch::Sender::default(),
             counts: Arc::default(),
         })
+    }
+
+    fn to(&self) -> SocketAddr {
+        *self.to.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn way(&self, direction: Direction) -> Way {

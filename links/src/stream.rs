@@ -166,11 +166,12 @@ async fn open(
 }
 
 async fn dial(shared: &Shared) -> io::Result<TcpStream> {
-    let socket = if shared.to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let to = shared.to();
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(from) = shared.from {
         socket.bind(SocketAddr::new(from, 0))?;
     }
-    socket.connect(shared.to).await
+    socket.connect(to).await
 }
 
 /// Its peer has closed or broken it, whether or not something is still to be read.

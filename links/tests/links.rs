@@ -176,6 +176,17 @@ async fn streams_go_through_whole_with_their_end() {
 }
 
 #[tokio::test]
+async fn a_link_leads_elsewhere_and_leaves_what_goes_through_it() {
+    let (link, mut before) = tcp().await;
+    assert_eq!(asks(&mut before, b"one").await.unwrap(), b"one");
+    let other = TcpListener::bind(LOCAL).await.unwrap();
+    link.lead(other.local_addr().unwrap());
+    let _after = TcpStream::connect(link.address()).await.unwrap();
+    timeout(LONG, other.accept()).await.unwrap().unwrap();
+    assert_eq!(asks(&mut before, b"two").await.unwrap(), b"two");
+}
+
+#[tokio::test]
 async fn a_stream_takes_its_round_trips() {
     let (link, mut stream) = tcp().await;
     let way = Way { delay: ms(50), jitter: ms(20), ..Way::default() };

@@ -61,6 +61,11 @@ impl Server {
         Ok(Server { authority: authority.to_owned(), tls })
     }
 
+    /// `host:port`.
+    pub(super) fn authority(&self) -> &str {
+        &self.authority
+    }
+
     /// Connects, within so long.
     ///
     /// # Errors

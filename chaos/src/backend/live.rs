@@ -7,7 +7,7 @@ use std::io::BufWriter;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -33,16 +33,26 @@ const SILENT: Duration = Duration::from_secs(2);
 /// After everything has come, for what comes twice.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// A node, and where it is reached.
+#[derive(Clone)]
+pub(super) struct Node {
+    pub(super) id: u64,
+    /// By publishers.
+    pub(super) http: Server,
+    /// By operators.
+    pub(super) admin: Server,
+    /// Its data, if this machine has it.
+    pub(super) data: Option<PathBuf>,
+}
+
 /// What everybody in a run shares.
 pub(super) struct Run {
     pub(super) scenario: Scenario,
     pub(super) recorder: Recorder<BufWriter<File>>,
-    /// The nodes' ids; what follows is by their places here.
-    pub(super) ids: Vec<u64>,
-    /// Where publishers, sessions and operators are.
-    pub(super) http: Vec<Server>,
+    /// Those that belong to the cluster now, by their places: they may come and go.
+    pub(super) nodes: Mutex<Arc<Vec<Node>>>,
+    /// Where terminals find the cluster.
     pub(super) sessions: Vec<String>,
-    pub(super) admin: Vec<Server>,
     pub(super) ca: PathBuf,
     /// Of publishers.
     pub(super) token: String,
@@ -79,8 +89,10 @@ pub(super) struct Known {
     pub(super) pids: BTreeMap<u64, u32>,
     /// Terminals that somebody has wanted to publish to since, without success.
     wanted: HashMap<String, Instant>,
-    /// When a node, by its place, was silent last.
-    silent: HashMap<usize, Instant>,
+    /// When a node was silent last.
+    silent: HashMap<u64, Instant>,
+    /// Publishers ask again at once.
+    pub(super) hurried: bool,
 }
 
 impl Run {
@@ -121,9 +133,18 @@ impl Run {
         let _ = self.events.try_send(when);
     }
 
+    /// The nodes that belong to the cluster now.
+    pub(super) fn nodes(&self) -> Arc<Vec<Node>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn ids(&self) -> Vec<u64> {
+        self.nodes().iter().map(|node| node.id).collect()
+    }
+
     /// Where the operator of this node is.
-    pub(super) fn admin_of(&self, id: u64) -> Option<&Server> {
-        self.admin.get(self.ids.iter().position(|known| *known == id)?)
+    pub(super) fn admin_of(&self, id: u64) -> Option<Server> {
+        Some(self.nodes().iter().find(|node| node.id == id)?.admin.clone())
     }
 
     /// Has a node's operator ask it for something. A node that cannot do it now says so; then it is left at that.
@@ -131,25 +152,26 @@ impl Run {
         let Some(server) = self.admin_of(id) else { return };
         let (method, token) = ("POST", self.admin_token.as_str());
         let request = Request { method, path, token, headers: &[], body: b"" };
-        let answer = request.send(server, ORDER).await;
+        let answer = request.send(&server, ORDER).await;
         if !answer.is_ok_and(|answer| (200..300).contains(&answer.status)) {
             self.cover("order.refused");
         }
     }
 
     /// This node did not answer.
-    pub(super) fn silent(&self, node: usize) {
+    pub(super) fn silent(&self, node: u64) {
         self.known().silent.insert(node, Instant::now());
     }
 
-    /// The node, by its place, whose turn it is: among those that were not silent lately, if there are any.
-    pub(super) fn speaking(&self, turn: usize) -> usize {
-        let known = self.known();
-        let speaks = |node: &usize| known.silent.get(node).is_none_or(|at| at.elapsed() > SILENT);
-        let all: Vec<usize> = (0..self.http.len()).collect();
-        let speaking: Vec<usize> = all.iter().copied().filter(speaks).collect();
-        let among = if speaking.is_empty() { all } else { speaking };
-        among[turn % among.len()]
+    /// The node whose turn it is: among those that were not silent lately, if there are any.
+    pub(super) fn speaking(&self, turn: usize) -> Option<Node> {
+        let (nodes, known) = (self.nodes(), self.known());
+        let speaks = |node: &&Node| known.silent.get(&node.id).is_none_or(|at| at.elapsed() > SILENT);
+        let speaking = nodes.iter().filter(speaks).count();
+        match speaking {
+            0 => nodes.get(turn % nodes.len().max(1)).cloned(),
+            some => nodes.iter().filter(speaks).nth(turn % some).cloned(),
+        }
     }
 
     /// The process that a node has now.
@@ -241,7 +263,7 @@ pub(super) async fn began(run: &Run, registered: impl AsyncFn(&Run) -> bool) -> 
             (known.terminals.len(), ready)
         };
         let registered = registered(run).await;
-        if registered && ready == run.http.len() && terminals as u64 == run.scenario.workload.terminals {
+        if registered && ready == run.nodes().len() && terminals as u64 == run.scenario.workload.terminals {
             run.say(&format!("{ready} nodes are ready, {terminals} terminals are registered"));
             return Ok(());
         }

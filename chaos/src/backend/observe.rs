@@ -10,7 +10,7 @@ use reveille_chaos::history::{Observation, Problem};
 use reveille_chaos::scenario::When;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::http::Request;
+use super::http::{Request, Server};
 use super::live::Run;
 
 /// How often nodes of this machine are looked at.
@@ -62,16 +62,21 @@ pub(super) async fn machine(run: Arc<Run>) {
 }
 
 /// Looks so often until it is aborted. Of a node whose process is not this machine's, the folder says nothing.
-pub(super) async fn nodes(run: Arc<Run>, data: Vec<(u64, PathBuf)>, every: Duration) {
+pub(super) async fn nodes(run: Arc<Run>, every: Duration) {
     let mut tick = interval(every);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for count in 0u64.. {
         tick.tick().await;
-        let looks = data.iter().map(|(id, _)| ready(&run, *id));
-        for ((id, _), ready) in data.iter().zip(futures::future::join_all(looks).await) {
-            let before = run.known().ready.insert(*id, ready);
+        let nodes = run.nodes();
+        let looks = nodes.iter().map(|node| ready(&run, &node.admin));
+        for (node, ready) in nodes.iter().zip(futures::future::join_all(looks).await) {
+            // It may have been told to go meanwhile; then nothing is expected of it.
+            if !run.ids().contains(&node.id) {
+                continue;
+            }
+            let before = run.known().ready.insert(node.id, ready);
             if before != Some(ready) {
-                run.see(Observation::Ready { node: *id, ready });
+                run.see(Observation::Ready { node: node.id, ready });
                 if ready && before.is_some() {
                     run.happened(When::NodeReady);
                 }
@@ -79,13 +84,14 @@ pub(super) async fn nodes(run: Arc<Run>, data: Vec<(u64, PathBuf)>, every: Durat
         }
         leaders(&run, count).await;
         if count % TAKEN == 0 {
-            data.iter().for_each(|(id, folder)| taken(&run, *id, folder));
+            for node in nodes.iter() {
+                node.data.iter().for_each(|folder| taken(&run, node.id, folder));
+            }
         }
     }
 }
 
-async fn ready(run: &Run, id: u64) -> bool {
-    let Some(server) = run.admin_of(id) else { return false };
+async fn ready(run: &Run, server: &Server) -> bool {
     let answer = Request::get("/readyz", &run.admin_token).send(server, READY).await;
     answer.is_ok_and(|answer| answer.status == 200)
 }
@@ -98,7 +104,7 @@ async fn leaders(run: &Run, count: u64) {
     };
     let Some(id) = ready.get(count as usize % ready.len().max(1)) else { return };
     let Some(server) = run.admin_of(*id) else { return };
-    let Ok(answer) = Request::get("/status", &run.admin_token).send(server, READY).await else { return };
+    let Ok(answer) = Request::get("/status", &run.admin_token).send(&server, READY).await else { return };
     let Some(json) = answer.json() else { return };
     for group in json["cluster"]["groups"].as_array().into_iter().flatten() {
         let number = |key: &str| group[key].as_u64();

@@ -127,20 +127,22 @@ async fn ask(run: &Run, request: &Request<'_>, first: u64, within: Duration) -> 
     let mut heard = None;
     let answered = async {
         for number in first.. {
-            let node = run.speaking(number as usize);
-            match request.send(&run.http[node], ANSWER).await {
+            let node = run.speaking(number as usize)?;
+            match request.send(&node.http, ANSWER).await {
                 Ok(answer) if matches!(answer.status, 429 | 503 | 408) => {
                     heard = Some(format!("{} to the last try", answer.status));
                 }
                 Ok(answer) => return Some(answer),
                 Err(silence) => {
-                    run.silent(node);
+                    run.silent(node.id);
                     if silence == Silence::MaybeHeard {
                         heard = Some("no answer to the last try".to_owned());
                     }
                 }
             }
-            tokio::time::sleep(PAUSE).await;
+            if !run.known().hurried {
+                tokio::time::sleep(PAUSE).await;
+            }
         }
         None
     };
@@ -202,7 +204,8 @@ async fn query(run: &Run, path: &str, node: u64) -> Option<serde_json::Value> {
 impl Run {
     fn invoke(&self, by: &str, node: u64, deadline_ms: u64, call: Call) -> u64 {
         let op = self.recorder.op();
-        let node = self.ids.get(node as usize % self.ids.len().max(1)).copied();
+        let ids = self.ids();
+        let node = ids.get(node as usize % ids.len().max(1)).copied();
         let deadline_ms = Some(deadline_ms);
         self.recorder.tell(What::Invoke(Invoke { op, by: by.to_owned(), node, deadline_ms, call }));
         op

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fs, io};
 
 use reveille_chaos::history::Observation;
 use reveille_chaos::scenario::{Kind, When};
@@ -26,6 +27,10 @@ pub(super) enum Order {
     Withhold(watch::Receiver<bool>),
     /// It connects anew, as a device does that has another network.
     Reconnect,
+    /// Its application takes nothing until this turns true, so that the SDK soon reads no more.
+    Slow(watch::Receiver<bool>),
+    /// Another device has a copy of its state, and lives until this turns true.
+    Twin(watch::Receiver<bool>),
 }
 
 impl Order {
@@ -35,6 +40,8 @@ impl Order {
             "terminal-kill" => Order::Kill(door.clone()),
             "ack-withheld" => Order::Withhold(door.clone()),
             "reconnect" => Order::Reconnect,
+            "slow-reader" => Order::Slow(door.clone()),
+            "twin" => Order::Twin(door.clone()),
             _ => return None,
         })
     }
@@ -82,6 +89,8 @@ impl Devices {
             let device = Device {
                 run: run.clone(),
                 number,
+                copy: 0,
+                twins: 0,
                 stays: (number as f64) < workload.connected.0 * workload.terminals as f64,
                 state: states.join(format!("t{}", number + 1)),
                 orders: ordered,
@@ -102,10 +111,17 @@ impl Devices {
     }
 }
 
+/// A device's life. Dropped before its end, it ends where it stands.
+type Life = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// One terminal, through all its processes.
 struct Device {
     run: Arc<Run>,
     number: usize,
+    /// Tells devices of one identity apart: 0 for the one that was there first.
+    copy: u64,
+    /// Copies that there were of it.
+    twins: u64,
     stays: bool,
     state: PathBuf,
     orders: mpsc::Receiver<Order>,
@@ -114,61 +130,99 @@ struct Device {
 
 impl Device {
     /// Lives until the run is over.
-    async fn live(mut self) {
-        loop {
-            let Some(mut terminal) = self.start().await else { return };
-            let id = terminal.id().to_string();
-            self.run.registered(self.number, &id);
-            self.run.see(Observation::Started { terminal: id.clone(), copy: 0 });
-            let mut epoch = 0;
-            let mut held = Held::default();
-            let killed = loop {
-                tokio::select! {
-                    event = terminal.next() => match event {
-                        Some(event) => {
-                            self.seen(&id, event, &mut epoch, &mut held);
-                            self.run.bound(self.number, terminal.reachability().anchor);
+    fn live(mut self) -> Life {
+        Box::pin(async move {
+            loop {
+                let Some(mut terminal) = self.start().await else { return };
+                let id = terminal.id().to_string();
+                self.run.registered(self.number, &id);
+                self.run.see(Observation::Started { terminal: id.clone(), copy: self.copy });
+                let mut epoch = 0;
+                let mut held = Held::default();
+                let mut twin: Option<Life> = None;
+                let killed = loop {
+                    tokio::select! {
+                        event = terminal.next() => match event {
+                            Some(event) => {
+                                self.seen(&id, event, &mut epoch, &mut held);
+                                self.run.bound(self.number, terminal.reachability().anchor);
+                            }
+                            None => {
+                                self.run.trouble(format!("terminal {} has ended by itself", self.number + 1));
+                                return;
+                            }
+                        },
+                        Some(order) = self.orders.recv() => match order {
+                            Order::Kill(back) => break Some(back),
+                            Order::Withhold(until) => held.until = Some(until),
+                            Order::Reconnect => terminal.network_changed(),
+                            Order::Slow(mut until) => {
+                                // An error is the run's end, which opens the door, too.
+                                let _ = until.wait_for(|over| *over).await;
+                            }
+                            Order::Twin(until) if twin.is_none() => twin = self.twin(until),
+                            // There is one already.
+                            Order::Twin(_) => {}
+                        },
+                        () = over(&mut twin) => {
+                            twin = None;
+                            // Whoever takes the first device up again has it look for what came.
+                            terminal.network_changed();
                         }
-                        None => {
-                            self.run.trouble(format!("terminal {} has ended by itself", self.number + 1));
-                            return;
+                        () = held.over() => {
+                            held.until = None;
+                            held.pushes.drain(..).for_each(|push| self.confirm(&id, push));
                         }
-                    },
-                    Some(order) = self.orders.recv() => match order {
-                        Order::Kill(back) => break Some(back),
-                        Order::Withhold(until) => held.until = Some(until),
-                        Order::Reconnect => terminal.network_changed(),
-                    },
-                    () = held.over() => {
-                        held.until = None;
-                        held.pushes.drain(..).for_each(|push| self.confirm(&id, push));
+                        _ = self.end.changed() => break None,
                     }
-                    _ = self.end.changed() => break None,
+                };
+                self.run.session(self.number, None);
+                match killed {
+                    Some(mut back) => {
+                        drop(terminal);
+                        self.run.see(Observation::Stopped { terminal: id, copy: self.copy });
+                        // An error is the run's end, which opens the door, too.
+                        let _ = back.wait_for(|back| *back).await;
+                    }
+                    None => {
+                        terminal.shutdown().await;
+                        self.run.see(Observation::Stopped { terminal: id, copy: self.copy });
+                        return;
+                    }
                 }
-            };
-            self.run.session(self.number, None);
-            match killed {
-                Some(mut back) => {
-                    drop(terminal);
-                    self.run.see(Observation::Stopped { terminal: id, copy: 0 });
-                    // An error is the run's end, which opens the door, too.
-                    let _ = back.wait_for(|back| *back).await;
-                }
-                None => {
-                    terminal.shutdown().await;
-                    self.run.see(Observation::Stopped { terminal: id, copy: 0 });
+                if *self.end.borrow() {
                     return;
                 }
             }
-            if *self.end.borrow() {
-                return;
-            }
+        })
+    }
+
+    /// Another device with a copy of this one's state, beside it.
+    fn twin(&mut self, until: watch::Receiver<bool>) -> Option<Life> {
+        self.twins += 1;
+        let state = self.state.with_extension(format!("twin{}", self.twins));
+        if let Err(error) = copy(&self.state, &state) {
+            self.run.trouble(format!("the state of terminal {} cannot be copied: {error}", self.number + 1));
+            return None;
         }
+        let twin = Device {
+            run: self.run.clone(),
+            number: self.number,
+            copy: self.twins,
+            twins: 0,
+            stays: self.stays,
+            state,
+            orders: mpsc::channel(ORDERS).1,
+            end: until,
+        };
+        Some(twin.live())
     }
 
     async fn start(&self) -> Option<Terminal> {
         let linger = if self.stays { Linger::Forever } else { Linger::AtOnce };
-        let listen = self.run.links().listens(self.number).unwrap_or(self.run.listen);
+        // A port is one device's.
+        let listen =
+            self.run.links().listens(self.number).filter(|_| self.copy == 0).unwrap_or(self.run.listen);
         let started = tokio::time::timeout(OPEN, async {
             loop {
                 let mut builder = Builder::new(self.run.sessions.clone(), &self.run.ca, &self.state);
@@ -192,18 +246,25 @@ impl Device {
     fn seen(&self, id: &str, event: Event, epoch: &mut u64, held: &mut Held) {
         let terminal = id.to_owned();
         match event {
-            Event::Notified { .. } => self.run.see(Observation::Notified { terminal, copy: 0 }),
+            Event::Notified { .. } => self.run.see(Observation::Notified { terminal, copy: self.copy }),
             Event::Connected { node, epoch: new, .. } => {
                 *epoch = new.0;
-                self.run.see(Observation::Connected { terminal, copy: 0, node: node.0, epoch: new.0 });
+                self.run.see(Observation::Connected {
+                    terminal,
+                    copy: self.copy,
+                    node: node.0,
+                    epoch: new.0,
+                });
                 self.run.session(self.number, Some(node.0));
                 self.run.happened(When::Attached);
             }
             Event::Disconnected { .. } => {
                 self.run.session(self.number, None);
-                self.run.see(Observation::Disconnected { terminal, copy: 0 });
+                self.run.see(Observation::Disconnected { terminal, copy: self.copy });
             }
-            Event::Reset { next } => self.run.see(Observation::Reset { terminal, copy: 0, next: next.0 }),
+            Event::Reset { next } => {
+                self.run.see(Observation::Reset { terminal, copy: self.copy, next: next.0 })
+            }
             Event::Received(push) => {
                 self.received(id, &push, *epoch);
                 match held.until {
@@ -223,7 +284,7 @@ impl Device {
         self.run.delivered(&payload);
         self.run.see(Observation::Delivered {
             terminal: terminal.to_owned(),
-            copy: 0,
+            copy: self.copy,
             payload,
             seq: push.seq.0,
             prev: None,
@@ -235,7 +296,25 @@ impl Device {
 
     fn confirm(&self, terminal: &str, push: Received) {
         let seq = push.seq.0;
-        self.run.see(Observation::Confirmed { terminal: terminal.to_owned(), copy: 0, seq });
+        self.run.see(Observation::Confirmed { terminal: terminal.to_owned(), copy: self.copy, seq });
         push.confirm();
     }
+}
+
+/// Waits for the end of a twin; for ever, if there is none.
+async fn over(twin: &mut Option<Life>) {
+    match twin {
+        Some(twin) => twin.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Copies the files of a folder.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let path = entry?.path();
+        fs::copy(&path, to.join(path.file_name().unwrap_or_default()))?;
+    }
+    Ok(())
 }

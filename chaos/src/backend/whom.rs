@@ -23,6 +23,8 @@ pub(super) enum Whom {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Among<'a> {
     pub(super) nodes: &'a [u64],
+    /// Who has the places that scenarios name: `n1` has the first.
+    pub(super) places: &'a [Option<u64>],
     pub(super) terminals: usize,
     /// The nodes that the fault before in the file hit last, if it has hit any.
     pub(super) last: Option<&'a [u64]>,
@@ -78,7 +80,7 @@ pub(super) fn whom(known: &Known, among: Among<'_>, target: &Target, draw: u64) 
             Role::Majority => found.extend(draws.some(all, all.len() / 2 + 1)),
             Role::All => found.extend(all),
             Role::Node(number) => {
-                found.insert(*all.get(*number as usize - 1)?);
+                found.insert((*among.places.get(*number as usize - 1)?)?);
             }
             Role::Last => found.extend(among.last?),
             Role::Terminal(Which::Number(number)) => {

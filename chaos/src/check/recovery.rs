@@ -10,7 +10,8 @@ pub(super) const CHECKER: Checker = Checker {
     id: "C9",
     name: "recovery",
     definition: "nobody who wants to publish to a terminal waits longer than the budget for a success; a push that was \
-                 acknowledged is given within its budget; every node is ready within its budget after a fault ends",
+                 acknowledged is given within its budget; every node that belongs to the cluster is ready within its budget \
+                 after a fault ends; a cluster whose nodes came and went is settled at the end",
     safety: false,
     check,
 };
@@ -87,6 +88,10 @@ pub(crate) fn delivery_gaps(facts: &Facts) -> Vec<Gap> {
 /// another fault is about, its victims' unreadiness says nothing.
 fn ready_gaps(facts: &Facts) -> Vec<Gap> {
     let mut gaps = Vec::new();
+    // Of a node that belongs no more nothing is awaited.
+    let left = facts.left.iter().map(|(when, node)| (*when, *node, true));
+    let mut seen: Vec<(Moment, u64, bool)> = facts.ready.iter().copied().chain(left).collect();
+    seen.sort_unstable();
     for fault in &facts.faults {
         let Some(ended) = fault.ended else { continue };
         let is_about = |other: &Faulted| other.first() < ended && other.ended.is_none_or(|end| end > ended);
@@ -98,7 +103,7 @@ fn ready_gaps(facts: &Facts) -> Vec<Gap> {
         let mut unready: BTreeSet<u64> = BTreeSet::new();
         let mut to = None;
         let mut was = false;
-        for (when, node, ready) in facts.ready.iter().take_while(|(when, ..)| *when < next) {
+        for (when, node, ready) in seen.iter().take_while(|(when, ..)| *when < next) {
             if *when > ended && to.is_none() && !was {
                 was = !unready.is_empty();
             }
@@ -163,7 +168,10 @@ fn check(facts: &Facts) -> Outcome {
         }
     }
     let summary = format!("worst: {}", said.join(", "));
-    if expect.publish_gap_ms.or(expect.deliver_ms).or(expect.ready_ms).is_none() {
+    if let Some((when, false, why)) = facts.settled {
+        findings.add(&[when], || format!("the cluster is not settled: {}", facts.names.text(why)));
+    }
+    if findings.is_empty() && expect.publish_gap_ms.or(expect.deliver_ms).or(expect.ready_ms).is_none() {
         return Outcome::unknown(format!("no budget was set; {summary}"));
     }
     if findings.is_empty() && !missing.is_empty() {

@@ -55,7 +55,9 @@ fn looks() -> Vec<Look> {
     let root = root();
     let needs_root = |or: fn() -> Result<(), String>| root.clone().and_then(|()| or());
     vec![
-        look("signals", "kill, stop, pause, restart", Ok(())),
+        look("signals", "kill, stop, pause, restart, out-of-memory, cpu", Ok(())),
+        look("prlimit", "few-files", runs("prlimit", &["--version"])),
+        look("commands", "membership, and what nodes do about changed files; upgrade with --other", Ok(())),
         look(
             "links",
             "cut, jam, delay, loss, duplicate, reorder, corrupt, bandwidth, reset, half-open, NATs, notifications",

@@ -2,7 +2,7 @@
 
 use std::hash::{DefaultHasher, Hasher};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use reveille_chaos::scenario::{Scenario, near};
@@ -22,6 +22,9 @@ pub(super) struct Made {
     /// The bug that was planted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) canary: Option<String>,
+    /// The binary of the other version, where nodes were upgraded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) other: Option<PathBuf>,
     /// Of the simulation: which build of this program it was. Another one may rightly give another history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) build: Option<String>,
@@ -34,14 +37,15 @@ impl Made {
             Backend::Sim => Some(build()?),
             Backend::Proc | Backend::Attach => None,
         };
-        let made = Made { seed, backend, canary, build };
+        let made = Made { seed, backend, canary, other: None, build };
         made.canary()?;
         Ok(made)
     }
 
     /// The same run by this build.
     pub(super) fn again(&self) -> anyhow::Result<Made> {
-        Made::new(self.seed, self.backend, self.canary.clone())
+        let made = Made::new(self.seed, self.backend, self.canary.clone())?;
+        Ok(Made { other: self.other.clone(), ..made })
     }
 
     /// The bug to plant in the simulation.
@@ -102,7 +106,9 @@ impl Made {
             Backend::Attach => "attach",
         };
         let canary = self.canary.as_ref().map_or(String::new(), |canary| format!(" --canary {canary}"));
-        format!("chaos run {file} --backend {backend} --seed {}{canary}", self.seed)
+        let other =
+            self.other.as_ref().map_or(String::new(), |other| format!(" --other {}", other.display()));
+        format!("chaos run {file} --backend {backend} --seed {}{canary}{other}", self.seed)
     }
 }
 

@@ -35,6 +35,9 @@ pub(super) struct RunArgs {
     /// are kept.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     seeds: Option<u64>,
+    /// The binary `reveille` of the version before: where a scenario upgrades nodes, all begin with it.
+    #[arg(long)]
+    other: Option<PathBuf>,
     /// Plant this bug: in the simulation one of those of `chaos canary`, in a build with the feature `canary`; in real nodes
     /// `lying-disk`, whose syncs do nothing.
     #[arg(long)]
@@ -99,7 +102,8 @@ impl RunArgs {
             return seeds::run(&scenario, &text, &first, count, &out);
         }
         let seed = self.seed.unwrap_or_else(new_seed);
-        let made = Made::new(seed, self.backend, self.canary)?;
+        let mut made = Made::new(seed, self.backend, self.canary)?;
+        made.other = self.other.map(|other| there(&other, "--other")).transpose()?;
         if self.backend == Backend::Attach {
             return attach::run(scenario, &text, &made, &self.how, &self.attached);
         }
@@ -124,12 +128,29 @@ pub(super) fn binary(given: Option<&Path>) -> anyhow::Result<PathBuf> {
             beside
         }
     };
+    there(&bin, "--bin")
+}
+
+/// A binary, if it is there.
+fn there(bin: &Path, option: &str) -> anyhow::Result<PathBuf> {
     ensure!(
         bin.is_file(),
-        "there is no {}: build it (cargo build --release -p reveille), or say where it is with --bin",
+        "there is no {}: build it (cargo build --release -p reveille), or say where it is with {option}",
         bin.display()
     );
     Ok(bin.canonicalize()?)
+}
+
+/// An error if nodes are to be upgraded and there is no other version, or the other way round.
+fn versions(scenario: &Scenario, other: Option<&Path>) -> anyhow::Result<()> {
+    let upgrades = scenario.faults().any(|fault| fault.kind.name() == "upgrade");
+    ensure!(
+        !upgrades || other.is_some(),
+        "{} upgrades nodes: say with --other where the version before is, which they begin with",
+        scenario.name
+    );
+    ensure!(upgrades || other.is_none(), "{} upgrades no node, so --other is of no use", scenario.name);
+    Ok(())
 }
 
 /// Under `cargo run` in a clone where nothing was built before, the server is built as this program was.
@@ -162,6 +183,9 @@ pub(super) fn go(scenario: Scenario, text: &str, made: &Made, how: &How) -> anyh
         "{} has no fault by which a lying disk is found",
         scenario.name
     );
+    if made.backend == Backend::Proc {
+        versions(&scenario, made.other.as_deref())?;
+    }
     // What is missing is said before anything is made.
     let bin = match made.backend {
         Backend::Proc => Some(binary(how.bin.as_deref())?),
@@ -173,10 +197,10 @@ pub(super) fn go(scenario: Scenario, text: &str, made: &Made, how: &How) -> anyh
     made.keep(&out, text)?;
     output::line(format!("{}: {} · seed {seed} · {}", scenario.name, scenario.about, out.display()));
     let history = match bin {
-        Some(bin) => processes(
-            scenario,
-            &Options { seed, bin, out: out.clone(), lies: made.lies(), quiet: how.quiet },
-        )?,
+        Some(bin) => {
+            let (other, out) = (made.other.clone(), out.clone());
+            processes(scenario, &Options { seed, bin, other, out, lies: made.lies(), quiet: how.quiet })?
+        }
         None => seeds::one(&scenario, seed, how.quiet, canary, &out)?,
     };
     judged(&history, &out, how, &format!("chaos replay {}", out.display()))

@@ -212,9 +212,11 @@ impl Shrinker {
     fn real(&self, bin: &Path, scenario: &Scenario, number: u32) -> anyhow::Result<Ran> {
         let out = self.out.join(format!("try-{number}"));
         std::fs::create_dir(&out).with_context(|| out.display().to_string())?;
+        let other = self.made.other.clone();
         let options = Options {
             seed: self.made.seed,
             bin: bin.to_owned(),
+            other,
             out: out.clone(),
             lies: self.made.lies(),
             quiet: true,

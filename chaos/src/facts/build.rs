@@ -256,6 +256,10 @@ impl Builder {
         match seen {
             Observation::Phase { phase } => facts.phases.push((when, *phase)),
             Observation::Ready { node, ready } => facts.ready.push((when, *node, *ready)),
+            Observation::Left { node } => facts.left.push((when, *node)),
+            Observation::Settled { settled, why } => {
+                facts.settled = Some((when, *settled, facts.names.of(why)));
+            }
             Observation::Leader { group, node, term } => facts.leaders.push((when, *group, *node, *term)),
             Observation::State { node, group, index, hash } => {
                 let (node, group, index, hash) = (*node, *group, *index, facts.names.of(hash));

@@ -280,6 +280,10 @@ pub struct Facts {
     pub notifying: Vec<Notifying>,
     /// Nodes that turned ready, or unready.
     pub ready: Vec<(Moment, u64, bool)>,
+    /// Nodes that belong no more.
+    pub left: Vec<(Moment, u64)>,
+    /// Whether the cluster had come to rest when that was looked at last, and what it waited for.
+    pub settled: Option<(Moment, bool, Name)>,
     /// Who led which group: group, node, term.
     pub leaders: Vec<(Moment, u64, u64, u64)>,
     /// States of replicas.

@@ -164,6 +164,20 @@ pub enum Observation {
         /// Whether.
         ready: bool,
     },
+    /// A node was told to belong to the cluster no more: nothing is expected of it.
+    Left {
+        /// Which.
+        node: u64,
+    },
+    /// Whether the cluster came to rest after nodes had come and gone: who belongs is there, and every replica where it should
+    /// be.
+    Settled {
+        /// Whether.
+        settled: bool,
+        /// What it waits for, if it did not.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        why: String,
+    },
     /// Who leads a group.
     Leader {
         /// Which group.

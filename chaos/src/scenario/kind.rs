@@ -107,10 +107,10 @@ pub static KINDS: &[KindInfo] = &[
         Yes,
     ))),
     proc(disables(kind("crash-loop", "killed again each time that it has started", Nodes, Nothing, Yes))),
-    kind("cpu", "gets only `share` of a processor", Nodes, Share, Yes),
-    kind("few-files", "gets no more open files", Nodes, Nothing, Yes),
-    disables(kind("out-of-memory", "killed for its memory", Nodes, Nothing, Yes)),
-    disables(kind("upgrade", "stopped, and started as the other version", Nodes, Nothing, No)),
+    proc(kind("cpu", "gets only `share` of a processor", Nodes, Share, Yes)),
+    proc(kind("few-files", "gets no more open files", Nodes, Nothing, Yes)),
+    proc(disables(kind("out-of-memory", "killed for its memory", Nodes, Nothing, Yes))),
+    proc(disables(kind("upgrade", "stopped, and started as the other version", Nodes, Nothing, No))),
     // Links.
     proc(kind("cut", "nothing goes either way", Link, Nothing, Yes)),
     proc(kind("cut-one-way", "nothing goes from `from` to `to`", Link, Nothing, Yes)),
@@ -136,16 +136,22 @@ pub static KINDS: &[KindInfo] = &[
     proc(disables(kind("sync-error", "the next sync fails, once", Nodes, Nothing, No))),
     proc(disables(kind("disk-full", "there is no room", Nodes, Nothing, Yes))),
     proc(kind("slow-disk", "each sync takes `by` longer", Nodes, By, Yes)),
-    disables(kind(
+    proc(disables(kind(
         "bit-flip",
         "a bit of a file of this kind is turned, while the node is down",
         Nodes,
         File,
         No,
-    )),
-    disables(kind("truncate", "a file of this kind loses its end, while the node is down", Nodes, File, No)),
-    disables(kind("roll-back", "the data folder of `by` ago is put back", Nodes, By, No)),
-    disables(kind("wipe", "the data folder is emptied, and the node started", Nodes, Nothing, No)),
+    ))),
+    proc(disables(kind(
+        "truncate",
+        "a file of this kind loses its end, while the node is down",
+        Nodes,
+        File,
+        No,
+    ))),
+    proc(disables(kind("roll-back", "the data folder of `by` ago is put back", Nodes, By, No))),
+    proc(disables(kind("wipe", "the data folder is emptied, and the node started", Nodes, Nothing, No))),
     // Clocks.
     proc(kind("clock-step", "the wall clock jumps by `by`", Nodes, By, Yes)),
     proc(kind("clock-strobe", "the wall clock jumps there and back by `by`", Nodes, By, Yes)),
@@ -153,10 +159,10 @@ pub static KINDS: &[KindInfo] = &[
     // Raft and membership.
     proc(kind("move-leaders", "leads no group any more", Nodes, Nothing, No)),
     proc(kind("snapshot", "flushes its tables and cuts its log", Nodes, Nothing, No)),
-    kind("add-node", "a new node joins", Cluster, Nothing, No),
-    kind("drain", "its replicas go elsewhere; taken back after `for`", Nodes, Nothing, Yes),
-    disables(kind("remove", "it belongs no more", Nodes, Nothing, No)),
-    disables(kind("replace", "a new node takes its place", Nodes, Nothing, No)),
+    proc(kind("add-node", "a new node joins", Cluster, Nothing, No)),
+    proc(kind("drain", "its replicas go elsewhere; taken back after `for`", Nodes, Nothing, Yes)),
+    proc(disables(kind("remove", "it belongs no more", Nodes, Nothing, No))),
+    proc(disables(kind("replace", "a new node takes its place", Nodes, Nothing, No))),
     // Terminals and publishers.
     proc(kind(
         "terminal-kill",
@@ -165,11 +171,11 @@ pub static KINDS: &[KindInfo] = &[
         Nothing,
         Yes,
     )),
-    kind("slow-reader", "it does not read", Clients, Nothing, Yes),
+    proc(kind("slow-reader", "it does not read", Clients, Nothing, Yes)),
     proc(kind("ack-withheld", "its application confirms nothing", Clients, Nothing, Yes)),
-    kind("twin", "a second device with the same identity", Clients, Nothing, Yes),
+    proc(kind("twin", "a second device with the same identity", Clients, Nothing, Yes)),
     proc(kind("reconnect", "all sessions end, and all terminals come at once", Clients, Nothing, No)),
-    kind("retry-storm", "publishers ask again at once, without a pause", Clients, Nothing, Yes),
+    proc(kind("retry-storm", "publishers ask again at once, without a pause", Clients, Nothing, Yes)),
     // Code.
     kind("fail-point", "what is built in at `point` happens", Nodes, Point, Yes),
 ];

@@ -50,7 +50,9 @@ pub static SHIPPED: &[(&str, &str)] = &[
     ("swizzle", include_str!("../../scenarios/swizzle.toml")),
     ("sync-error", include_str!("../../scenarios/sync-error.toml")),
     ("terminal-crash", include_str!("../../scenarios/terminal-crash.toml")),
+    ("thin-links", include_str!("../../scenarios/thin-links.toml")),
     ("torn-writes", include_str!("../../scenarios/torn-writes.toml")),
+    ("truncated", include_str!("../../scenarios/truncated.toml")),
     ("wipe-and-return", include_str!("../../scenarios/wipe-and-return.toml")),
     ("withheld-acks", include_str!("../../scenarios/withheld-acks.toml")),
 ];

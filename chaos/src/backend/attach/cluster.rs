@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::hooks;
 use crate::backend::http::{self, Server};
+use crate::backend::live;
 
 /// The most bytes of a token's file.
 const TOKEN: u64 = 64 << 10;
@@ -200,6 +201,13 @@ impl Cluster {
 
     pub(super) fn ids(&self) -> Vec<u64> {
         self.nodes.iter().map(|node| node.id).collect()
+    }
+
+    /// Where each node is reached.
+    pub(super) fn reached(&self) -> Vec<live::Node> {
+        let servers = self.http.iter().cloned().zip(self.admin.iter().cloned());
+        let reached = self.ids().into_iter().zip(servers);
+        reached.map(|(id, (http, admin))| live::Node { id, http, admin, data: None }).collect()
     }
 
     pub(super) fn node(&self, id: u64) -> Option<&Node> {

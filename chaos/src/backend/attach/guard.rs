@@ -71,7 +71,7 @@ pub(super) async fn watch(run: &Run, struck: &Struck, stop: &Stop, longest: Dura
         }
         let ready = run.known().ready.clone();
         let mut struck = struck.lock();
-        for id in &run.ids {
+        for id in &run.ids() {
             let is_ready = ready.get(id) == Some(&true);
             if let Some(node) = struck.get_mut(id) {
                 node.seen_away |= !is_ready;

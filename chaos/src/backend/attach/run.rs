@@ -80,10 +80,8 @@ pub(crate) async fn run(begun: Begun, scenario: Scenario, options: &Options) -> 
     };
     let run = Arc::new(Run {
         recorder: Recorder::new(BufWriter::new(file), begin),
-        ids: cluster.ids(),
-        http: cluster.http.clone(),
+        nodes: Mutex::new(Arc::new(cluster.reached())),
         sessions: cluster.nodes.iter().map(|node| node.session.clone()).collect(),
-        admin: cluster.admin.clone(),
         ca: cluster.ca.clone(),
         token: cluster.token.clone(),
         admin_token: cluster.operator().to_owned(),
@@ -145,8 +143,7 @@ async fn live(
 ) -> anyhow::Result<()> {
     let (devices, orders) = Devices::start(run, &options.out.join("terminals"));
     let mut watching = JoinSet::new();
-    let nodes = run.ids.iter().map(|id| (*id, PathBuf::new())).collect();
-    watching.spawn(observe::nodes(run.clone(), nodes, LOOK));
+    watching.spawn(observe::nodes(run.clone(), LOOK));
     watching.spawn(observe::machine(run.clone()));
     let struck = Struck::default();
     let (cluster_of, hooks_of) = (cluster.clone(), hooks.clone());
@@ -233,7 +230,8 @@ fn noted(run: &Run, journal: &Shared) -> anyhow::Result<()> {
 async fn registered(run: &Run) -> bool {
     for (turn, id) in run.terminals().iter().enumerate() {
         let path = format!("/v1/terminals/{id}");
-        let answer = Request::get(&path, &run.token).send(&run.http[turn % run.http.len()], ANSWER).await;
+        let Some(node) = run.speaking(turn) else { return false };
+        let answer = Request::get(&path, &run.token).send(&node.http, ANSWER).await;
         if !answer.is_ok_and(|answer| answer.status == 200) {
             return false;
         }
@@ -246,7 +244,7 @@ async fn logs(run: &Run, hooks: &Hooks, cluster: &Cluster, out: &Path) {
     if cluster.hooks.get("logs").is_none() {
         return;
     }
-    for id in &run.ids {
+    for id in &run.ids() {
         let path = out.join(format!("node-{id}.log"));
         match hooks.logs(*id, &path).await {
             Ok(true) => {}

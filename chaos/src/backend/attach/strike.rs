@@ -227,7 +227,7 @@ impl Striker {
         let away = victims.away();
         let mut dead: BTreeSet<u64> = self.struck.ids().into_iter().collect();
         let known = self.run.known();
-        dead.extend(self.run.ids.iter().filter(|id| known.ready.get(id) != Some(&true)));
+        dead.extend(self.run.ids().iter().filter(|id| known.ready.get(id) != Some(&true)));
         if away.is_empty() || away.iter().any(|id| dead.contains(id)) {
             return false;
         }
@@ -358,7 +358,9 @@ impl Striker {
 
     fn resolve(&self, number: usize, target: &Target, draw: u64) -> Option<Victims> {
         let last = self.hit.range(..number).next_back().map(|(_, ids)| ids.as_slice());
-        let among = Among { nodes: &self.run.ids, terminals: self.orders.len(), last };
+        let ids = self.run.ids();
+        let places: Vec<Option<u64>> = ids.iter().copied().map(Some).collect();
+        let among = Among { nodes: &ids, places: &places, terminals: self.orders.len(), last };
         Some(match whom(&self.run.known(), among, target, draw)? {
             Whom::Nodes(ids) => Victims::Nodes(ids),
             Whom::Terminals(numbers) => Victims::Terminals(numbers),

@@ -2,41 +2,114 @@
 
 use std::fs;
 use std::io::BufReader;
+use std::process::ExitStatus;
 
 use reveille_chaos::history::{Observation, Problem};
+use tokio::time::Instant;
 
-use super::nodes::Nodes;
+use super::nodes::{Node, Nodes, State};
 use crate::backend::live::Run;
 use crate::backend::observe::{self, LINE};
 
+/// The exit code of a node that starting again does not help.
+const NO_RESTART_HELPS: i32 = 78;
 /// The exit code of a node that ends with a word, and that is to be started again.
 const FAILED: i32 = 1;
+/// Starts of a node by its service manager: tables that were changed may be found so in several files, one after the other.
+const AGAIN: u32 = 5;
 
-/// Nodes that nobody ended and that are gone: as bad as a panic, whatever their logs call it. But one whose disk failed must
-/// end; those are returned.
-///
-/// # Errors
-/// If what a disk has lost could not be taken from it.
-pub(super) fn fallen(run: &Run, nodes: &mut Nodes) -> anyhow::Result<Vec<u64>> {
-    let mut by_disk = Vec::new();
-    for (id, status) in nodes.fallen() {
-        if let Some(shim) = &mut nodes.shim {
-            shim.ended(id)?;
-            if status.code() == Some(FAILED) && shim.may_end(id) {
-                run.say(&format!("node {id} has ended by its disk"));
-                run.cover("disk.node-ended");
-                by_disk.push(id);
-                continue;
+/// What it means that a node has ended by itself.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// Its data was lost or changed, and it says what helps: an operator replaces it.
+    Refused,
+    /// It belongs no more, and says so.
+    Left,
+    /// Its service manager starts it again.
+    Again,
+    /// It lacks what it needs, or its disk has failed: its system starts it again a while later.
+    Later,
+    /// It should not have ended.
+    Fell,
+}
+
+/// As the run-book has it: what is right after what was done to the node, and anything else is not.
+fn end(node: &Node, status: ExitStatus, said: &str) -> End {
+    let due = node.due;
+    match status.code() {
+        Some(NO_RESTART_HELPS) => {
+            let replace = said.contains(&format!("reveille cluster replace {}", node.id));
+            let gone = said.contains("is not a member of this cluster");
+            match () {
+                () if due.gone && (gone || replace) => End::Left,
+                () if due.replaced && replace => End::Refused,
+                () => End::Fell,
             }
         }
-        let log = nodes.all.iter().find(|node| node.id == id).map(|node| &node.log);
-        let text = log.and_then(|log| fs::read_to_string(log).ok()).unwrap_or_default();
-        let last: String = text.lines().last().unwrap_or("nothing").chars().take(LINE).collect();
-        run.say(&format!("node {id} has ended by itself"));
-        let line = format!("it ended by itself ({status}), and said last: {last}");
-        run.see(Observation::LogFound { node: id, problem: Problem::Panic, line });
+        // It waits for its peers, a minute at a time: its service manager does the rest of the waiting.
+        Some(FAILED)
+            if node.again < AGAIN
+                && (said.contains("not let in within") || said.contains("could not begin")) =>
+        {
+            End::Again
+        }
+        Some(FAILED) if due.rebuilt && node.again < AGAIN => End::Again,
+        Some(FAILED) if due.starved => End::Later,
+        _ => End::Fell,
     }
-    Ok(by_disk)
+}
+
+/// Nodes that nobody ended and that are gone: as bad as a panic, whatever their logs call it, unless that is what is due to
+/// what was done to them. Those that are to be started again later are returned.
+///
+/// # Errors
+/// If what a disk has lost could not be taken from it, or a node not be started.
+pub(super) fn fallen(run: &Run, nodes: &mut Nodes) -> anyhow::Result<Vec<u64>> {
+    let mut later = Vec::new();
+    for (id, status) in nodes.fallen() {
+        let mut by_disk = false;
+        if let Some(shim) = &mut nodes.shim {
+            shim.ended(id)?;
+            by_disk = status.code() == Some(FAILED) && shim.may_end(id);
+        }
+        let node = nodes.node(id)?;
+        let whole = node.said_last();
+        let said: String = whole.chars().take(LINE).collect();
+        let end = if by_disk { End::Later } else { end(node, status, &whole) };
+        match end {
+            End::Refused => {
+                node.state = State::Refused(Instant::now());
+                run.say(&format!("node {id} is refused: {said}"));
+                run.cover("node.refused");
+            }
+            End::Left => {
+                run.say(&format!("node {id} has gone"));
+                run.cover("node.gone");
+            }
+            End::Again => {
+                node.again += 1;
+                run.say(&format!("node {id} is started again: {said}"));
+                run.cover("node.started-again");
+                nodes.start_node(id)?;
+                nodes.noted(run);
+            }
+            End::Later => {
+                let (why, point) = match by_disk {
+                    true => ("by its disk", "disk.node-ended"),
+                    false => ("for what it lacks", "node.starved"),
+                };
+                run.say(&format!("node {id} has ended {why}"));
+                run.cover(point);
+                later.push(id);
+            }
+            End::Fell => {
+                run.say(&format!("node {id} has ended by itself"));
+                let line = format!("it ended by itself ({status}), and said last: {said}");
+                run.see(Observation::LogFound { node: id, problem: Problem::Panic, line });
+            }
+        }
+    }
+    Ok(later)
 }
 
 /// Reads the logs: panics, and the token, which is in no log.

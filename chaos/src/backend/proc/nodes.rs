@@ -1,8 +1,9 @@
 //! The nodes: their files, made by the binary itself, and their processes.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -10,12 +11,14 @@ use reveille_chaos::scenario::Scenario;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::Options;
+use super::doors::Doors;
 use super::links::Links;
 use super::shim::{self, Shim};
-use crate::backend::live::Run;
+use crate::backend::http::Server;
+use crate::backend::live::{self, Run};
 
 /// A cluster that is new is ready within this, also on a machine that is busy.
 const READY: Duration = Duration::from_secs(90);
@@ -30,6 +33,21 @@ pub(super) enum State {
     Runs,
     Stopped,
     Gone,
+    /// It has ended since then as one whose data is lost must: only an operator helps.
+    Refused(Instant),
+}
+
+/// How a node may end by itself, because of what was done to it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Due {
+    /// Its folder was changed: what it says helps is to replace it.
+    pub(super) replaced: bool,
+    /// Its tables were changed: it may notice as it reads them, and makes them anew at its next start.
+    pub(super) rebuilt: bool,
+    /// It was removed, or another one has its place.
+    pub(super) gone: bool,
+    /// It lacks what it needs, until that is taken back.
+    pub(super) starved: bool,
 }
 
 /// A node.
@@ -41,20 +59,63 @@ pub(super) struct Node {
     pub(super) session: String,
     pub(super) data: PathBuf,
     pub(super) log: PathBuf,
-    config: PathBuf,
+    pub(super) config: PathBuf,
     child: Option<Child>,
     pub(super) state: State,
+    pub(super) due: Due,
+    /// Starts after it ended by itself, which that was due to.
+    pub(super) again: u32,
+    /// When somebody wanted to replace it last.
+    pub(super) tried: Option<Instant>,
+    /// It is of the other version.
+    pub(super) other: bool,
+}
+
+impl Node {
+    /// One that has not been started yet.
+    pub(super) fn new(id: u64, at: [String; 3], data: PathBuf, config: PathBuf, log: PathBuf) -> Node {
+        let [http, admin, session] = at;
+        let (child, state, due) = (None, State::Gone, Due::default());
+        Node {
+            id,
+            http,
+            admin,
+            session,
+            data,
+            log,
+            config,
+            child,
+            state,
+            due,
+            again: 0,
+            tried: None,
+            other: false,
+        }
+    }
+
+    /// The last line of its log.
+    pub(super) fn said_last(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        text.lines().last().unwrap_or("nothing").to_owned()
+    }
 }
 
 /// All of them.
-#[derive(Debug)]
 pub(super) struct Nodes {
-    bin: PathBuf,
+    pub(super) bin: PathBuf,
+    other: Option<PathBuf>,
     /// Between them and their disks and clocks, where the scenario needs it.
     pub(super) shim: Option<Shim>,
+    /// Where their files are, and the CA's.
+    pub(super) folder: PathBuf,
     pub(super) ca: PathBuf,
     pub(super) token: String,
+    /// All that there ever were.
     pub(super) all: Vec<Node>,
+    /// Who belongs to the cluster, by the places that scenarios name: `n1` is whoever has the first one now.
+    pub(super) places: Vec<Option<u64>>,
+    /// Where terminals find it, if its nodes come and go.
+    pub(super) doors: Doors,
 }
 
 impl Nodes {
@@ -65,38 +126,39 @@ impl Nodes {
         folder: &Path,
         scenario: &Scenario,
     ) -> anyhow::Result<(Nodes, Links)> {
-        let (bin, seed) = (&options.bin, options.seed);
+        // A cluster is of the older version until its nodes are upgraded: it never goes back.
+        let bin = options.other.as_ref().unwrap_or(&options.bin);
         let ready = make(bin, folder, scenario.cluster.nodes, scenario.cluster.shards).await?;
         let text = |value: &Value, key: &str| -> anyhow::Result<String> {
             Ok(value[key].as_str().with_context(|| format!("`reveille dev` says no {key}"))?.to_owned())
         };
         let mut made = Nodes {
-            bin: bin.to_owned(),
+            bin: options.bin.clone(),
+            other: options.other.clone(),
             shim: None,
+            folder: folder.to_owned(),
             ca: text(&ready, "ca")?.into(),
             token: text(&ready, "token")?,
             all: Vec::new(),
+            places: Vec::new(),
+            doors: Doors::default(),
         };
         for value in ready["nodes"].as_array().context("`reveille dev` says no nodes")? {
             let id = value["id"].as_u64().context("a node without an id")?;
             let address = |key: &str| Ok::<_, anyhow::Error>(text(value, key)?.replace("http://", ""));
-            made.all.push(Node {
-                id,
-                http: address("http")?,
-                admin: address("admin")?,
-                session: address("session")?,
-                data: text(value, "data")?.into(),
-                config: text(value, "config")?.into(),
-                log: folder.join(format!("run-{id}.log")),
-                child: None,
-                state: State::Gone,
-            });
+            let at = [address("http")?, address("admin")?, address("session")?];
+            let (data, config) = (text(value, "data")?.into(), text(value, "config")?.into());
+            let node = Node::new(id, at, data, config, folder.join(format!("run-{id}.log")));
+            made.all.push(Node { other: options.other.is_some(), ..node });
+            made.places.push(Some(id));
         }
+        let sessions = made.all.iter().map(|node| node.session.parse()).collect::<Result<Vec<_>, _>>();
+        made.doors = Doors::open(scenario, options.seed, &sessions?).await?;
         let configs: Vec<_> = made.all.iter().map(|node| (node.id, node.config.as_path())).collect();
-        let links = Links::open(scenario, seed, &configs).await.context("links")?;
+        let links = Links::open(scenario, options.seed, &configs).await.context("links")?;
         if shim::needed(scenario) {
             let data: Vec<_> = made.all.iter().map(|node| (node.id, node.data.as_path())).collect();
-            let how = (seed, options.lies);
+            let how = (options.seed, options.lies);
             made.shim = Some(Shim::make(&folder.join("shim"), bin, scenario, how, &data)?);
         }
         for id in made.ids() {
@@ -105,37 +167,60 @@ impl Nodes {
         Ok((made, links))
     }
 
+    /// Those that belong to the cluster, by their places.
     pub(super) fn ids(&self) -> Vec<u64> {
-        self.all.iter().map(|node| node.id).collect()
+        self.places.iter().copied().flatten().collect()
     }
 
-    fn node(&mut self, id: u64) -> anyhow::Result<&mut Node> {
+    /// The newest version's binary that some node runs: an operator has it.
+    pub(super) fn newest(&self) -> &Path {
+        let upgraded = self.all.iter().any(|node| !node.other);
+        self.other.as_ref().filter(|_| !upgraded).unwrap_or(&self.bin)
+    }
+
+    pub(super) fn of(&self, id: u64) -> Option<&Node> {
+        self.all.iter().find(|node| node.id == id)
+    }
+
+    /// Where each is reached.
+    pub(super) fn reached(&self) -> Arc<Vec<live::Node>> {
+        let reached = self.ids().into_iter().filter_map(|id| self.of(id)).map(|node| live::Node {
+            id: node.id,
+            http: Server::plain(node.http.clone()),
+            admin: Server::plain(node.admin.clone()),
+            data: Some(node.data.clone()),
+        });
+        Arc::new(reached.collect())
+    }
+
+    pub(super) fn node(&mut self, id: u64) -> anyhow::Result<&mut Node> {
         self.all.iter_mut().find(|node| node.id == id).with_context(|| format!("there is no node {id}"))
     }
 
     /// The process of a node that has one.
     pub(super) fn pid(&self, id: u64) -> Option<u32> {
-        self.all.iter().find(|node| node.id == id)?.child.as_ref()?.id()
+        self.of(id)?.child.as_ref()?.id()
     }
 
     /// Has the run know the processes that nodes have now.
     pub(super) fn noted(&self, run: &Run) {
-        let pids = self.ids().into_iter().filter_map(|id| Some((id, self.pid(id)?))).collect();
+        let pids = self.all.iter().filter_map(|node| Some((node.id, node.child.as_ref()?.id()?))).collect();
         run.known().pids = pids;
     }
 
     pub(super) fn state(&self, id: u64) -> State {
-        self.all.iter().find(|node| node.id == id).map_or(State::Gone, |node| node.state)
+        self.of(id).map_or(State::Gone, |node| node.state)
     }
 
     /// Starts a node that does not run.
     pub(super) fn start_node(&mut self, id: u64) -> anyhow::Result<()> {
-        let bin = self.bin.clone();
+        let (bin, other) = (self.bin.clone(), self.other.clone());
         let environment = match &mut self.shim {
             Some(shim) => shim.starts(id)?,
             None => Vec::new(),
         };
         let node = self.node(id)?;
+        let bin = other.filter(|_| node.other).unwrap_or(bin);
         let log = File::options().create(true).append(true).open(&node.log)?;
         let child = Command::new(&bin)
             .args(["node", "--create", "--exit-with-stdin", "--log-level", "info", "--config"])
@@ -212,18 +297,15 @@ impl Nodes {
         Ok(())
     }
 
-    /// By the program for it: there is no safe function for signals in the standard library.
     async fn signal(&self, id: u64, signal: &str) -> anyhow::Result<()> {
         let pid = self.pid(id).with_context(|| format!("node {id} does not run"))?;
-        let sent = Command::new("kill").args(["-s", signal, &pid.to_string()]).status().await?;
-        ensure!(sent.success(), "kill -s {signal} {pid}: {sent}");
-        Ok(())
+        send(pid, signal).await
     }
 
     /// Nodes whose processes ended by themselves, and how.
     pub(super) fn fallen(&mut self) -> Vec<(u64, ExitStatus)> {
         let mut fallen = Vec::new();
-        for node in self.all.iter_mut().filter(|node| node.state != State::Gone) {
+        for node in self.all.iter_mut().filter(|node| matches!(node.state, State::Runs | State::Stopped)) {
             if let Some(Ok(Some(status))) = node.child.as_mut().map(Child::try_wait) {
                 (node.child, node.state) = (None, State::Gone);
                 fallen.push((node.id, status));
@@ -234,21 +316,33 @@ impl Nodes {
 
     /// Ends all of them: gently, then not.
     pub(super) async fn stop(&mut self) {
-        for id in self.ids() {
-            if self.state(id) == State::Stopped {
+        let all: Vec<u64> = self.all.iter().map(|node| node.id).collect();
+        for id in &all {
+            if self.state(*id) == State::Stopped {
                 // One that is gone meanwhile needs no waking.
-                let _ = self.resume(id).await;
+                let _ = self.resume(*id).await;
             }
-            if self.state(id) == State::Runs {
-                let _ = self.terminate(id).await;
+            if self.state(*id) == State::Runs {
+                let _ = self.terminate(*id).await;
             }
         }
-        for id in self.ids() {
+        for id in all {
             if self.ended(id).await.is_err() {
                 let _ = self.kill(id).await;
             }
         }
     }
+}
+
+/// Sends a signal, by the program for it: there is no safe function for signals in the standard library.
+///
+/// # Errors
+/// If the process is gone.
+pub(super) async fn send(pid: u32, signal: &str) -> anyhow::Result<()> {
+    let sent =
+        Command::new("kill").args(["-s", signal, &pid.to_string()]).stderr(Stdio::null()).status().await?;
+    ensure!(sent.success(), "kill -s {signal} {pid}: {sent}");
+    Ok(())
 }
 
 /// `reveille dev` makes the files: CA, certificates, configurations, token. Its cluster is stopped when it is ready.
@@ -273,7 +367,7 @@ async fn make(bin: &Path, folder: &Path, nodes: u64, shards: u64) -> anyhow::Res
         bail!("`reveille dev` made no cluster: {}", String::from_utf8_lossy(&output.stderr).trim());
     };
     let pid = child.id().context("`reveille dev` has ended")?;
-    Command::new("kill").args(["-s", "TERM", &pid.to_string()]).status().await?;
+    send(pid, "TERM").await?;
     timeout(2 * LEAVE, child.wait()).await.context("`reveille dev` does not end")??;
     Ok(serde_json::from_str(&line)?)
 }

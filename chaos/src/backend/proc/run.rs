@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use reveille_chaos::history::{Begin, Phase, Recorder};
+use reveille_chaos::history::{Begin, Observation, Phase, Recorder};
 use reveille_chaos::plan::plan;
 use reveille_chaos::scenario::{Scenario, When};
 use tokio::sync::mpsc;
@@ -18,11 +18,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::nodes::Nodes;
 use super::shim::Shim;
 use super::strike::Striker;
-use super::{Options, ends};
-use crate::backend::http::{Request, Server};
+use super::{Options, ends, membership, replicas};
+use crate::backend::http::Request;
 use crate::backend::live::{self, EVENTS, FIRST, Known, Run};
 use crate::backend::terminals::Devices;
 use crate::backend::{observe, publish};
+
+/// After the faults and the time that a scenario gives to heal a cluster whose nodes came and went is settled within this, also on a machine that is busy.
+const SETTLE: Duration = Duration::from_secs(180);
 
 /// Runs a scenario and leaves `history.jsonl` in the run's folder.
 ///
@@ -48,16 +51,11 @@ pub(crate) async fn run(scenario: Scenario, options: &Options) -> anyhow::Result
     };
     let file = File::create_new(&path).with_context(|| path.display().to_string())?;
     let (events, happened) = mpsc::channel(EVENTS);
-    let addresses = |of: fn(&super::nodes::Node) -> &String| -> Vec<String> {
-        nodes.all.iter().map(of).cloned().collect()
-    };
-    let servers = |of| addresses(of).into_iter().map(Server::plain).collect();
+    let sessions = || nodes.all.iter().map(|node| node.session.clone()).collect();
     let run = Arc::new(Run {
         recorder: Recorder::new(BufWriter::new(file), begin),
-        ids: nodes.ids(),
-        http: servers(|node| &node.http),
-        sessions: links.sessions().unwrap_or_else(|| addresses(|node| &node.session)),
-        admin: servers(|node| &node.admin),
+        nodes: Mutex::new(nodes.reached()),
+        sessions: links.sessions().or(nodes.doors.addresses()).unwrap_or_else(sessions),
         ca: nodes.ca.clone(),
         token: nodes.token.clone(),
         admin_token: nodes.token.clone(),
@@ -76,8 +74,14 @@ pub(crate) async fn run(scenario: Scenario, options: &Options) -> anyhow::Result
     }
     let outcome = live(&run, &mut nodes, happened, options).await;
     let outcome = outcome.and(ends::fallen(&run, &mut nodes).map(drop));
+    let rest = if outcome.is_ok() { replicas::rest(&run).await } else { None };
     nodes.stop().await;
     ends::logs(&run, &nodes);
+    if let Some(rest) = rest
+        && let Err(error) = replicas::read(&run, &nodes, &rest).await
+    {
+        run.trouble(format!("the replicas cannot be compared: {error:#}"));
+    }
     if let Err(error) = outcome.and(nodes.shim.as_ref().map_or(Ok(()), Shim::check)) {
         run.trouble(format!("{error:#}"));
     }
@@ -96,8 +100,7 @@ async fn live(
     }
     let (devices, orders) = Devices::start(run, &options.out.join("terminals"));
     let mut watching = JoinSet::new();
-    let data = nodes.all.iter().map(|node| (node.id, node.data.clone())).collect();
-    watching.spawn(observe::nodes(run.clone(), data, observe::LOOK));
+    watching.spawn(observe::nodes(run.clone(), observe::LOOK));
     watching.spawn(observe::machine(run.clone()));
     let interrupted = async {
         match tokio::signal::ctrl_c().await {
@@ -133,7 +136,7 @@ async fn phases(run: &Arc<Run>, nodes: &mut Nodes, striker: &mut Striker, seed: 
     striker.strike(nodes, start, start + phases.warmup.0 + phases.chaos.0).await?;
     run.phase(Phase::Heal);
     striker.heal(nodes).await?;
-    striker.mind(nodes, Instant::now() + phases.heal.0).await?;
+    rest(run, nodes, striker, phases.heal.0).await?;
     run.load.store(false, Ordering::Relaxed);
     while load.join_next().await.is_some() {}
     run.phase(Phase::Drain);
@@ -141,13 +144,33 @@ async fn phases(run: &Arc<Run>, nodes: &mut Nodes, striker: &mut Striker, seed: 
     Ok(())
 }
 
+/// Load goes on without faults. Where nodes came and went, or may have, the cluster is settled after that.
+async fn rest(run: &Run, nodes: &mut Nodes, striker: &mut Striker, heal: Duration) -> anyhow::Result<()> {
+    let until = Instant::now() + heal;
+    let changed = run.scenario.faults().any(|fault| membership::may_change(fault.kind));
+    let mut settled = None;
+    while Instant::now() < until || (changed && settled != Some(Ok(())) && Instant::now() < until + SETTLE) {
+        sleep(observe::LOOK).await;
+        striker.tend(nodes, true).await?;
+        if changed && Instant::now() >= until {
+            settled = Some(membership::settled(run, nodes).await);
+        }
+    }
+    if let Some(settled) = settled {
+        let (settled, why) = (settled.is_ok(), settled.err().unwrap_or_default());
+        run.see(Observation::Settled { settled, why });
+    }
+    Ok(())
+}
+
 /// The cluster is settled: one that is new tells terminals of anchors only then, and who comes before, sleeps unreached
 /// behind its NAT until it checks in.
 async fn settled(run: &Run) -> anyhow::Result<()> {
     let until = Instant::now() + FIRST;
+    let Some(node) = run.speaking(0) else { bail!("there are no nodes") };
     loop {
         let answer = Request::get("/cluster", &run.token);
-        let answer = answer.send(&run.admin[0], Duration::from_secs(5)).await;
+        let answer = answer.send(&node.admin, Duration::from_secs(5)).await;
         if answer.ok().and_then(|answer| answer.json()).is_some_and(|json| json["settled"] == true) {
             return Ok(());
         }
@@ -163,9 +186,10 @@ async fn registered(run: &Run) -> bool {
     let request = Request::get("/v1/terminals?limit=1000", &run.token);
     let mut count = 0;
     let mut path = "/v1/terminals?limit=1000".to_owned();
+    let Some(node) = run.speaking(0) else { return false };
     loop {
         let page = Request { path: &path, ..request };
-        let answer = page.send(&run.http[0], Duration::from_secs(5)).await;
+        let answer = page.send(&node.http, Duration::from_secs(5)).await;
         let Some(json) = answer.ok().filter(|answer| answer.status == 200).and_then(|answer| answer.json())
         else {
             return false;

@@ -1,6 +1,7 @@
 //! Faults: when they strike, whom that is, and that each is taken back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,18 +9,18 @@ use anyhow::Context;
 use reveille_chaos::history::{Fault as Told, FaultStep, What};
 use reveille_chaos::plan::{Plan, Strike};
 use reveille_chaos::scenario::kind::Lasts;
-use reveille_chaos::scenario::{Kind, MaxDead, Target, When};
+use reveille_chaos::scenario::{Kind, When};
 use reveille_links::draw::Draws;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::ends;
-use super::links::{OnWay, Place};
+use super::deeds::Held;
+use super::links::OnWay;
 use super::nodes::{Nodes, State};
-use super::shim;
+use super::victims::{Victims, words};
+use super::{ends, files, membership, shim};
 use crate::backend::live::Run;
 use crate::backend::terminals::Order;
-use crate::backend::whom::{self, Among, Whom, whom};
 
 /// How often it is looked whether a fault that had to wait can strike.
 const LOOK: Duration = Duration::from_millis(50);
@@ -28,34 +29,22 @@ const LOOK: Duration = Duration::from_millis(50);
 /// leader that is not known yet.
 const LATE: Duration = Duration::from_secs(5);
 
-/// Both ends may be drawn as one and the same: then the other is drawn again, so often.
-const ENDS: u32 = 16;
-/// A node that ended by its disk is started again after this, as by its system.
+/// A node that ended by its disk, or for what it lacks, is started again after this, as by its system.
 const AGAIN: Duration = Duration::from_secs(1);
-/// A node has started, and mostly is ready, after this.
-const STARTED: Duration = Duration::from_secs(2);
-
-/// Whom a fault hits, resolved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Victims {
-    Nodes(Vec<u64>),
-    /// Numbers from 0.
-    Terminals(Vec<usize>),
-    /// What goes from one to another.
-    Ways(BTreeSet<(Place, Place)>),
-}
 
 /// A fault that is there.
-struct There {
-    id: u64,
-    kind: Kind,
-    victims: Victims,
+pub(super) struct There {
+    pub(super) id: u64,
+    pub(super) kind: Kind,
+    pub(super) victims: Victims,
     /// When it is taken back; `None`: at the end of the chaos phase.
-    until: Option<Instant>,
+    pub(super) until: Option<Instant>,
     /// Tells terminals when it is over.
-    back: watch::Sender<bool>,
+    pub(super) back: watch::Sender<bool>,
     /// When it struck last.
-    last: Instant,
+    pub(super) last: Instant,
+    /// What is given back then.
+    held: Vec<Held>,
 }
 
 /// A fault that waits for something.
@@ -70,27 +59,30 @@ struct Waiting {
 
 /// See the module.
 pub(super) struct Striker {
-    run: Arc<Run>,
+    pub(super) run: Arc<Run>,
     strikes: std::collections::VecDeque<Strike>,
     /// Those whose time has come, and when it came.
     late: Vec<(Strike, Instant)>,
     waiting: Vec<Waiting>,
-    there: Vec<There>,
-    orders: Vec<mpsc::Sender<Order>>,
+    pub(super) there: Vec<There>,
+    pub(super) orders: Vec<mpsc::Sender<Order>>,
     happened: mpsc::Receiver<When>,
     next: u64,
     /// What forged notifications are made of.
-    forger: Draws,
+    pub(super) forger: Draws,
     /// By fault of the scenario: whom it hit last.
-    hit: BTreeMap<usize, Vec<u64>>,
-    /// Nodes that ended by their disks, and when they are started again.
-    ended: BTreeMap<u64, Instant>,
+    pub(super) hit: BTreeMap<usize, Vec<u64>>,
+    /// Nodes that ended and are started again, and when.
+    later: BTreeMap<u64, Instant>,
+    /// Data folders as they were, by the draw of the fault that will put them back, and the node.
+    pub(super) copies: BTreeMap<(u64, u64), PathBuf>,
 }
 
 impl There {
     /// Its victim is not to run before it is over.
     fn keeps_down(&self, id: u64) -> bool {
-        let down = ["kill", "stop"].contains(&self.kind.name()) || shim::keeps_down(self.kind);
+        let down =
+            ["kill", "stop", "out-of-memory"].contains(&self.kind.name()) || shim::keeps_down(self.kind);
         down && matches!(&self.victims, Victims::Nodes(ids) if ids.contains(&id))
     }
 }
@@ -120,7 +112,8 @@ impl Striker {
             next: 0,
             forger: Draws::new(plan.seed, "forged"),
             hit: BTreeMap::new(),
-            ended: BTreeMap::new(),
+            later: BTreeMap::new(),
+            copies: BTreeMap::new(),
         }
     }
 
@@ -138,8 +131,9 @@ impl Striker {
             if now >= end {
                 return Ok(());
             }
-            self.tend(nodes)?;
+            self.tend(nodes, false).await?;
             self.take_back(nodes, |there| there.until.is_some_and(|until| until <= now)).await?;
+            self.copies(nodes, start).await?;
             let due = |strike: &mut Strike| start + Duration::from_micros(strike.at_us) <= now;
             while let Some(strike) = self.strikes.pop_front_if(due) {
                 self.late.push((strike, now));
@@ -165,39 +159,6 @@ impl Striker {
                 Some(when) = self.happened.recv() => self.happens(when),
             }
         }
-    }
-
-    /// Keeps nodes running until then.
-    pub(super) async fn mind(&mut self, nodes: &mut Nodes, until: Instant) -> anyhow::Result<()> {
-        while Instant::now() < until {
-            self.tend(nodes)?;
-            sleep_until((Instant::now() + LOOK).min(until)).await;
-        }
-        Ok(())
-    }
-
-    /// Notices who has ended, and starts who ended by its disk, when that is well.
-    fn tend(&mut self, nodes: &mut Nodes) -> anyhow::Result<()> {
-        let now = Instant::now();
-        let ended = ends::fallen(&self.run, nodes)?;
-        self.ended.extend(ended.into_iter().map(|id| (id, now + AGAIN)));
-        let due: Vec<u64> = self.ended.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
-        for id in due {
-            if !self.there.iter().any(|there| there.keeps_down(id)) {
-                self.start(nodes, id)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn start(&mut self, nodes: &mut Nodes, id: u64) -> anyhow::Result<()> {
-        self.ended.remove(&id);
-        // It may have been started by a fault of its own meanwhile.
-        if nodes.state(id) == State::Gone {
-            nodes.start_node(id)?;
-            nodes.noted(&self.run);
-        }
-        Ok(())
     }
 
     fn happens(&mut self, when: When) {
@@ -243,15 +204,23 @@ impl Striker {
         let fault = self.fault(number);
         let victims = match (&fault.from, &fault.to, &fault.target) {
             (Some(from), Some(to), _) => self.ways(nodes, number, (from, to), draw),
+            (_, _, Some(_)) if fault.kind.name() == "roll-back" => self.copied(draw),
             (_, _, Some(target)) => self.resolve(nodes, number, target, draw),
-            _ => None,
+            _ => Some(Victims::Cluster),
         };
         let Some(victims) = victims else { return Ok(false) };
-        if let Victims::Nodes(victims) = &victims {
-            if !self.may(nodes, fault.kind, victims) {
-                return Ok(false);
-            }
-            self.hit.insert(number, victims.clone());
+        let of_nodes = match &victims {
+            Victims::Nodes(victims) if !self.may(nodes, fault.kind, victims) => return Ok(false),
+            Victims::Nodes(victims) => victims.as_slice(),
+            _ => &[],
+        };
+        if membership::is_one(fault.kind)
+            && !membership::strike(&self.run, nodes, fault.kind, of_nodes).await?
+        {
+            return Ok(false);
+        }
+        if !of_nodes.is_empty() {
+            self.hit.insert(number, of_nodes.to_vec());
         }
         self.next += 1;
         let id = self.next;
@@ -262,9 +231,11 @@ impl Striker {
             Victims::Terminals(numbers) if fault.kind.info().is_on_the_way() => {
                 Some(OnWay::Terminals(numbers.clone()))
             }
-            Victims::Nodes(_) | Victims::Terminals(_) => None,
+            _ => None,
         };
-        let step = if lasts { FaultStep::Began } else { FaultStep::Ended };
+        // What is done to files is known when it is done.
+        let of_files = files::is_one(fault.kind);
+        let step = if lasts || of_files { FaultStep::Began } else { FaultStep::Ended };
         let by_shim = shim::does(fault.kind);
         let detail = match on_the_way.is_some() || by_shim {
             true => super::links::detail(&fault),
@@ -281,6 +252,7 @@ impl Striker {
                 until,
                 back,
                 last: Instant::now(),
+                held: Vec::new(),
             });
         }
         if let (Victims::Nodes(ids), true, true) = (&victims, by_shim, lasts) {
@@ -289,7 +261,13 @@ impl Striker {
         if let Some(on) = on_the_way {
             self.run.links().strike(id, &fault, on);
         } else {
-            self.break_it(nodes, fault.kind, &victims, &door).await?;
+            let (held, detail) = self.break_it(nodes, &fault, &victims, draw, &door).await?;
+            if let Some(there) = self.there.last_mut().filter(|_| lasts) {
+                there.held = held;
+            }
+            if of_files {
+                self.tell(id, FaultStep::Ended, fault.kind, &words, detail);
+            }
         }
         nodes.noted(&self.run);
         self.run.say(&format!("FAULT {} {words}", fault.kind.name()));
@@ -301,96 +279,6 @@ impl Striker {
         self.run.recorder.tell(What::Fault(Told { id, step, kind, target, detail }));
     }
 
-    /// No fault takes more nodes away than the scenario allows, and none hits a node that another one has.
-    fn may(&self, nodes: &Nodes, kind: Kind, victims: &[u64]) -> bool {
-        if victims.is_empty() || victims.iter().any(|id| nodes.state(*id) != State::Runs) {
-            return false;
-        }
-        if !kind.info().disables || self.run.scenario.blast.max_dead == MaxDead::All {
-            return true;
-        }
-        let known = self.run.known();
-        let away = |id: &u64| nodes.state(*id) != State::Runs || known.ready.get(id) != Some(&true);
-        let mut dead: BTreeSet<u64> = nodes.ids().into_iter().filter(away).collect();
-        dead.extend(victims);
-        dead.len() <= (nodes.all.len() - 1) / 2
-    }
-
-    async fn break_it(
-        &mut self,
-        nodes: &mut Nodes,
-        kind: Kind,
-        victims: &Victims,
-        door: &watch::Receiver<bool>,
-    ) -> anyhow::Result<()> {
-        match victims {
-            Victims::Nodes(ids) if kind.name() == "power" => nodes.power(ids).await?,
-            Victims::Nodes(ids) => {
-                for id in ids {
-                    match kind.name() {
-                        "kill" => nodes.kill(*id).await?,
-                        "stop" => nodes.terminate(*id).await?,
-                        "pause" => nodes.pause(*id).await?,
-                        "restart" | "crash-loop" => {
-                            nodes.kill(*id).await?;
-                            nodes.start_node(*id)?;
-                        }
-                        "move-leaders" => {
-                            self.run.order(*id, &format!("/cluster/nodes/{id}/move-leaders")).await
-                        }
-                        "snapshot" => self.run.order(*id, "/cluster/snapshot").await,
-                        "sync-error" => nodes.shim()?.fail_sync(*id)?,
-                        _ if shim::does(kind) => {}
-                        other => anyhow::bail!("{other} is none of this backend's faults"),
-                    }
-                }
-            }
-            // Struck on the way.
-            Victims::Ways(_) => {}
-            Victims::Terminals(numbers) => {
-                for number in numbers {
-                    let Some(order) = Order::of(kind, door) else {
-                        anyhow::bail!("{} is none of this backend's faults", kind.name())
-                    };
-                    // One that has orders enough needs no other.
-                    let _ = self.orders[*number].try_send(order);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Nodes in a crash loop are killed again when they have started; forgers send one each time that is looked.
-    async fn loops(&mut self, nodes: &mut Nodes) -> anyhow::Result<()> {
-        if let Some(shim) = &mut nodes.shim {
-            shim.tell()?;
-        }
-        for at in 0..self.there.len() {
-            let there = &self.there[at];
-            if there.kind.name() == "notification-forged"
-                && let Victims::Terminals(numbers) = &there.victims
-            {
-                let links = self.run.links();
-                for number in numbers {
-                    links.forge(*number, &mut self.forger);
-                }
-                continue;
-            }
-            let Victims::Nodes(ids) = &there.victims else { continue };
-            if there.kind.name() != "crash-loop" || there.last.elapsed() < STARTED {
-                continue;
-            }
-            for id in ids.clone() {
-                nodes.kill(id).await?;
-                nodes.start_node(id)?;
-            }
-            self.there[at].last = Instant::now();
-            self.run.cover("crash-loop.killed-again");
-            nodes.noted(&self.run);
-        }
-        Ok(())
-    }
-
     async fn take_back(&mut self, nodes: &mut Nodes, which: impl Fn(&There) -> bool) -> anyhow::Result<()> {
         let (over, there): (Vec<There>, _) = std::mem::take(&mut self.there).into_iter().partition(which);
         self.there = there;
@@ -399,19 +287,7 @@ impl Striker {
             if let Some(shim) = &mut nodes.shim {
                 detail += &shim.heal(fault.id)?;
             }
-            if let Victims::Nodes(ids) = &fault.victims {
-                for id in ids {
-                    match nodes.state(*id) {
-                        State::Stopped if fault.kind.name() == "pause" => nodes.resume(*id).await?,
-                        State::Gone if !self.there.iter().any(|there| there.keeps_down(*id)) => {
-                            nodes.ended(*id).await?;
-                            self.start(nodes, *id)?;
-                        }
-                        // It was interrupted before it could strike, or is not away by this one.
-                        State::Stopped | State::Gone | State::Runs => {}
-                    }
-                }
-            }
+            self.undo(nodes, fault.kind, &fault.victims, fault.held).await?;
             nodes.noted(&self.run);
             fault.back.send_replace(true);
             let words = words(&fault.victims);
@@ -421,58 +297,68 @@ impl Striker {
         Ok(())
     }
 
+    /// What a service manager and an operator do: nodes that are to be started again are, and those that only another node
+    /// helps are replaced, after a while or at once.
+    pub(super) async fn tend(&mut self, nodes: &mut Nodes, at_once: bool) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let later = ends::fallen(&self.run, nodes)?;
+        self.later.extend(later.into_iter().map(|id| (id, now + AGAIN)));
+        let due: Vec<u64> = self.later.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in due {
+            if !self.is_kept_down(id) {
+                self.start(nodes, id)?;
+            }
+        }
+        membership::called(&self.run, nodes, at_once).await
+    }
+
+    /// A fault that is there does not let this node run.
+    pub(super) fn is_kept_down(&self, id: u64) -> bool {
+        self.there.iter().any(|there| there.keeps_down(id))
+    }
+
+    pub(super) fn start(&mut self, nodes: &mut Nodes, id: u64) -> anyhow::Result<()> {
+        self.later.remove(&id);
+        // It may have been started by a fault of its own meanwhile.
+        if nodes.state(id) == State::Gone {
+            nodes.start_node(id)?;
+            nodes.noted(&self.run);
+        }
+        Ok(())
+    }
+
+    /// Copies are made when their time has come, and until they are.
+    async fn copies(&mut self, nodes: &mut Nodes, start: Instant) -> anyhow::Result<()> {
+        let due = |strike: &&Strike| {
+            let by = self.fault(strike.fault).by.map_or(Duration::ZERO, |by| by.0);
+            let is_due = start + Duration::from_micros(strike.at_us).saturating_sub(by) <= Instant::now();
+            strike.kind.name() == "roll-back" && is_due && self.copied(strike.draw).is_none()
+        };
+        let due: Vec<Strike> = self.strikes.iter().filter(due).cloned().collect();
+        for Strike { fault, draw, kind, .. } in due {
+            let target = self.fault(fault).target;
+            let victims = target.and_then(|target| self.resolve(nodes, fault, &target, draw));
+            if let Some(Victims::Nodes(victims)) = victims
+                && self.may(nodes, kind, &victims)
+                && self.copy(nodes, &victims, draw).await?
+            {
+                let words = words(&Victims::Nodes(victims));
+                self.run.say(&format!("the folder of {words} is copied, and it is started again"));
+                self.run.cover("roll-back.copied");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whose folders were copied for the fault of this draw.
+    fn copied(&self, draw: u64) -> Option<Victims> {
+        let ids: Vec<u64> = self.copies.range((draw, 0)..=(draw, u64::MAX)).map(|((_, id), _)| *id).collect();
+        (!ids.is_empty()).then_some(Victims::Nodes(ids))
+    }
+
     /// Takes everything back.
     pub(super) async fn heal(&mut self, nodes: &mut Nodes) -> anyhow::Result<()> {
-        self.take_back(nodes, |_| true).await.context("a fault could not be taken back")
-    }
-
-    /// What goes between those whom the two ends stand for.
-    fn ways(
-        &self,
-        nodes: &Nodes,
-        number: usize,
-        (from, to): (&Target, &Target),
-        draw: u64,
-    ) -> Option<Victims> {
-        let mut draws = Draws::new(draw, "to");
-        let places = |victims: Victims| -> Vec<Place> {
-            match victims {
-                Victims::Nodes(ids) => ids.into_iter().map(Place::Node).collect(),
-                Victims::Terminals(_) | Victims::Ways(_) => vec![Place::Terminals],
-            }
-        };
-        let from = places(self.resolve(nodes, number, from, draw)?);
-        for _ in 0..ENDS {
-            let to = places(self.resolve(nodes, number, to, draws.draw())?);
-            let all = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
-            let ways: BTreeSet<(Place, Place)> = all.filter(|(from, to)| from != to).collect();
-            if !ways.is_empty() {
-                return Some(Victims::Ways(ways));
-            }
-        }
-        None
-    }
-
-    fn resolve(&self, nodes: &Nodes, number: usize, target: &Target, draw: u64) -> Option<Victims> {
-        let last = self.hit.range(..number).next_back().map(|(_, ids)| ids.as_slice());
-        let among = Among { nodes: &nodes.ids(), terminals: self.orders.len(), last };
-        Some(match whom(&self.run.known(), among, target, draw)? {
-            Whom::Nodes(ids) => Victims::Nodes(ids),
-            Whom::Terminals(numbers) => Victims::Terminals(numbers),
-        })
-    }
-}
-
-fn words(victims: &Victims) -> String {
-    match victims {
-        Victims::Ways(ways) => {
-            let ends = |end: fn(&(Place, Place)) -> Place| {
-                let places: BTreeSet<Place> = ways.iter().map(end).collect();
-                places.iter().map(Place::to_string).collect::<Vec<_>>().join(", ")
-            };
-            format!("link {} -> {}", ends(|(from, _)| *from), ends(|(_, to)| *to))
-        }
-        Victims::Nodes(ids) => whom::nodes(ids),
-        Victims::Terminals(numbers) => whom::terminals(numbers),
+        self.take_back(nodes, |_| true).await.context("a fault could not be taken back")?;
+        self.tend(nodes, true).await
     }
 }
