@@ -20,7 +20,7 @@ mod status;
 mod wgl;
 
 pub use self::outcome::{Finding, Outcome, Verdict};
-pub(crate) use self::recovery::{delivery_gaps, publish_gaps};
+pub(crate) use self::recovery::{delivery_gaps, publish_gaps, ready_gaps};
 use crate::facts::{Builder, Facts};
 use crate::history::Event;
 

@@ -86,7 +86,7 @@ pub(crate) fn delivery_gaps(facts: &Facts) -> Vec<Gap> {
 
 /// From the end of each fault until every node is ready, if one was not; at the latest until the next fault begins. While
 /// another fault is about, its victims' unreadiness says nothing.
-fn ready_gaps(facts: &Facts) -> Vec<Gap> {
+pub(crate) fn ready_gaps(facts: &Facts) -> Vec<Gap> {
     let mut gaps = Vec::new();
     // Of a node that belongs no more nothing is awaited.
     let left = facts.left.iter().map(|(when, node)| (*when, *node, true));

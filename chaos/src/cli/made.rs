@@ -100,11 +100,7 @@ impl Made {
 
     /// The command that runs its scenario from this file.
     pub(super) fn command(&self, file: &str) -> String {
-        let backend = match self.backend {
-            Backend::Proc => "proc",
-            Backend::Sim => "sim",
-            Backend::Attach => "attach",
-        };
+        let backend = self.backend.word();
         let canary = self.canary.as_ref().map_or(String::new(), |canary| format!(" --canary {canary}"));
         let other =
             self.other.as_ref().map_or(String::new(), |other| format!(" --other {}", other.display()));

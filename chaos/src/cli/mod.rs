@@ -5,15 +5,18 @@ mod canary;
 mod check;
 mod doctor;
 mod list;
+pub(crate) mod live;
 mod made;
 pub(crate) mod output;
 mod plan;
 mod replay;
 mod report;
 mod run;
+mod score;
 mod seeds;
 mod shrink;
 mod source;
+mod view;
 
 use std::process::ExitCode;
 
@@ -52,6 +55,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Plant bugs in the simulation, and see that each is found.
     Canary(canary::CanaryArgs),
+    /// Run a grid of faults and workloads, and say as one number how well the cluster does under them.
+    Score(score::ScoreArgs),
     /// Show what a scenario does, by a seed, without starting anything.
     Plan(plan::PlanArgs),
     /// List scenarios, kinds of faults, targets, workloads and checkers, one line each.
@@ -72,6 +77,7 @@ pub fn run() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Report(report) => report.run(),
         Command::Canary(canary) => canary.run(),
+        Command::Score(score) => score.run(),
         Command::Plan(plan) => plan.run(),
         Command::List(list) => list.run(),
         Command::Schema => output::json(&scenario::schema()).map(|()| Verdict::Pass),

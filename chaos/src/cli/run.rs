@@ -73,6 +73,18 @@ pub(super) enum Backend {
 }
 
 impl Backend {
+    /// Those that need nothing that is somebody's own.
+    pub(super) const HERE: [Backend; 2] = [Backend::Sim, Backend::Proc];
+
+    /// As it is written.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Backend::Proc => "proc",
+            Backend::Sim => "sim",
+            Backend::Attach => "attach",
+        }
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Backend::Proc => "process",
@@ -252,8 +264,13 @@ pub(super) fn refused(scenario: &Scenario, backend: Backend, cannot: Vec<String>
 
 /// A run's folder, new.
 pub(super) fn folder(scenario: &Scenario, name: &str, out: Option<&Path>) -> anyhow::Result<PathBuf> {
+    new_folder(&format!("{}-{name}", scenario.name), out)
+}
+
+/// A folder, new: this one, or one of this name and the time.
+pub(super) fn new_folder(name: &str, out: Option<&Path>) -> anyhow::Result<PathBuf> {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let new = || Path::new("chaos-out").join(format!("{}-{name}-{time}", scenario.name));
+    let new = || Path::new("chaos-out").join(format!("{name}-{time}"));
     let out = out.map_or_else(new, Path::to_owned);
     if let Some(parent) = out.parent() {
         std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;

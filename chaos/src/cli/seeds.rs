@@ -11,6 +11,7 @@ use reveille_chaos::facts;
 use reveille_chaos::scenario::Scenario;
 use reveille_protocol::canary::Canary;
 
+use super::live::Runs;
 use super::made::Made;
 use super::output;
 use crate::backend::sim::{self, Ran};
@@ -81,6 +82,7 @@ pub(super) fn run(
     let (first, canary) = (made.seed, made.canary()?);
     let began = std::time::Instant::now();
     let (next, sum) = (AtomicU64::new(first), Mutex::new(Sum::default()));
+    let seen = Runs::new(count, "seeds");
     let work = || -> anyhow::Result<()> {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -91,6 +93,7 @@ pub(super) fn run(
             let judgement = judge(&ran)?;
             let verdict = judgement.verdict;
             output::line(format!("seed {seed:<6} {verdict:7} {}{}", speed(&ran), said(&judgement)));
+            seen.done(verdict, ran.virtual_seconds);
             let mut sum = sum.lock().map_err(|_| anyhow!("another seed ended the run"))?;
             sum.verdicts[usize::from(verdict.exit_code())] += 1;
             sum.world += ran.virtual_seconds;
@@ -108,6 +111,7 @@ pub(super) fn run(
         let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         all.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow!("a thread of seeds panicked"))?)
     })?;
+    drop(seen);
     let Sum { verdicts, world, failed } = sum.into_inner().map_err(|_| anyhow!("a seed ended the run"))?;
     let real = began.elapsed().as_secs_f64();
     let [pass, fail, unknown, harness] = verdicts;

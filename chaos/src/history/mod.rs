@@ -9,4 +9,4 @@ pub mod write;
 pub use self::event::{Begin, Call, End, Event, Expect, Fault, FaultStep, Invoke, Result, VERSION, What};
 pub use self::observation::{Observation, Phase, Problem};
 pub use self::read::{ReadError, Reader};
-pub use self::write::{Recorder, Writer};
+pub use self::write::{Recorder, Watch, Writer};

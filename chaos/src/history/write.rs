@@ -33,12 +33,15 @@ impl<W: Write> Writer<W> {
     }
 }
 
+/// Whoever looks at what a recorder is told, as it is told: at so many microseconds of the run, this.
+pub type Watch = Box<dyn Fn(u64, &What) + Send + Sync>;
+
 /// The one recorder of a run in real time: numbers and dates what threads and tasks tell it. Each line is written whole
 /// under its lock, so the order of the lines is the order of the numbers and of the times.
-#[derive(Debug)]
 pub struct Recorder<W: Write> {
     began: Instant,
     inner: Mutex<Inner<W>>,
+    watch: Option<Watch>,
 }
 
 #[derive(Debug)]
@@ -54,9 +57,14 @@ impl<W: Write> Recorder<W> {
     /// Begins a history; the version is filled in.
     pub fn new(out: W, begin: Begin) -> Recorder<W> {
         let inner = Inner { out: Writer::new(out), next: 0, ops: 0, broken: None };
-        let recorder = Recorder { began: Instant::now(), inner: Mutex::new(inner) };
+        let recorder = Recorder { began: Instant::now(), inner: Mutex::new(inner), watch: None };
         recorder.tell(What::Begin(Begin { version: VERSION, ..begin }));
         recorder
+    }
+
+    /// From now on somebody looks, or nobody.
+    pub fn watched(self, watch: Option<Watch>) -> Recorder<W> {
+        Recorder { watch, ..self }
     }
 
     /// A number for an operation.
@@ -73,6 +81,9 @@ impl<W: Write> Recorder<W> {
             return;
         }
         let event = Event { n: inner.next, at: self.began.elapsed().as_micros() as u64, what };
+        if let Some(watch) = &self.watch {
+            watch(event.at, &event.what);
+        }
         inner.next += 1;
         inner.broken = inner.out.write(&event).err();
     }

@@ -29,6 +29,7 @@ use crate::backend::http::Request;
 use crate::backend::live::{self, EVENTS, Run};
 use crate::backend::terminals::Devices;
 use crate::backend::{observe, publish};
+use crate::cli::live::{Clock, watch};
 use crate::cli::output;
 
 /// How often nodes are looked at: they may be far away, and have other things to do.
@@ -79,7 +80,11 @@ pub(crate) async fn run(begun: Begun, scenario: Scenario, options: &Options) -> 
         expect: scenario.expect(),
     };
     let run = Arc::new(Run {
-        recorder: Recorder::new(BufWriter::new(file), begin),
+        recorder: Recorder::new(BufWriter::new(file), begin).watched(watch(
+            &scenario,
+            options.quiet,
+            Clock::Real,
+        )),
         nodes: Mutex::new(Arc::new(cluster.reached())),
         sessions: cluster.nodes.iter().map(|node| node.session.clone()).collect(),
         ca: cluster.ca.clone(),

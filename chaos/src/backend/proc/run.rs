@@ -23,6 +23,7 @@ use crate::backend::http::Request;
 use crate::backend::live::{self, EVENTS, FIRST, Known, Run};
 use crate::backend::terminals::Devices;
 use crate::backend::{observe, publish};
+use crate::cli::live::{Clock, watch};
 
 /// After the faults and the time that a scenario gives to heal a cluster whose nodes came and went is settled within this, also on a machine that is busy.
 const SETTLE: Duration = Duration::from_secs(180);
@@ -53,7 +54,11 @@ pub(crate) async fn run(scenario: Scenario, options: &Options) -> anyhow::Result
     let (events, happened) = mpsc::channel(EVENTS);
     let sessions = || nodes.all.iter().map(|node| node.session.clone()).collect();
     let run = Arc::new(Run {
-        recorder: Recorder::new(BufWriter::new(file), begin),
+        recorder: Recorder::new(BufWriter::new(file), begin).watched(watch(
+            &scenario,
+            options.quiet,
+            Clock::Real,
+        )),
         nodes: Mutex::new(nodes.reached()),
         sessions: links.sessions().or(nodes.doors.addresses()).unwrap_or_else(sessions),
         ca: nodes.ca.clone(),

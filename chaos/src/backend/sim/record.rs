@@ -2,23 +2,24 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use reveille_chaos::history::{Begin, End, Event, VERSION, What, Writer};
+use reveille_chaos::history::{Begin, End, Event, VERSION, Watch, What, Writer};
 
 /// See the module.
-#[derive(Debug)]
 pub(super) struct Record(Mutex<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     out: Writer<Vec<u8>>,
     next: u64,
     ops: u64,
     last: u64,
+    /// Who looks, until the history is taken.
+    watch: Option<Watch>,
 }
 
 impl Record {
-    pub(super) fn new(begin: Begin) -> Record {
-        let record = Record(Mutex::new(Inner { out: Writer::new(Vec::new()), next: 0, ops: 0, last: 0 }));
+    pub(super) fn new(begin: Begin, watch: Option<Watch>) -> Record {
+        let out = Writer::new(Vec::new());
+        let record = Record(Mutex::new(Inner { out, next: 0, ops: 0, last: 0, watch }));
         record.tell(0, What::Begin(Begin { version: VERSION, ..begin }));
         record
     }
@@ -41,6 +42,9 @@ impl Record {
         inner.last = inner.last.max(at);
         let event = Event { n: inner.next, at: inner.last, what };
         inner.next += 1;
+        if let Some(watch) = &inner.watch {
+            watch(event.at, &event.what);
+        }
         // Memory takes every write.
         let _ = inner.out.write(&event);
     }
@@ -59,6 +63,7 @@ impl Record {
     /// The history so far.
     pub(super) fn take(&self) -> Vec<u8> {
         let mut inner = self.inner();
+        inner.watch = None;
         std::mem::replace(&mut inner.out, Writer::new(Vec::new())).into_inner()
     }
 }

@@ -24,6 +24,7 @@ use reveille_simulation::world::{Setting, World, now, pause};
 use super::record::Record;
 use super::strike::Striker;
 use super::{observe, publish};
+use crate::cli::live::{Clock, watch};
 
 /// All terminals have had their first session within this, in milliseconds, and all nodes are ready.
 const FIRST: u64 = 60_000;
@@ -162,7 +163,7 @@ pub(crate) fn run(scenario: &Scenario, seed: u64, quiet: bool, canary: Option<Ca
         strict: false,
         loud: false,
     };
-    let record = Arc::new(Record::new(Begin {
+    let begin = Begin {
         version: 0,
         run: format!("{}-{seed}", scenario.name),
         seed,
@@ -170,7 +171,8 @@ pub(crate) fn run(scenario: &Scenario, seed: u64, quiet: bool, canary: Option<Ca
         scenario: scenario.name.clone(),
         unix_ms: 0,
         expect: expect(scenario),
-    }));
+    };
+    let record = Arc::new(Record::new(begin, watch(scenario, quiet, Clock::Virtual)));
     let run = Arc::new(Run {
         scenario: scenario.clone(),
         world: World::new(seed, setting),
