@@ -26,8 +26,9 @@ token=$(hex 24)
 reveille certs ca --out authority
 enrolment_key=$(reveille certs enrolment-key --out authority)
 for id in 1 2 3; do
-    reveille certs node --ca authority --id $id --cluster "$cluster" --names "push,node-$id,localhost" --days 365 \
-        --out "node-$id"
+    # REVEILLE_NAMES: by what else nodes are reached, as `name,address`.
+    reveille certs node --ca authority --id $id --cluster "$cluster" --days 365 --out "node-$id" \
+        --names "push,node-$id,localhost${REVEILLE_NAMES:+,$REVEILLE_NAMES}"
     cp authority/ca.pem "node-$id/"
     cat >"node-$id/node.toml" <<NODE
 node = $id

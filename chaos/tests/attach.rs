@@ -184,8 +184,7 @@ impl Lab {
 
     /// Whether its process stands still.
     fn stands(&self, node: u64) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid(node))).unwrap();
-        stat.rsplit_once(')').unwrap().1.starts_with(" T")
+        stands(self.pid(node))
     }
 
     fn run(&self, scenario: &str, out: &str, more: &[&str]) -> Command {
@@ -226,6 +225,12 @@ impl Drop for Lab {
 /// A node's URL for publishers.
 fn https(node: &Value) -> String {
     node["http"].as_str().unwrap().replace("http://", "https://")
+}
+
+/// Whether a process stands still.
+fn stands(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(')').unwrap().1.starts_with(" T")
 }
 
 fn signal(signal: &str, pid: u32) {
@@ -317,6 +322,10 @@ fn what_stops_a_run_undoes_it() {
     // Its user.
     let mut run = lab.run("long.toml", "out", &["--confirm", "lab"]).stdout(Stdio::piped()).spawn().unwrap();
     let rest = until(&mut run, "FAULT pause node 2");
+    // Ctrl-Z would leave the node as it is.
+    signal("TSTP", run.id());
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!stands(run.id()));
     signal("TERM", run.id());
     let rest: Vec<String> = rest.collect();
     assert_eq!(run.wait().unwrap().code(), Some(3), "{rest:#?}");

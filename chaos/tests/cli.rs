@@ -51,11 +51,36 @@ fn scenarios_are_found_by_file_and_by_name() {
 }
 
 #[test]
+fn containers_are_refused_where_there_is_no_docker() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let output = Command::new(env!("CARGO_BIN_EXE_chaos"))
+        .args(["run", "leader-kill", "--backend", "compose", "--out"])
+        .arg(&out)
+        .env("DOCKER_HOST", "unix:///nothing/is/here")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("no Docker Engine answers here"), "{said}");
+    assert!(!out.exists());
+    let (code, _, said) = chaos(&["run", "power-all", "--backend", "compose"]);
+    assert!(code == 3 && said.contains("power of all: this is none of its kinds"), "{said}");
+}
+
+#[test]
 fn everything_is_listed_and_examined() {
     let (code, out, _) = chaos(&["list"]);
     assert_eq!(code, 0);
-    for name in ["baseline", "notification-loss", "handoff.source", "leader.changed", "broadcast", "C16 logs"]
-    {
+    for name in [
+        "baseline",
+        "notification-loss",
+        "handoff.source",
+        "leader.changed",
+        "broadcast",
+        "C16 logs",
+        "[compose]",
+    ] {
         assert!(out.contains(name), "{name}: {out}");
     }
     let (code, out, _) = chaos(&["doctor", "--json"]);

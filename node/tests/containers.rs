@@ -22,7 +22,7 @@ use reveille_chaos::history::{
 };
 use serde_json::Value;
 use support::compose::{COMMAND, Compose, docker};
-use support::{Lines, Running};
+use support::{Lines, REVEILLE, Running};
 
 /// How long each fault lasts: the others notice a silent node after 3 s.
 const FAULT: Duration = Duration::from_secs(5);
@@ -170,7 +170,7 @@ fn the_image_has_every_folder_of_the_workspace_to_compile_from() {
 #[ignore = "starts containers; .ci/run runs it where there is Docker"]
 fn containers_that_are_killed_paused_and_cut_off_lose_and_repeat_nothing() {
     let began = Instant::now();
-    let compose = Compose::build();
+    let compose = Compose::build(REVEILLE.as_ref());
     let stands = |what: &str| eprintln!("{what} after {:.1?}", began.elapsed());
     stands("the image is made");
     // Waits for the founding, then for three healthy nodes.

@@ -14,7 +14,7 @@ use anyhow::bail;
 use reveille_chaos::history::{Observation, Phase, Recorder, What};
 use reveille_chaos::scenario::{Scenario, When};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::http::{Request, Server};
 use super::proc::links::Links;
@@ -68,6 +68,35 @@ pub(super) struct Run {
     pub(super) events: mpsc::Sender<When>,
     pub(super) known: Mutex<Known>,
     pub(super) links: Mutex<Links>,
+    /// How many requests a second may be tried again; as many as there are, if it is none.
+    pub(super) retries: Option<Pace>,
+}
+
+/// So many a second of something, at even distances.
+pub(super) struct Pace {
+    next: Mutex<Instant>,
+    every: Duration,
+}
+
+impl Pace {
+    /// At least one.
+    pub(super) fn new(rate: u64) -> Pace {
+        Pace {
+            next: Mutex::new(Instant::now()),
+            every: Duration::from_secs(1) / rate.clamp(1, u32::MAX.into()) as u32,
+        }
+    }
+
+    /// Waits for its turn.
+    pub(super) async fn turn(&self) {
+        let turn = {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let turn = (*next).max(Instant::now());
+            *next = turn + self.every;
+            turn
+        };
+        sleep_until(turn).await;
+    }
 }
 
 /// What is known of the run while it goes on.

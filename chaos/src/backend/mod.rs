@@ -1,6 +1,7 @@
 //! What a run happens on. One folder a backend; each takes a scenario and a seed and leaves a history. Judges nothing.
 
 pub(crate) mod attach;
+pub(crate) mod compose;
 mod http;
 mod live;
 mod observe;

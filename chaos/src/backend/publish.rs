@@ -143,6 +143,9 @@ async fn ask(run: &Run, request: &Request<'_>, first: u64, within: Duration) -> 
             if !run.known().hurried {
                 tokio::time::sleep(PAUSE).await;
             }
+            if let Some(retries) = &run.retries {
+                retries.turn().await;
+            }
         }
         None
     };

@@ -11,7 +11,7 @@ use reveille_chaos::scenario::Scenario;
 use super::made::Made;
 use super::output;
 use super::run::{Backend, How, folder, judged, refused};
-use crate::backend::attach::{self, Cluster, Options};
+use crate::backend::attach::{self, Cluster, Options, Signals};
 
 /// Whose cluster it is, and whether it is meant.
 #[derive(Debug, Args)]
@@ -73,7 +73,8 @@ pub(super) fn run(
         bail!("--confirm {name:?}: {} is about the cluster {:?}", file.display(), cluster.name);
     }
     let runtime = runtime()?;
-    let begun = runtime.block_on(attach::begin(cluster.clone(), &scenario))?;
+    let begun =
+        runtime.block_on(async { attach::begin(cluster.clone(), &scenario, Signals::new()?).await })?;
     let out = folder(&scenario, &seed.to_string(), how.out.as_deref())?;
     made.keep(&out, text)?;
     output::line(format!(
@@ -83,8 +84,8 @@ pub(super) fn run(
         scenario.about,
         out.display()
     ));
-    let options = Options { seed, out: out.clone(), quiet: how.quiet };
-    let history = runtime.block_on(attach::run(begun, scenario, &options))?;
+    let options = Options { seed, out: out.clone(), quiet: how.quiet, inside: None };
+    let history = runtime.block_on(attach::run(begun, scenario, options))?;
     let again = format!(
         "chaos run {} --backend attach --seed {seed} --cluster {} --confirm {name}",
         out.join("scenario.toml").display(),

@@ -8,6 +8,7 @@ use reveille_chaos::check::Verdict;
 use serde::Serialize;
 
 use super::output;
+use crate::backend::compose;
 use crate::backend::proc::shim;
 
 /// Say which faults this machine can do, and why not the others.
@@ -73,7 +74,8 @@ fn looks() -> Vec<Look> {
              clock-drift",
             preload(),
         ),
-        look("docker", "the containers of docker-compose.yml", docker()),
+        look("docker", "--backend compose: kill, stop, pause, restart, cpu, …", said(compose::ready())),
+        look("containers' links", "--backend compose: cut, cut-one-way, loss", said(compose::filters())),
     ]
 }
 
@@ -139,6 +141,6 @@ fn preload() -> Result<(), String> {
     tried
 }
 
-fn docker() -> Result<(), String> {
-    runs("docker", &["info", "--format", "{{.ServerVersion}}"])
+fn said(outcome: anyhow::Result<()>) -> Result<(), String> {
+    outcome.map_err(|error| format!("{error:#}"))
 }

@@ -6,10 +6,10 @@ use reveille_chaos::check::{CHECKERS, Verdict};
 use reveille_chaos::scenario::{self, KINDS, Kind, ROLES, When, Work, shipped};
 
 use super::output;
-use crate::backend::{attach, proc, sim};
+use crate::backend::{attach, compose, proc, sim};
 
 /// List what there is, one line each. `[proc]`: the process backend of this build does it, `[sim]`: the simulation
-/// does, `[attach]`: your own cluster's hooks can.
+/// does, `[compose]`: containers do, `[attach]`: your own cluster's hooks can.
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     /// Only these.
@@ -44,13 +44,8 @@ impl ListArgs {
 }
 
 /// Which backends do it.
-fn marks(proc: bool, sim: bool) -> &'static str {
-    match (proc, sim) {
-        (true, true) => " [proc] [sim]",
-        (true, false) => " [proc]",
-        (false, true) => " [sim]",
-        (false, false) => "",
-    }
+fn marks(does: &[(&str, bool)]) -> String {
+    does.iter().filter(|(_, does)| *does).map(|(name, _)| format!(" [{name}]")).collect()
 }
 
 fn list(what: What) -> anyhow::Result<()> {
@@ -59,15 +54,20 @@ fn list(what: What) -> anyhow::Result<()> {
         What::Scenarios => {
             for (name, text) in shipped::SHIPPED {
                 let scenario = scenario::load(&format!("{name}.toml"), text).context("a shipped scenario")?;
-                let (proc, sim) = (proc::cannot(&scenario).is_empty(), sim::cannot(&scenario).is_empty());
-                line(name, &format!("{}{}", scenario.about, marks(proc, sim)));
+                let can = [
+                    ("proc", proc::cannot(&scenario).is_empty()),
+                    ("sim", sim::cannot(&scenario).is_empty()),
+                    ("compose", compose::cannot(&scenario).is_empty()),
+                ];
+                line(name, &format!("{}{}", scenario.about, marks(&can)));
             }
         }
         What::Faults => KINDS.iter().for_each(|kind| {
-            let sim = sim::KINDS.contains(&kind.name);
             let hooked = Kind::find(kind.name).is_some_and(attach::does);
-            let hooked = if hooked { " [attach]" } else { "" };
-            line(kind.name, &format!("{}{}{hooked}", kind.about, marks(kind.proc, sim)));
+            let sim = sim::KINDS.contains(&kind.name);
+            // Containers have every hook there is.
+            let does = [("proc", kind.proc), ("sim", sim), ("compose", hooked), ("attach", hooked)];
+            line(kind.name, &format!("{}{}", kind.about, marks(&does)));
         }),
         What::Targets => ROLES.iter().for_each(|(name, about)| line(name, about)),
         What::Events => When::ALL.iter().for_each(|when| line(when.name(), "")),

@@ -35,7 +35,7 @@ impl Made {
     pub(super) fn new(seed: u64, backend: Backend, canary: Option<String>) -> anyhow::Result<Made> {
         let build = match backend {
             Backend::Sim => Some(build()?),
-            Backend::Proc | Backend::Attach => None,
+            Backend::Proc | Backend::Compose | Backend::Attach => None,
         };
         let made = Made { seed, backend, canary, other: None, build };
         made.canary()?;
@@ -57,6 +57,7 @@ impl Made {
                 ensure!(name == LYING_DISK, near::unknown("canary of real nodes", name, &[LYING_DISK]));
                 return Ok(None);
             }
+            Backend::Compose => bail!("no bugs are planted in containers"),
             Backend::Attach => bail!("no bugs are planted in a cluster that is somebody's own"),
         }
         let planted = CANARIES.iter().find(|planted| planted.name == name).ok_or_else(|| {

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::attach::{self, Attached};
 use super::made::Made;
 use super::{check as print, output, report, seeds, source};
-use crate::backend::proc::{self, Options, shim};
-use crate::backend::sim;
+use crate::backend::proc::{self, shim};
+use crate::backend::{compose, sim};
 
 /// Run a scenario, and judge what happened.
 #[derive(Debug, Args)]
@@ -67,6 +67,8 @@ pub(super) enum Backend {
     Proc,
     /// The simulation: virtual time, exact by its seed, and the inside of nodes to look at.
     Sim,
+    /// The containers of docker-compose.yml, as a project of the run's own: the image is made before.
+    Compose,
     /// A cluster that is your own, by your own commands: --cluster FILE. Without --confirm NAME it only says what it would
     /// do.
     Attach,
@@ -74,13 +76,14 @@ pub(super) enum Backend {
 
 impl Backend {
     /// Those that need nothing that is somebody's own.
-    pub(super) const HERE: [Backend; 2] = [Backend::Sim, Backend::Proc];
+    pub(super) const HERE: [Backend; 3] = [Backend::Sim, Backend::Proc, Backend::Compose];
 
     /// As it is written.
     pub(super) fn word(self) -> &'static str {
         match self {
             Backend::Proc => "proc",
             Backend::Sim => "sim",
+            Backend::Compose => "compose",
             Backend::Attach => "attach",
         }
     }
@@ -89,6 +92,7 @@ impl Backend {
         match self {
             Backend::Proc => "process",
             Backend::Sim => "simulation",
+            Backend::Compose => "compose",
             Backend::Attach => "attach",
         }
     }
@@ -97,6 +101,7 @@ impl Backend {
         match self {
             Backend::Proc => proc::cannot(scenario),
             Backend::Sim => sim::cannot(scenario),
+            Backend::Compose => compose::cannot(scenario),
             // What it can do its cluster's file says: `attach::cannot`.
             Backend::Attach => vec!["it needs --cluster FILE".to_owned()],
         }
@@ -199,20 +204,13 @@ pub(super) fn go(scenario: Scenario, text: &str, made: &Made, how: &How) -> anyh
         versions(&scenario, made.other.as_deref())?;
     }
     // What is missing is said before anything is made.
-    let bin = match made.backend {
-        Backend::Proc => Some(binary(how.bin.as_deref())?),
-        // The latter was refused above.
-        Backend::Sim | Backend::Attach => None,
-    };
+    let real = Real::new(made, &scenario, how.bin.as_deref())?;
     let seed = made.seed;
     let out = folder(&scenario, &seed.to_string(), how.out.as_deref())?;
     made.keep(&out, text)?;
     output::line(format!("{}: {} · seed {seed} · {}", scenario.name, scenario.about, out.display()));
-    let history = match bin {
-        Some(bin) => {
-            let (other, out) = (made.other.clone(), out.clone());
-            processes(scenario, &Options { seed, bin, other, out, lies: made.lies(), quiet: how.quiet })?
-        }
+    let history = match real {
+        Some(real) => real.run(scenario, seed, &out, how.quiet)?,
         None => seeds::one(&scenario, seed, how.quiet, canary, &out)?,
     };
     judged(&history, &out, how, &format!("chaos replay {}", out.display()))
@@ -240,10 +238,62 @@ pub(super) fn judged(history: &Path, out: &Path, how: &How, again: &str) -> anyh
     Ok(Gone { judgement, history: history.to_owned() })
 }
 
-/// A run of real nodes; its history.
-pub(super) fn processes(scenario: Scenario, options: &Options) -> anyhow::Result<PathBuf> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(proc::run(scenario, options))
+/// Real nodes of this program's own, wherever they run.
+#[derive(Debug)]
+pub(super) enum Real {
+    /// Of this binary, and of that of the version before if nodes are upgraded; on disks that lie or do not.
+    Processes {
+        bin: PathBuf,
+        other: Option<PathBuf>,
+        lies: bool,
+    },
+    Containers,
+}
+
+impl Real {
+    /// Those of a backend; none if it has none of its own.
+    ///
+    /// # Errors
+    /// If something is missing here that the scenario needs.
+    pub(super) fn new(made: &Made, scenario: &Scenario, bin: Option<&Path>) -> anyhow::Result<Option<Real>> {
+        Ok(match made.backend {
+            Backend::Proc => {
+                Some(Real::Processes { bin: binary(bin)?, other: made.other.clone(), lies: made.lies() })
+            }
+            Backend::Compose => {
+                let missing = compose::missing(scenario);
+                ensure!(
+                    missing.is_empty(),
+                    "this machine cannot run it on containers:\n  {}",
+                    missing.join("\n  ")
+                );
+                Some(Real::Containers)
+            }
+            // The latter has a command of its own, or was refused.
+            Backend::Sim | Backend::Attach => None,
+        })
+    }
+
+    /// Runs a scenario in a folder that is there and empty; its history.
+    pub(super) fn run(
+        &self,
+        scenario: Scenario,
+        seed: u64,
+        out: &Path,
+        quiet: bool,
+    ) -> anyhow::Result<PathBuf> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let out = out.to_owned();
+        match self {
+            Real::Processes { bin, other, lies } => {
+                let (bin, other, lies) = (bin.clone(), other.clone(), *lies);
+                runtime.block_on(proc::run(scenario, &proc::Options { seed, bin, other, out, lies, quiet }))
+            }
+            Real::Containers => {
+                runtime.block_on(compose::run(scenario, &compose::Options { seed, out, quiet }))
+            }
+        }
+    }
 }
 
 /// An error if the backend cannot run the scenario.

@@ -16,9 +16,8 @@ use reveille_chaos::score::{self, Came, Cell, Ran, Row, Safety, Score, badge, me
 
 use super::live::Runs;
 use super::made::Made;
-use super::run::{Backend, binary, new_folder, processes};
+use super::run::{Backend, Real, new_folder};
 use super::{output, seeds};
-use crate::backend::proc::Options;
 
 /// Run each kind of fault with each workload, and say as one number how well the cluster does: 0 and UNSAFE if a promise
 /// about pushes was broken anywhere, else 100 for a cluster that keeps to its budgets everywhere. Leaves score.json,
@@ -55,7 +54,7 @@ pub(super) struct ScoreArgs {
 /// What is run, and where.
 struct Grid {
     made: Made,
-    bin: Option<PathBuf>,
+    real: Option<Real>,
     out: PathBuf,
     cells: Vec<Cell>,
     until: Instant,
@@ -67,7 +66,7 @@ impl ScoreArgs {
     pub(super) fn run(self) -> anyhow::Result<Verdict> {
         ensure!(
             self.backend != Backend::Attach,
-            "a score breaks more than somebody's own cluster should be: sim or proc"
+            "a score breaks more than somebody's own cluster should be: sim, proc or compose"
         );
         for word in &self.cells {
             known(word)?;
@@ -75,11 +74,8 @@ impl ScoreArgs {
         let baseline = self.baseline.as_deref().map(read).transpose()?;
         let (cells, not_fired) = chosen(self.backend, &self.cells)?;
         ensure!(!cells.is_empty(), "the {} backend does none of these cells", self.backend.name());
-        let bin = match self.backend {
-            Backend::Proc => Some(binary(self.bin.as_deref())?),
-            Backend::Sim | Backend::Attach => None,
-        };
         let made = Made::new(1, self.backend, self.canary)?;
+        let real = Real::new(&made, &cells[0].scenario()?, self.bin.as_deref())?;
         let (out, until) = (new_folder("score", self.out.as_deref())?, Instant::now() + self.budget);
         output::line(format!(
             "{} cells by {} seeds on {}, none begun after {} · {}",
@@ -89,7 +85,7 @@ impl ScoreArgs {
             humantime::format_duration(self.budget),
             out.display()
         ));
-        let grid = Grid { made, bin, out, cells, until, interrupted: AtomicBool::new(false) };
+        let grid = Grid { made, real, out, cells, until, interrupted: AtomicBool::new(false) };
         let rows = grid.rows(self.seeds)?;
         let score = Score::new(grid.made.backend.word(), rows, not_fired, nowhere()?, baseline.as_ref());
         output::line(text::text(&score, baseline.as_ref()));
@@ -197,7 +193,7 @@ impl Grid {
         // Worlds need a processor each; processes need all of them.
         let threads = match self.made.backend {
             Backend::Sim => thread::available_parallelism().map_or(1, usize::from),
-            Backend::Proc | Backend::Attach => 1,
+            Backend::Proc | Backend::Compose | Backend::Attach => 1,
         };
         thread::scope(|scope| {
             let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
@@ -220,15 +216,14 @@ impl Grid {
         let folder = self.out.join(format!("{}-{}-{seed}", cell.row(), cell.column()));
         std::fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
         made.keep(&folder, &cell.text())?;
-        let (history, virtual_seconds) = match &self.bin {
+        let (history, virtual_seconds) = match &self.real {
             None => {
                 let ran = seeds::alone(&scenario, seed, true, made.canary()?)?;
                 (ran.history, ran.virtual_seconds)
             }
-            Some(bin) => {
-                let options = Options { seed, bin: bin.clone(), out: folder.clone(), quiet: true };
+            Some(real) => {
                 // Nodes that did not come up are no reason to throw the other cells away.
-                match processes(scenario.clone(), &options) {
+                match real.run(scenario.clone(), seed, &folder, true) {
                     Ok(path) => (std::fs::read(&path).with_context(|| path.display().to_string())?, 0.0),
                     Err(error) => return Ok((Ran::unknown(seed, format!("HARNESS {error:#}")), 0.0)),
                 }
@@ -244,7 +239,7 @@ impl Grid {
             std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
             return Ok((ran, virtual_seconds));
         }
-        if self.bin.is_none() {
+        if self.real.is_none() {
             let path = folder.join("history.jsonl");
             std::fs::write(&path, &history).with_context(|| path.display().to_string())?;
         }

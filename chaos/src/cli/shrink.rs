@@ -16,9 +16,8 @@ use reveille_chaos::scenario::{Scenario, near, write};
 use reveille_chaos::shrink::{self, Candidate, Seen, Told};
 
 use super::made::Made;
-use super::run::{Backend, binary, can, folder, processes};
+use super::run::{Backend, Real, can, folder};
 use super::{output, report, seeds};
-use crate::backend::proc::Options;
 
 /// Search a smaller scenario with which the same checker still fails: fewer faults, nodes, terminals, shorter phases. The
 /// seed stays. Leaves a folder as a run does, with the small scenario and its story. Exit codes: 0 it is written, also if
@@ -66,8 +65,8 @@ struct Shrinker {
     made: Made,
     checker: &'static Checker,
     out: PathBuf,
-    /// For runs on processes.
-    bin: Option<PathBuf>,
+    /// For runs on real nodes.
+    real: Option<Real>,
     began: Instant,
     budget: Duration,
     most: u32,
@@ -84,10 +83,7 @@ impl ShrinkArgs {
         let checker = self.checker()?;
         let made = before.again()?;
         can(&scenario, made.backend)?;
-        let bin = match made.backend {
-            Backend::Proc => Some(binary(self.bin.as_deref())?),
-            Backend::Sim | Backend::Attach => None,
-        };
+        let real = Real::new(&made, &scenario, self.bin.as_deref())?;
         let about = shrink::about(&scenario, checker);
         let out = folder(&about, &made.seed.to_string(), self.out.as_deref())?;
         output::line(format!(
@@ -105,7 +101,7 @@ impl ShrinkArgs {
             made,
             checker,
             out,
-            bin,
+            real,
             began: Instant::now(),
             budget,
             most,
@@ -158,7 +154,7 @@ impl Shrinker {
         // Real nodes need the machine for themselves.
         let at_once = match self.made.backend {
             Backend::Sim => thread::available_parallelism().map_or(1, usize::from),
-            Backend::Proc | Backend::Attach => 1,
+            Backend::Proc | Backend::Compose | Backend::Attach => 1,
         };
         for some in runnable.chunks(at_once) {
             for _ in 0..self.tries {
@@ -186,10 +182,10 @@ impl Shrinker {
         let first = self.ran + 1;
         self.ran += some.len() as u32;
         let canary = self.made.canary()?;
-        let ran: Vec<anyhow::Result<Ran>> = match &self.bin {
-            Some(bin) => {
+        let ran: Vec<anyhow::Result<Ran>> = match &self.real {
+            Some(real) => {
                 let real =
-                    |((_, one), number): (&(usize, &Candidate), u32)| self.real(bin, &one.scenario, number);
+                    |((_, one), number): (&(usize, &Candidate), u32)| self.real(real, &one.scenario, number);
                 some.iter().zip(first..).map(real).collect()
             }
             None => thread::scope(|scope| {
@@ -208,20 +204,11 @@ impl Shrinker {
         Ok(said.collect())
     }
 
-    /// A run on processes, in a folder of its own.
-    fn real(&self, bin: &Path, scenario: &Scenario, number: u32) -> anyhow::Result<Ran> {
+    /// A run on real nodes, in a folder of its own.
+    fn real(&self, real: &Real, scenario: &Scenario, number: u32) -> anyhow::Result<Ran> {
         let out = self.out.join(format!("try-{number}"));
         std::fs::create_dir(&out).with_context(|| out.display().to_string())?;
-        let other = self.made.other.clone();
-        let options = Options {
-            seed: self.made.seed,
-            bin: bin.to_owned(),
-            other,
-            out: out.clone(),
-            lies: self.made.lies(),
-            quiet: true,
-        };
-        let history = processes(scenario.clone(), &options)?;
+        let history = real.run(scenario.clone(), self.made.seed, &out, true)?;
         Ok((std::fs::read(&history).with_context(|| history.display().to_string())?, Some(out)))
     }
 

@@ -8,8 +8,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::REVEILLE;
-
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 /// The base image, unless REVEILLE_BASE names another.
 const BASE: &str = "reveille-base";
@@ -65,8 +63,8 @@ pub struct Compose {
 }
 
 impl Compose {
-    /// Makes the image, and where none is named the base for it.
-    pub fn build() -> Compose {
+    /// Makes the image of this binary, and where none is named the base for it.
+    pub fn build(reveille: &Path) -> Compose {
         let clone = tempfile::tempdir().unwrap();
         for file in ["docker-compose.yml", "Dockerfile", ".dockerignore", "docker"] {
             let file = Path::new(SOURCE).join(file);
@@ -75,7 +73,7 @@ impl Compose {
         }
         let binary = clone.path().join("target/release/reveille");
         fs::create_dir_all(binary.parent().unwrap()).unwrap();
-        run(COMMAND, &["strip", "-o", binary.to_str().unwrap(), REVEILLE], |_| {}).unwrap();
+        run(COMMAND, &["strip", "-o", binary.to_str().unwrap(), reveille.to_str().unwrap()], |_| {}).unwrap();
         let base = std::env::var("REVEILLE_BASE").unwrap_or_else(|_| BASE.to_owned());
         let made_base = base == BASE && docker(&["image", "inspect", BASE]).is_err();
         let compose = Compose {

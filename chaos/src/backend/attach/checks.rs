@@ -19,6 +19,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// A cluster that was healed or started a moment ago is given so long to be ready.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// One that this program has just started may even not be reached yet.
+const OWN: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Something that was looked at.
@@ -46,14 +48,14 @@ impl Look {
 /// # Errors
 /// Everything that is wrong.
 pub(super) async fn wait(cluster: &Cluster, hooks: &Hooks, scenario: &Scenario) -> anyhow::Result<()> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + if cluster.own { OWN } else { PATIENCE };
     loop {
         let wrong: Vec<Look> =
             all(cluster, hooks, scenario).await.into_iter().filter(|look| look.wrong.is_some()).collect();
         if wrong.is_empty() {
             return Ok(());
         }
-        if Instant::now() > until || !wrong.iter().all(|look| look.passes) {
+        if Instant::now() > until || !wrong.iter().all(|look| look.passes || cluster.own) {
             let lines: Vec<String> = wrong
                 .into_iter()
                 .map(|look| format!("{}: {}", look.what, look.wrong.unwrap_or_default()))

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use reveille_chaos::scenario::{Time, load};
+use reveille_chaos::scenario::{Scenario, Time, load};
 use serde::Deserialize;
 
 use super::hooks;
@@ -16,6 +16,8 @@ use crate::backend::live;
 
 /// The most bytes of a token's file.
 const TOKEN: u64 = 64 << 10;
+/// What beginning and undoing may take in a cluster of this program's own, besides the phases.
+const OWN: Duration = Duration::from_secs(600);
 
 /// The file.
 #[derive(Debug, Deserialize)]
@@ -83,7 +85,7 @@ pub(super) struct Limits {
     pub(super) fault: Time,
     /// The longest that a run may take.
     pub(super) run: Time,
-    /// The most publishes a second.
+    /// The most publishes a second, and requests that are tried again.
     pub(super) rate: u64,
     /// The most terminals.
     pub(super) terminals: u64,
@@ -132,6 +134,8 @@ pub(crate) struct Cluster {
     pub(super) folder: PathBuf,
     pub(super) limits: Limits,
     pub(super) stop: Stop,
+    /// This program has started it, so that it may be broken as far as the scenario says.
+    pub(super) own: bool,
 }
 
 impl Cluster {
@@ -196,7 +200,17 @@ impl Cluster {
             folder,
             limits,
             stop: file.stop,
+            own: false,
         })
+    }
+
+    /// For one that this program has started: a scenario's blast is the only limit, and nothing ends the run before it is over.
+    pub(crate) fn own(mut self, scenario: &Scenario) -> Cluster {
+        let long = Time(scenario.length() * 2 + OWN);
+        self.limits = Limits { fault: long, run: long, rate: u64::MAX, terminals: u64::MAX, ..self.limits };
+        self.stop = Stop { publish: long, unready: long, recover: long };
+        self.own = true;
+        self
     }
 
     pub(super) fn ids(&self) -> Vec<u64> {

@@ -120,7 +120,7 @@ fn commands(cluster: &Cluster, hooks: &Hooks, fault: &Fault) {
     for on in victims.ons(fault.kind) {
         let whom = super::undo::words(on);
         for hook in [does, undoes] {
-            let command = quoted(&hooks.command(hook, on).unwrap_or_default());
+            let command = quoted(&hooks.command(hook, on, fault.share).unwrap_or_default());
             output::line(format!("            {hook} ({example} {whom}): {command}"));
         }
     }

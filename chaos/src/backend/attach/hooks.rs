@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use reveille_chaos::scenario::{Time, near};
+use reveille_chaos::scenario::{Share, Time, near};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
@@ -53,21 +53,25 @@ pub(super) struct Lists {
     pause: Option<Vec<String>>,
     resume: Option<Vec<String>>,
     cut: Option<Vec<String>>,
+    loss: Option<Vec<String>>,
     heal: Option<Vec<String>>,
+    cpu: Option<Vec<String>>,
+    release: Option<Vec<String>>,
     logs: Option<Vec<String>>,
 }
 
 impl Default for Lists {
     fn default() -> Lists {
-        let (kill, stop, start, pause) = (None, None, None, None);
         let within = Time(Duration::from_secs(10));
-        Lists { within, kill, stop, start, pause, resume: None, cut: None, heal: None, logs: None }
+        let (kill, stop, start, pause, resume, cut) = (None, None, None, None, None, None);
+        let (loss, heal, cpu, release, logs) = (None, None, None, None, None);
+        Lists { within, kill, stop, start, pause, resume, cut, loss, heal, cpu, release, logs }
     }
 }
 
 impl Lists {
     /// Each by its name.
-    fn all(&self) -> [(&'static str, &Option<Vec<String>>); 8] {
+    fn all(&self) -> [(&'static str, &Option<Vec<String>>); 11] {
         [
             ("kill", &self.kill),
             ("stop", &self.stop),
@@ -75,7 +79,10 @@ impl Lists {
             ("pause", &self.pause),
             ("resume", &self.resume),
             ("cut", &self.cut),
+            ("loss", &self.loss),
             ("heal", &self.heal),
+            ("cpu", &self.cpu),
+            ("release", &self.release),
             ("logs", &self.logs),
         ]
     }
@@ -111,6 +118,8 @@ impl Lists {
 fn names(hook: &str) -> &'static [&'static str] {
     match hook {
         "cut" | "heal" => &["cluster", "from", "from_host", "to", "to_host"],
+        "loss" => &["cluster", "from", "from_host", "to", "to_host", "share"],
+        "cpu" => &["cluster", "node", "host", "share"],
         "logs" => &["cluster", "node", "host", "since"],
         _ => &["cluster", "node", "host"],
     }
@@ -180,14 +189,15 @@ impl Hooks {
         let _ = std::fs::remove_file(&self.said);
     }
 
-    /// The command of a hook, with everything filled in.
+    /// The command of a hook, with everything filled in; `share` is how much of it the fault wants.
     ///
     /// # Errors
     /// If there is none, or no such node.
-    pub(super) fn command(&self, hook: &str, on: On) -> anyhow::Result<Vec<String>> {
+    pub(super) fn command(&self, hook: &str, on: On, share: Option<Share>) -> anyhow::Result<Vec<String>> {
         let list = self.cluster.hooks.get(hook).with_context(|| format!("there is no hook {hook:?}"))?;
         let mut words: BTreeMap<&str, String> = self.cluster.words(on)?;
         words.insert("since", (self.since / 1000).to_string());
+        words.extend(share.map(|share| ("share", share.0.to_string())));
         let word =
             |word: &str| words.get(word).cloned().with_context(|| format!("{{{word}}} is nothing here"));
         list.iter().map(|argument| filled(argument, word)).collect()
@@ -261,7 +271,7 @@ impl Hooks {
     /// # Errors
     /// As of [`Hooks::run`].
     pub(super) async fn logs(&self, node: u64, into: &Path) -> anyhow::Result<bool> {
-        let command = self.command("logs", On { node, to: None })?;
+        let command = self.command("logs", On { node, to: None }, None)?;
         let said = File::options().create(true).append(true).open(&self.said)?;
         let mut child = self.spawn(&command, Stdio::piped(), said)?;
         let mut out = child.stdout.take().context("its output")?;

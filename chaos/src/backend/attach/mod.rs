@@ -17,15 +17,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::ensure;
+use futures::future::BoxFuture;
 use reveille_chaos::plan;
 use reveille_chaos::scenario::{Fault, Kind, Role, Scenario, Target, When, Work, Workload};
 
 pub(crate) use self::cluster::Cluster;
 pub(crate) use self::dry::dry;
-pub(crate) use self::run::{begin, run};
+pub(crate) use self::run::{Signals, begin, run};
+use crate::backend::live::Run;
 
 /// What a run needs besides its scenario and its cluster.
-#[derive(Debug, Clone)]
 pub(crate) struct Options {
     /// What all draws come from.
     pub(crate) seed: u64,
@@ -33,6 +34,16 @@ pub(crate) struct Options {
     pub(crate) out: PathBuf,
     /// Say nothing while it goes on.
     pub(crate) quiet: bool,
+    /// What nodes show to who started them.
+    pub(crate) inside: Option<Inside>,
+}
+
+/// What nodes show that this program has started itself.
+pub(crate) struct Inside {
+    /// Their data folders, in their order.
+    pub(in crate::backend) data: Vec<PathBuf>,
+    /// Goes on while the run does.
+    pub(in crate::backend) watch: Box<dyn FnOnce(Arc<Run>) -> BoxFuture<'static, ()> + Send>,
 }
 
 /// What it can wait for.
@@ -51,10 +62,12 @@ enum By {
 /// `None`: it does not do this kind.
 fn by(kind: Kind) -> Option<By> {
     Some(match kind.name() {
-        "kill" | "restart" => By::Hooks("kill", "start"),
+        "kill" | "restart" | "crash-loop" => By::Hooks("kill", "start"),
         "stop" => By::Hooks("stop", "start"),
         "pause" => By::Hooks("pause", "resume"),
         "cut" | "cut-one-way" => By::Hooks("cut", "heal"),
+        "loss" => By::Hooks("loss", "heal"),
+        "cpu" => By::Hooks("cpu", "release"),
         "move-leaders" | "snapshot" => By::Operator,
         "terminal-kill" | "ack-withheld" | "reconnect" => By::Terminals,
         _ => return None,
@@ -125,18 +138,38 @@ pub(crate) fn cannot(cluster: &Cluster, scenario: &Scenario, seed: u64) -> Vec<S
 }
 
 fn fault_cannot(cluster: &Cluster, fault: &Fault) -> Vec<String> {
-    let mut cannot = Vec::new();
-    let mut no =
-        |what: String| cannot.push(format!("{} of {}: {what}", fault.kind.name(), plan::target(fault)));
+    let missing = |hook: &str| match cluster.hooks.get(hook) {
+        Some(_) => None,
+        None => Some(format!("the cluster's file has no hook `{hook}`")),
+    };
     let all = cluster.nodes.len() as u64;
-    let by = by(fault.kind);
-    match by {
-        None => no("this is none of its kinds".to_owned()),
-        Some(By::Hooks(does, undoes)) => {
-            for hook in [does, undoes].into_iter().filter(|hook| cluster.hooks.get(hook).is_none()) {
-                no(format!("the cluster's file has no hook `{hook}`"));
-            }
+    let mut cannot = kind_cannot(fault, all, &missing);
+    if matches!(by(fault.kind), Some(By::Hooks(..))) {
+        let most = |target: &Option<Target>| target.as_ref().map(|target| most(target, all));
+        // Of a link, the smaller end is who is cut off from the others.
+        let ends = [most(&fault.target), most(&fault.from), most(&fault.to)];
+        let hit = ends.into_iter().flatten().min().unwrap_or(all);
+        let allowed = cluster.limits.nodes;
+        if hit > allowed {
+            let what = format!("it hits {hit} of {all} nodes at once, and [limits] nodes = {allowed}");
+            cannot.push(said(fault, &what));
         }
+    }
+    cannot
+}
+
+fn said(fault: &Fault, what: &str) -> String {
+    format!("{} of {}: {what}", fault.kind.name(), plan::target(fault))
+}
+
+/// Everything about a fault that hooks cannot do to a cluster of so many nodes, whatever its limits; `missing` says why there
+/// is no such hook.
+pub(crate) fn kind_cannot(fault: &Fault, all: u64, missing: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
+    let mut cannot = Vec::new();
+    let mut no = |what: String| cannot.push(said(fault, &what));
+    match by(fault.kind) {
+        None => no("this is none of its kinds".to_owned()),
+        Some(By::Hooks(does, undoes)) => [does, undoes].into_iter().filter_map(missing).for_each(&mut no),
         Some(By::Operator | By::Terminals) => {}
     }
     if let Some(when) = fault.when.filter(|when| !SEEN.contains(when)) {
@@ -154,16 +187,6 @@ fn fault_cannot(cluster: &Cluster, fault: &Fault) -> Vec<String> {
             }
             Role::Node(number) if *number > all => no(format!("{role}: the cluster has {all} nodes")),
             _ => {}
-        }
-    }
-    if matches!(by, Some(By::Hooks(..))) {
-        let most = |target: &Option<Target>| target.as_ref().map(|target| most(target, all));
-        // Of a link, the smaller end is who is cut off from the others.
-        let ends = [most(&fault.target), most(&fault.from), most(&fault.to)];
-        let hit = ends.into_iter().flatten().min().unwrap_or(all);
-        let allowed = cluster.limits.nodes;
-        if hit > allowed {
-            no(format!("it hits {hit} of {all} nodes at once, and [limits] nodes = {allowed}"));
         }
     }
     cannot

@@ -26,7 +26,7 @@ use super::strike::{Hands, Striker};
 use super::undo::{self, Shared};
 use super::{Cluster, Options, checks, close, undo_left};
 use crate::backend::http::Request;
-use crate::backend::live::{self, EVENTS, Run};
+use crate::backend::live::{self, EVENTS, Pace, Run};
 use crate::backend::terminals::Devices;
 use crate::backend::{observe, publish};
 use crate::cli::live::{Clock, watch};
@@ -34,6 +34,8 @@ use crate::cli::output;
 
 /// How often nodes are looked at: they may be far away, and have other things to do.
 const LOOK: Duration = Duration::from_millis(300);
+/// Linux's, where nodes run; tokio has no name for it.
+const SIGTSTP: i32 = 20;
 /// An answer about a terminal.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -47,16 +49,21 @@ pub(crate) struct Begun {
 /// Undoes what a dead run left, and looks whether the cluster is as it must be. Nothing is made or struck before.
 ///
 /// # Errors
-/// If another run goes on, something cannot be undone, or the cluster is not well.
-pub(crate) async fn begin(cluster: Arc<Cluster>, scenario: &Scenario) -> anyhow::Result<Begun> {
-    // From here on nothing ends the program that could leave something broken.
-    let signals = Signals::new()?;
+/// If another run goes on, something cannot be undone, the cluster is not well, or a signal has come meanwhile.
+pub(crate) async fn begin(
+    cluster: Arc<Cluster>,
+    scenario: &Scenario,
+    mut signals: Signals,
+) -> anyhow::Result<Begun> {
     let journal = Shared::new(Journal::open(&cluster.journal, &cluster.name)?);
     let hooks = Hooks::before(cluster.clone());
     let undone = undo_left(&cluster, &hooks, &journal).await;
     hooks.forget();
     undone?;
-    checks::wait(&cluster, &hooks, scenario).await?;
+    tokio::select! {
+        well = checks::wait(&cluster, &hooks, scenario) => well?,
+        () = signals.come() => bail!("interrupted before anything was done"),
+    }
     Ok(Begun { cluster, journal, signals })
 }
 
@@ -64,7 +71,7 @@ pub(crate) async fn begin(cluster: Arc<Cluster>, scenario: &Scenario) -> anyhow:
 ///
 /// # Errors
 /// If the history cannot be written, or what was done not be undone: then the journal has it.
-pub(crate) async fn run(begun: Begun, scenario: Scenario, options: &Options) -> anyhow::Result<PathBuf> {
+pub(crate) async fn run(begun: Begun, scenario: Scenario, options: Options) -> anyhow::Result<PathBuf> {
     let Begun { cluster, journal, mut signals } = begun;
     let hooks = Hooks::new(cluster.clone(), options.out.join("hooks.log"));
     let path = options.out.join("history.jsonl");
@@ -74,18 +81,22 @@ pub(crate) async fn run(begun: Begun, scenario: Scenario, options: &Options) -> 
         version: 0,
         run: options.out.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned()),
         seed: options.seed,
-        backend: "attach".to_owned(),
+        backend: if cluster.own { "compose" } else { "attach" }.to_owned(),
         scenario: scenario.name.clone(),
         unix_ms: now(),
         expect: scenario.expect(),
     };
+    let mut reached = cluster.reached();
+    if let Some(inside) = &options.inside {
+        reached.iter_mut().zip(&inside.data).for_each(|(node, folder)| node.data = Some(folder.clone()));
+    }
     let run = Arc::new(Run {
         recorder: Recorder::new(BufWriter::new(file), begin).watched(watch(
             &scenario,
             options.quiet,
             Clock::Real,
         )),
-        nodes: Mutex::new(Arc::new(cluster.reached())),
+        nodes: Mutex::new(Arc::new(reached)),
         sessions: cluster.nodes.iter().map(|node| node.session.clone()).collect(),
         ca: cluster.ca.clone(),
         token: cluster.token.clone(),
@@ -97,35 +108,56 @@ pub(crate) async fn run(begun: Begun, scenario: Scenario, options: &Options) -> 
         events,
         known: Mutex::default(),
         links: Mutex::default(),
+        retries: (!cluster.own).then(|| Pace::new(cluster.limits.rate)),
         scenario,
     });
+    let out = options.out.clone();
     if let Err(error) = live(&run, &cluster, &hooks, &journal, &mut signals, happened, options).await {
         output::complain(format!("{error:#}"));
         run.trouble(format!("{error:#}"));
     }
-    logs(&run, &hooks, &cluster, &options.out).await;
+    logs(&run, &hooks, &cluster, &out).await;
     run.recorder.finish().with_context(|| path.display().to_string())?;
     close(journal)?;
     Ok(path)
 }
 
-/// What asks the program to end: Ctrl-C, SIGTERM, and the end of the terminal that it was started from.
-struct Signals(Vec<Signal>);
+/// What asks the program to end: Ctrl-C, SIGTERM, and the end of the terminal that it was started from. From when this is
+/// made, nothing ends the program that could leave something broken.
+pub(crate) struct Signals {
+    end: Vec<Signal>,
+    /// Ctrl-Z, which would leave what is struck as it is for as long as somebody likes.
+    stop: Signal,
+}
 
 impl Signals {
-    fn new() -> anyhow::Result<Signals> {
+    /// Takes them over.
+    ///
+    /// # Errors
+    /// If this system does not let it.
+    pub(crate) fn new() -> anyhow::Result<Signals> {
         let mut kinds = vec![SignalKind::interrupt(), SignalKind::terminate(), SignalKind::quit()];
         // Who starts it by nohup wants it to go on without a terminal.
         if !hangup_is_ignored() {
             kinds.push(SignalKind::hangup());
         }
-        let all = kinds.into_iter().map(signal).collect::<std::io::Result<_>>();
-        Ok(Signals(all.context("signals cannot be received")?))
+        let end = kinds.into_iter().map(signal).collect::<std::io::Result<_>>();
+        let (end, stop) =
+            (end.context("signals cannot be received")?, signal(SignalKind::from_raw(SIGTSTP))?);
+        Ok(Signals { end, stop })
     }
 
-    async fn come(&mut self) {
-        let all = self.0.iter_mut().map(|one| Box::pin(one.recv()));
-        futures::future::select_all(all).await;
+    /// Waits for one.
+    pub(crate) async fn come(&mut self) {
+        loop {
+            let end = self.end.iter_mut().map(|one| Box::pin(one.recv()));
+            tokio::select! {
+                _ = futures::future::select_all(end) => return,
+                _ = self.stop.recv() => {
+                    output::complain("not stopped: what is struck would stay as it is. Ctrl-C undoes it and ends the run");
+                }
+            }
+        }
     }
 }
 
@@ -144,10 +176,13 @@ async fn live(
     journal: &Shared,
     signals: &mut Signals,
     happened: mpsc::Receiver<When>,
-    options: &Options,
+    options: Options,
 ) -> anyhow::Result<()> {
     let (devices, orders) = Devices::start(run, &options.out.join("terminals"));
     let mut watching = JoinSet::new();
+    if let Some(inside) = options.inside {
+        watching.spawn((inside.watch)(run.clone()));
+    }
     watching.spawn(observe::nodes(run.clone(), LOOK));
     watching.spawn(observe::machine(run.clone()));
     let struck = Struck::default();

@@ -1,7 +1,9 @@
 //! Faults in a cluster that is its user's own: when they strike, whom that is, that limits hold, and that each is taken
 //! back. What a hook does is written down before it is run.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod aim;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use anyhow::Context;
 use reveille_chaos::history::{Fault as Told, FaultStep, What};
 use reveille_chaos::plan::Plan;
 use reveille_chaos::scenario::kind::Lasts;
-use reveille_chaos::scenario::{Fault, Kind, Target, When};
+use reveille_chaos::scenario::{Fault, Kind, Share, When};
 use reveille_links::draw::Draws;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -21,23 +23,26 @@ use super::victims::Victims;
 use super::{By, Cluster, by};
 use crate::backend::live::Run;
 use crate::backend::terminals::Order;
-use crate::backend::whom::{Among, Whom, whom};
 
+/// A node in a crash loop is killed again so long after it was started.
+const STARTED: Duration = Duration::from_secs(2);
 /// How often it is looked whether a fault can strike, or is over.
 const LOOK: Duration = Duration::from_millis(50);
 /// A fault whose time has come and that may not strike yet waits for this long.
 const LATE: Duration = Duration::from_secs(5);
-/// Both ends may be drawn as one and the same: then the other is drawn again, so often.
-const ENDS: u32 = 16;
 
 /// A fault that is there.
 struct There {
     id: u64,
     kind: Kind,
+    /// How much of it.
+    share: Option<Share>,
     victims: Victims,
     /// Its places in the journal, and what undoes each.
     deeds: Vec<(u64, Vec<String>)>,
     since: Instant,
+    /// When it struck last.
+    last: Instant,
     until: Option<Instant>,
     /// Tells terminals when it is over.
     back: watch::Sender<bool>,
@@ -128,6 +133,7 @@ impl Striker {
                 return Ok(());
             }
             self.take_back(|there| there.until.is_some_and(|until| until <= now)).await?;
+            self.again().await?;
             let comes = |strike: &mut reveille_chaos::plan::Strike| {
                 start + Duration::from_micros(strike.at_us) <= now
             };
@@ -201,12 +207,13 @@ impl Striker {
         self.tell(id, step, fault.kind, &words);
         self.run.say(&format!("FAULT {} {words}", fault.kind.name()));
         // Noted first: whatever interrupts this, it is taken back.
-        let (back, door) = watch::channel(false);
+        let back = watch::Sender::new(false);
         let until = lasts.map(|lasts| (Instant::now() + lasts).min(end));
-        victims.away().into_iter().for_each(|node| self.struck.strikes(node));
+        self.away(fault.kind, &victims).into_iter().for_each(|node| self.struck.strikes(node));
         let since = Instant::now();
-        self.there.push(There { id, kind: fault.kind, victims, deeds: Vec::new(), since, until, back });
-        self.break_it(&door).await?;
+        let (kind, share, deeds) = (fault.kind, fault.share, Vec::new());
+        self.there.push(There { id, kind, share, victims, deeds, since, last: since, until, back });
+        self.break_it(self.there.len() - 1).await?;
         if lasts.is_none() {
             self.take_back(|there| there.id == id).await?;
         }
@@ -218,39 +225,23 @@ impl Striker {
         self.run.recorder.tell(What::Fault(Told { id, step, kind, target, detail: String::new() }));
     }
 
-    /// No fault takes more nodes away than the cluster's limits allow, those counted that are away by themselves; and none
-    /// hits a node that another one has.
-    fn may(&self, kind: Kind, victims: &Victims) -> bool {
-        if matches!(victims, Victims::Terminals(_)) {
-            return true;
-        }
-        let away = victims.away();
-        let mut dead: BTreeSet<u64> = self.struck.ids().into_iter().collect();
-        let known = self.run.known();
-        dead.extend(self.run.ids().iter().filter(|id| known.ready.get(id) != Some(&true)));
-        if away.is_empty() || away.iter().any(|id| dead.contains(id)) {
-            return false;
-        }
-        dead.extend(away);
-        !matches!(by(kind), Some(By::Hooks(..))) || dead.len() as u64 <= self.cluster.limits.nodes
-    }
-
-    /// Does what was noted last.
-    async fn break_it(&mut self, door: &watch::Receiver<bool>) -> anyhow::Result<()> {
-        let Some((kind, victims)) = self.there.last().map(|there| (there.kind, there.victims.clone())) else {
-            return Ok(());
-        };
+    /// Does this one of those that were noted.
+    async fn break_it(&mut self, at: usize) -> anyhow::Result<()> {
+        let There { kind, share, victims, back, .. } = &self.there[at];
+        let (kind, share, victims, door) = (*kind, *share, victims.clone(), back.subscribe());
         match (by(kind), &victims) {
             (Some(By::Hooks(does, undoes)), _) => {
                 for on in victims.ons(kind) {
-                    let (does, undo) = (self.hooks.command(does, on)?, self.hooks.command(undoes, on)?);
+                    let does = self.hooks.command(does, on, share)?;
+                    let undo = self.hooks.command(undoes, on, None)?;
                     let deed = self.journal.lock().begins(kind.name(), &undo, on)?;
-                    if let Some(there) = self.there.last_mut() {
-                        there.deeds.push((deed, undo));
-                    }
+                    self.there[at].deeds.push((deed, undo));
                     let outcome = self.hooks.run(does).await;
                     self.journal.lock().struck(deed)?;
                     outcome?;
+                }
+                if kind.name() == "crash-loop" {
+                    self.undo(at).await?;
                 }
             }
             (Some(By::Operator), Victims::Nodes(ids)) => {
@@ -263,7 +254,7 @@ impl Striker {
             }
             (Some(By::Terminals), Victims::Terminals(numbers)) => {
                 for number in numbers {
-                    let Some(order) = Order::of(kind, door) else {
+                    let Some(order) = Order::of(kind, &door) else {
                         anyhow::bail!("{} is done to no terminal", kind.name())
                     };
                     // One that has orders enough needs no other.
@@ -272,19 +263,40 @@ impl Striker {
             }
             (by, victims) => anyhow::bail!("{} of {}: {by:?} cannot", kind.name(), victims.words()),
         }
+        self.there[at].last = Instant::now();
         Ok(())
+    }
+
+    /// Nodes in a crash loop are killed again when they have started.
+    async fn again(&mut self) -> anyhow::Result<()> {
+        for at in 0..self.there.len() {
+            if self.there[at].kind.name() == "crash-loop" && self.there[at].last.elapsed() >= STARTED {
+                self.break_it(at).await?;
+                self.run.cover("crash-loop.killed-again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes what this one has done.
+    async fn undo(&mut self, at: usize) -> anyhow::Result<()> {
+        let there = &mut self.there[at];
+        let mut noted = Ok(());
+        while let Some((deed, undo)) = there.deeds.last() {
+            undo::one(&self.hooks, undo).await?;
+            // The others are undone whatever the disk says.
+            noted = noted.and(self.journal.lock().undone(*deed));
+            there.deeds.pop();
+        }
+        noted
     }
 
     /// Takes back these; one that cannot be is kept, and ends the run.
     async fn take_back(&mut self, which: impl Fn(&There) -> bool) -> anyhow::Result<()> {
         while let Some(at) = self.there.iter().position(&which) {
-            let there = &mut self.there[at];
-            let mut noted = Ok(());
-            while let Some((deed, undo)) = there.deeds.last() {
-                undo::one(&self.hooks, undo).await?;
-                // The others are undone whatever the disk says.
-                noted = noted.and(self.journal.lock().undone(*deed));
-                there.deeds.pop();
+            let noted = self.undo(at).await;
+            if !self.there[at].deeds.is_empty() {
+                return noted;
             }
             let over = self.there.remove(at);
             self.over(&over);
@@ -310,7 +322,7 @@ impl Striker {
     fn over(&self, there: &There) {
         there.back.send_replace(true);
         self.doubt(there);
-        there.victims.away().into_iter().for_each(|node| self.struck.undone(node));
+        self.away(there.kind, &there.victims).into_iter().for_each(|node| self.struck.undone(node));
         let words = there.victims.words();
         // One that was over at once has only this line, and has it already.
         if there.until.is_some() {
@@ -335,35 +347,5 @@ impl Striker {
             }
         }
         healed.context("a fault could not be taken back")
-    }
-
-    /// What goes between those whom the two ends stand for.
-    fn ways(&self, due: &Due, from: &Target, to: &Target) -> Option<Victims> {
-        let mut draws = Draws::new(due.draw, "to");
-        let places = |victims: Victims| match victims {
-            Victims::Nodes(ids) => ids,
-            Victims::Terminals(_) | Victims::Ways(_) => Vec::new(),
-        };
-        let from = places(self.resolve(due.fault, from, due.draw)?);
-        for _ in 0..ENDS {
-            let to = places(self.resolve(due.fault, to, draws.draw())?);
-            let all = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
-            let ways: BTreeSet<(u64, u64)> = all.filter(|(from, to)| from != to).collect();
-            if !ways.is_empty() {
-                return Some(Victims::Ways(ways));
-            }
-        }
-        None
-    }
-
-    fn resolve(&self, number: usize, target: &Target, draw: u64) -> Option<Victims> {
-        let last = self.hit.range(..number).next_back().map(|(_, ids)| ids.as_slice());
-        let ids = self.run.ids();
-        let places: Vec<Option<u64>> = ids.iter().copied().map(Some).collect();
-        let among = Among { nodes: &ids, places: &places, terminals: self.orders.len(), last };
-        Some(match whom(&self.run.known(), among, target, draw)? {
-            Whom::Nodes(ids) => Victims::Nodes(ids),
-            Whom::Terminals(numbers) => Victims::Terminals(numbers),
-        })
     }
 }

@@ -48,12 +48,10 @@ impl Victims {
         let mut ons: Vec<On> = match self {
             Victims::Nodes(ids) => ids.iter().map(|id| On { node: *id, to: None }).collect(),
             Victims::Terminals(_) => Vec::new(),
-            Victims::Ways(ways) if kind.name() == "cut-one-way" => {
-                ways.iter().map(|(from, to)| way(*from, *to)).collect()
-            }
-            Victims::Ways(ways) => {
+            Victims::Ways(ways) if kind.name() == "cut" => {
                 ways.iter().flat_map(|(from, to)| [way(*from, *to), way(*to, *from)]).collect()
             }
+            Victims::Ways(ways) => ways.iter().map(|(from, to)| way(*from, *to)).collect(),
         };
         ons.sort();
         ons.dedup();

@@ -71,6 +71,7 @@ pub(crate) async fn run(scenario: Scenario, options: &Options) -> anyhow::Result
         events,
         known: Mutex::<Known>::default(),
         links: Mutex::new(links),
+        retries: None,
         scenario,
     });
     nodes.noted(&run);
