@@ -10,3 +10,4 @@ pub mod report;
 pub mod scenario;
 pub mod score;
 pub mod shrink;
+pub mod waits;

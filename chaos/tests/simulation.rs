@@ -161,6 +161,16 @@ fn seeds_are_run_one_by_one_and_the_worst_of_them_counts() {
     assert!(said.contains("2 seeds") && said.contains("2 pass"), "{said}");
 }
 
+/// Each seed does something else, so that nothing that is left to chance anywhere passes by.
+#[test]
+fn each_of_twenty_seeds_gives_the_same_history_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let ran = run(folder.path(), "twice", &["--seed", "1", "--seeds", "20", "--twice"]);
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert_eq!(ran.status.code(), Some(0), "{said}");
+    assert!(said.contains("20 seeds") && said.contains("20 pass"), "{said}");
+}
+
 #[test]
 fn what_it_cannot_do_is_said_before_anything_starts() {
     let folder = tempfile::tempdir().unwrap();

@@ -4,38 +4,31 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use metrics::{Counter, counter};
-use reveille_protocol::directory::{Change, Directory, FORMAT, Refused};
+use reveille_protocol::directory::{Change, Directory, Refused};
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::{Command, Reply};
-use reveille_protocol::wire::codec;
 use reveille_protocol::wire::peer::{Notified, NotifyOrder, Report};
 use tokio::net::TcpListener;
 
-use crate::admission::{self, Admit, Admitted, NotAdmitted};
+use crate::admission::NotAdmitted;
 use crate::backup::Reading;
-use crate::env::{Env, Transport};
+use crate::door::Door;
+use crate::env::Env;
 use crate::folder::{Account, Folder, FolderError};
 use crate::host::Host;
-use crate::link::{Identity, Inbound, Lane, LinkConfig, Links, TurnedAway};
-use crate::member::{
-    GroupStorage, JoinError, Member, MemberConfig, START_PATIENCE, Start, Unavailable, was_removed,
-};
+use crate::link::{Identity, LinkConfig, Links};
+use crate::member::{GroupStorage, JoinError, Member, MemberConfig, Start, Unavailable};
 use crate::overview::Overview;
-use crate::pull;
 use crate::query::{Answer, Query};
-use crate::raft::log::GroupLog;
-use crate::raft::machine;
 use crate::raft::types::Tokio;
-use crate::rpc::{Calls, Frame, Method};
 use crate::status::Status;
-use crate::tables::{FjallTables, Store, StoreConfig, StoreError, Tables, set_aside};
+use crate::tables::{FjallTables, Store, StoreConfig, StoreError, set_aside};
 use crate::wal::disk::RealDisk;
-use crate::wal::{LogStore, Owner, Wal, WalConfig, WalError, WalGroup};
+use crate::wal::{Owner, Wal, WalConfig, WalError, WalGroup};
 
 /// Production: tokio, a log and tables on disk, TLS links.
 pub struct Production;
@@ -182,95 +175,6 @@ fn open_tables(folder: &Path, config: StoreConfig) -> Result<(Store, bool), Star
     Ok((Store::open(folder, &StoreConfig { create: true, ..config })?, true))
 }
 
-/// Tables that are behind what the log still holds are replaced by a peer's: they were lost, damaged or rolled back.
-async fn bring_up(
-    links: &Links,
-    calls: &Calls<Production>,
-    group: GroupId,
-    log: &WalGroup,
-    tables: &FjallTables,
-    configured: &[NodeId],
-) -> Result<(), StartError> {
-    let purged = log.purged().map(|(index, _)| index);
-    let applied = machine::applied::<Tokio, _>(&tables.read())?.map(|id| id.index);
-    if let Some(purged) = purged.filter(|purged| applied.is_none_or(|applied| applied < *purged)) {
-        tracing::warn!(
-            group = group.0,
-            ?applied,
-            purged,
-            "tables are behind what the log holds; asking the peers"
-        );
-        // Who came later may be linked and not written down.
-        let peers = || configured.iter().copied().chain(links.linked()).collect();
-        let rebuilt = pull::rebuild(calls, (group, tables), purged, peers, START_PATIENCE).await;
-        rebuilt.map_err(|why| StartError::Rebuild { group, why })?;
-    }
-    // Always: an earlier start may have ended right here.
-    if let Some(id) = machine::applied::<Tokio, _>(&tables.read())? {
-        GroupLog::<Tokio, _>::new(log.clone()).follow_leader_of(&id).await?;
-    }
-    Ok(())
-}
-
-/// What comes in. Before the member is there, only questions and answers of admission; raft repeats the rest.
-struct Door {
-    member: OnceLock<Weak<Member<Production>>>,
-    calls: OnceLock<Arc<Calls<Production>>>,
-    host: Arc<dyn Host>,
-    me: NodeId,
-    /// This node is one of the first and has no data yet: as far as it knows there is no cluster.
-    new: bool,
-}
-
-impl Door {
-    fn member(&self) -> Option<Arc<Member<Production>>> {
-        self.member.get()?.upgrade()
-    }
-}
-
-impl Inbound for Door {
-    fn frame(&self, from: NodeId, lane: Lane, frame: Bytes) {
-        if let Some(member) = self.member() {
-            return member.received(from, lane, frame);
-        }
-        let Some(calls) = self.calls.get() else { return };
-        match Frame::decode(frame) {
-            Some(Frame::Response { id, body }) => calls.answered(from, id, body),
-            Some(Frame::Request { id, method: Method::Admit, .. }) if self.new => {
-                let body = codec::encode(&Admitted::NoCluster).into();
-                // Lost with the link: it is asked again.
-                let _ = calls.transport().send(from, lane, Frame::Response { id, body }.encode());
-            }
-            _ => {}
-        }
-    }
-
-    fn up(&self, peer: NodeId, lane: Lane) {
-        tracing::debug!(node = peer.0, ?lane, "link is up");
-        if let Some(member) = self.member() {
-            member.link_up(peer, lane);
-        }
-    }
-
-    fn down(&self, peer: NodeId, lane: Lane) {
-        tracing::debug!(node = peer.0, ?lane, "link is down");
-        if let Some(member) = self.member() {
-            member.link_down(peer, lane);
-        }
-    }
-
-    fn turned_away(&self, peer: NodeId, why: TurnedAway) {
-        let why = match why {
-            TurnedAway::NotMember => was_removed(self.me),
-            TurnedAway::Old => format!(
-                "this build is too old: the cluster has left format {FORMAT}, the latest that it knows, behind. Install the \
-                 version that the other nodes run"
-            ),
-        };
-        self.host.dismissed(format!("{why} (says node {peer})"));
-    }
-}
-
 impl ClusterHandle {
     /// Opens the folder, starts links and groups, and waits until this node has its incarnation. Must be called on
     /// the runtime that shall carry raft.
@@ -288,13 +192,7 @@ impl ClusterHandle {
         let others: BTreeMap<NodeId, String> =
             member.nodes.clone().into_iter().filter(|(id, _)| *id != member.node).collect();
         let asked: Vec<NodeId> = others.keys().copied().collect();
-        let door = Arc::new(Door {
-            member: OnceLock::new(),
-            calls: OnceLock::new(),
-            host: host.clone(),
-            me: member.node,
-            new: !folder.admitted && !folder.joined,
-        });
+        let door = Door::new(member.node, host, !folder.admitted && !folder.joined);
         let links = LinkConfig {
             node: member.node,
             cluster: member.cluster,
@@ -302,11 +200,10 @@ impl ClusterHandle {
             identity: config.identity,
         };
         let links = Links::start(links, config.listener, door.clone());
-        let calls = door.calls.get_or_init(|| Arc::new(Calls::new(links.clone(), member.boot))).clone();
+        let entrance = door.open(links.clone(), member.boot);
         if !folder.admitted {
             let token = config.join.filter(|_| folder.joined);
-            let me = Admit { node: member.node, store: folder.store, token };
-            admission::ask(&calls, me, &asked, START_PATIENCE).await?;
+            entrance.ask(folder.store, token, &asked).await?;
         }
         let log = || -> Result<Wal, StartError> {
             let disk = RealDisk::open(&data.join("log"))?;
@@ -336,9 +233,12 @@ impl ClusterHandle {
         let mut storage = BTreeMap::new();
         for group in 0..groups {
             if let Some(log) = wal.group(group) {
-                let tables = store.group(group)?;
-                bring_up(&links, &calls, GroupId(group), &log, &tables, &asked).await?;
-                storage.insert(GroupId(group), GroupStorage { log, tables });
+                let (group, of) = (GroupId(group), GroupStorage { log, tables: store.group(group)? });
+                // Who came later may be linked and not written down.
+                entrance
+                    .bring_up(group, &of, || asked.iter().copied().chain(links.linked()).collect())
+                    .await?;
+                storage.insert(group, of);
             }
         }
         if anew {
@@ -351,8 +251,7 @@ impl ClusterHandle {
         let keep = account.clone();
         let keep = Arc::new(move || keep.keep().map_err(|error| error.to_string()));
         member.start = Start { number: account.start, before: account.before, keep };
-        let member = Member::<Production>::start_over(member, storage, calls, host).await?;
-        door.member.get_or_init(|| Arc::downgrade(&member));
+        let member = entrance.begin(member, storage).await?;
         if !folder.has_begun() {
             member.initialise().await?;
             folder.set_begun()?;

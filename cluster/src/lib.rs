@@ -8,6 +8,7 @@
 mod admission;
 pub mod backup;
 pub mod clock;
+pub mod door;
 pub mod env;
 mod folder;
 mod handle;

@@ -161,7 +161,7 @@ async fn scenario() {
     member.shutdown().await;
     // All but how far raft has come: a new term begins with an entry of its own.
     let contents = |tables: &MemoryTables| {
-        let mut rows = tables.contents().0;
+        let mut rows = tables.contents().0.clone();
         rows.retain(|key, _| key[0] != 0);
         rows
     };

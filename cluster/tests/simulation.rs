@@ -36,8 +36,8 @@ const DEVICES: usize = 12;
 /// Milliseconds of faults.
 const STORM: u64 = 12_000;
 const SEEDS: u64 = 200;
-/// Every so many seeds, one runs twice and must give the same trace.
-const TWICE: u64 = 20;
+/// Each seed runs twice and must take the same course; every so many, all that its tasks did is compared, too.
+const TRACED: u64 = 20;
 /// Seeds that fail for a reason that is not found yet: each is a defect of the cluster or of its world here. Whoever
 /// finds it takes its seeds out of this list.
 const OPEN: &[u64] = &[];
@@ -96,7 +96,7 @@ async fn scenario(world: Arc<World>) {
 
 #[test]
 fn nothing_acknowledged_is_lost_whatever_fails() {
-    let Some(seen) = run::seeds(SEEDS, TWICE, OPEN, scenario) else { return };
+    let Some(seen) = run::seeds(SEEDS, TRACED, OPEN, scenario) else { return };
     let told = |what| seen.get(what).copied().unwrap_or_default();
     // A run that does not come by these means nothing.
     for what in [

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -18,7 +19,7 @@ use crate::notifier::{self, Datagram, Packet};
 use crate::process::Process;
 use crate::session::Connection;
 use crate::terminal::Doing;
-use crate::world::{Happening, World, lock};
+use crate::world::{Happening, World, lock, now};
 
 /// A lost packet is sent again within so many microseconds.
 const AGAIN: (u64, u64) = (20_000, 250_000);
@@ -26,6 +27,8 @@ const AGAIN: (u64, u64) = (20_000, 250_000);
 const OUT_OF_ORDER: u64 = 20_000;
 /// Bytes in a second of a link that nothing ails.
 const BANDWIDTH: f64 = 125e6;
+/// Microseconds of the period in which a process that is short of a processor has its share of it.
+const QUOTA: u64 = 100_000;
 /// A node that stops has moved its groups within this, or goes all the same.
 const LEAVING: Duration = Duration::from_secs(3);
 
@@ -195,11 +198,60 @@ impl World {
 
     /// It goes on, and finds everything that came meanwhile.
     pub fn resume_node(self: &Arc<World>, node: NodeId) {
+        if self.is_paused(node) {
+            self.say(format!("n{node} goes on"));
+            self.go_on(node);
+        }
+    }
+
+    fn go_on(self: &Arc<World>, node: NodeId) {
         let Some(process) = self.process(node).filter(|process| process.is_paused()) else { return };
-        self.say(format!("n{node} goes on"));
         process.resume();
         let missed: Vec<Happening> = lock(&self.backlog).remove(&node).unwrap_or_default();
         missed.into_iter().for_each(|happening| happening(self));
+    }
+
+    /// It was told to stand still, and is not only short of a processor.
+    pub fn stands_still(&self, node: NodeId) -> bool {
+        self.is_paused(node) && self.node(node).quota.load(Ordering::Relaxed) == 0
+    }
+
+    /// From now on a node's process runs only for this share of each tenth of a second, as under a quota of its system.
+    pub fn throttle(self: &Arc<World>, node: NodeId, share: f64) {
+        let runs = ((share * QUOTA as f64) as u64).clamp(1, QUOTA);
+        if self.node(node).quota.swap(runs, Ordering::Relaxed) == 0 {
+            self.quota_used(node);
+        }
+    }
+
+    /// It has a processor again.
+    pub fn let_run(&self, node: NodeId) {
+        self.node(node).quota.store(0, Ordering::Relaxed);
+    }
+
+    fn quota_used(self: &Arc<World>, node: NodeId) {
+        let runs = self.node(node).quota.load(Ordering::Relaxed);
+        if runs == 0 {
+            return;
+        }
+        if let Some(process) = self.process(node) {
+            process.pause();
+        }
+        self.at(now() + QUOTA - runs, move |world| {
+            world.go_on(node);
+            world.at(now() + runs, move |world| world.quota_used(node));
+        });
+    }
+
+    /// From now on a terminal does not read what comes to it.
+    pub fn stop_reading(&self, device: usize) {
+        lock(&self.unread).entry(device).or_default();
+    }
+
+    /// It reads again, and finds all that came meanwhile.
+    pub fn read_again(self: &Arc<World>, device: usize) {
+        let unread = lock(&self.unread).remove(&device).unwrap_or_default();
+        unread.into_iter().for_each(|happening| happening(self));
     }
 
     /// A node is told to stop: it says goodbye to its sessions, gives its groups away, and ends.

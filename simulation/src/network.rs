@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
+use reveille_cluster::door::Door;
 use reveille_cluster::env::Transport;
-use reveille_cluster::link::{Lane, SendError};
-use reveille_cluster::member::Member;
+use reveille_cluster::link::{Inbound, Lane, SendError};
 use reveille_protocol::directory::FORMAT;
 use reveille_protocol::id::NodeId;
 
@@ -31,7 +31,7 @@ pub struct Network {
 
 struct Port {
     life: u64,
-    member: Weak<Member<Sim>>,
+    door: Weak<Door<Sim>>,
 }
 
 struct Link {
@@ -105,8 +105,8 @@ impl Network {
         pairs.flat_map(|(at, one)| nodes[at + 1..].iter().map(|other| (*one, *other))).collect()
     }
 
-    fn member(&self, node: NodeId) -> Option<Arc<Member<Sim>>> {
-        self.ports.get(&node)?.member.upgrade()
+    fn door(&self, node: NodeId) -> Option<Arc<Door<Sim>>> {
+        self.ports.get(&node)?.door.upgrade()
     }
 }
 
@@ -153,7 +153,7 @@ impl World {
         if self.is_paused(to) {
             return self.later(to, move |world| world.arrives(number, from, to, lane, frame));
         }
-        let member = {
+        let door = {
             let mut network = lock(&self.network);
             let held = network.cut.contains_key(&(from, to));
             let Some(link) = network.links.get_mut(&pair(from, to)).filter(|link| link.number == number)
@@ -164,10 +164,10 @@ impl World {
                 link.held.push((from, to, lane, frame));
                 return;
             }
-            network.member(to)
+            network.door(to)
         };
-        if let Some(member) = member {
-            member.received(from, lane, frame);
+        if let Some(door) = door {
+            door.frame(from, lane, frame);
         }
     }
 
@@ -176,8 +176,8 @@ impl World {
     }
 
     /// A node is there and can be linked with.
-    pub fn open_port(self: &Arc<World>, node: NodeId, life: u64, member: &Arc<Member<Sim>>) {
-        let port = Port { life, member: Arc::downgrade(member) };
+    pub fn open_port(self: &Arc<World>, node: NodeId, life: u64, door: &Arc<Door<Sim>>) {
+        let port = Port { life, door: Arc::downgrade(door) };
         lock(&self.network).ports.insert(node, port);
         self.mind_links();
     }
@@ -210,9 +210,9 @@ impl World {
         if self.is_paused(node) {
             return self.later(node, move |world| world.tell_down(node, peer));
         }
-        let member = lock(&self.network).member(node);
-        if let Some(member) = member {
-            Lane::ALL.into_iter().for_each(|lane| member.link_down(peer, lane));
+        let door = lock(&self.network).door(node);
+        if let Some(door) = door {
+            Lane::ALL.into_iter().for_each(|lane| door.down(peer, lane));
         }
     }
 
@@ -245,7 +245,7 @@ impl World {
         let wait = self.between(20, 300);
         // Nobody shakes hands with one that stands still.
         let still = self.is_paused(pair.0) || self.is_paused(pair.1);
-        let members = {
+        let doors = {
             let mut network = lock(&self.network);
             if !network.wanted(pair) || network.links.contains_key(&pair) {
                 network.dialling.remove(&pair);
@@ -257,12 +257,12 @@ impl World {
             network.dialling.remove(&pair);
             let link = Link { number, arrivals: BTreeMap::new(), held: Vec::new() };
             network.links.insert(pair, link);
-            (network.member(pair.0), network.member(pair.1))
+            [(pair.0, pair.1, network.door(pair.0)), (pair.1, pair.0, network.door(pair.1))]
         };
-        for (member, peer) in [(members.0, pair.1), (members.1, pair.0)] {
-            let Some(member) = member else { continue };
-            self.notice(member.node(), peer);
-            Lane::ALL.into_iter().for_each(|lane| member.link_up(peer, lane));
+        for (node, peer, door) in doors {
+            let Some(door) = door else { continue };
+            self.notice(node, peer);
+            Lane::ALL.into_iter().for_each(|lane| door.up(peer, lane));
         }
     }
 
@@ -339,15 +339,15 @@ impl World {
 
     fn let_go(self: &Arc<World>, held: Vec<(NodeId, NodeId, Lane, Bytes)>) {
         for (from, to, lane, frame) in held {
-            let member = lock(&self.network).member(to);
-            match member {
+            let door = lock(&self.network).door(to);
+            match door {
                 Some(_) if self.is_paused(to) => self.later(to, move |world| {
-                    let member = lock(&world.network).member(to);
-                    if let Some(member) = member {
-                        member.received(from, lane, frame);
+                    let door = lock(&world.network).door(to);
+                    if let Some(door) = door {
+                        door.frame(from, lane, frame);
                     }
                 }),
-                Some(member) => member.received(from, lane, frame),
+                Some(door) => door.frame(from, lane, frame),
                 None => {}
             }
         }

@@ -1,31 +1,28 @@
-//! A node: what of it survives its process (disk, tables, id), the running member, and how it starts and ends.
+//! A node: what of it survives its process (disk, tables, id), and the running member. How it starts and ends is in `start`,
+//! what is done to its folder in `folder`.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use openraft::alias::LogIdOf;
-use openraft::async_runtime::AsyncRuntime;
-use openraft_rt_sim::SimRuntime;
-use reveille_cluster::Starts;
+use reveille_cluster::door::Door;
 use reveille_cluster::host::{Host, NotifyOrder, Taken};
 use reveille_cluster::member::{Beginning, GroupStorage, Member, MemberConfig, Start};
-use reveille_cluster::tables::{Installer, MemoryTables, Tables};
-use reveille_cluster::wal::disk::{Disk, Fault, SimDisk};
-use reveille_cluster::wal::{Owner, Wal, WalConfig};
+use reveille_cluster::tables::{MemoryTables, Tables};
+use reveille_cluster::wal::disk::{Fault, SimDisk};
+use reveille_cluster::wal::{Owner, Pace, Wal, WalConfig};
+use reveille_cluster::{StartError, Starts};
 use reveille_protocol::directory::{Directory, Node, Tenant};
 use reveille_protocol::id::*;
-use reveille_protocol::service_list::{TableMut, key};
+use reveille_protocol::service_list::{Table, TableMut, key};
 use reveille_protocol::wire::codec;
 use reveille_protocol::wire::peer::SessionMessage;
 
-use crate::network::Wire;
+use crate::folder::OwnDisk;
 use crate::process::Process;
-use crate::seen::Seen;
 use crate::world::{Setting, Sim, SimTypes, World, lock, true_wall};
 
 /// Shard groups of the tests' worlds.
@@ -35,20 +32,20 @@ const CLUSTER: u64 = 0xc1;
 pub struct SimNode {
     pub id: NodeId,
     setting: Setting,
-    /// The random name of its data folder.
-    pub store: u64,
     address: String,
     /// The nodes that it is told of by its configuration.
     configured: BTreeMap<NodeId, String>,
     founder: bool,
     pub disk: SimDisk,
     /// Those of its running life, or what the last one left.
-    tables: Mutex<BTreeMap<GroupId, MemoryTables>>,
+    pub(crate) tables: Mutex<BTreeMap<GroupId, MemoryTables>>,
     /// Milliseconds that its wall clock is ahead.
     pub ahead: Arc<AtomicI64>,
+    /// Microseconds that its process runs of each tenth of a second; 0: always.
+    pub quota: AtomicU64,
     /// What becomes of unsynced writes when its process is killed, if its disk is worse than the system promises.
     pub tear: Mutex<Option<Tear>>,
-    state: Mutex<State>,
+    pub(crate) state: Mutex<State>,
 }
 
 /// How a disk loses what was not synced.
@@ -61,32 +58,40 @@ pub enum Tear {
 }
 
 #[derive(Default)]
-struct State {
-    running: Option<Running>,
-    lives: u64,
-    /// In its data folder.
-    starts: Starts,
-    has_log: bool,
+pub(crate) struct State {
+    pub(crate) running: Option<Running>,
+    pub(crate) lives: u64,
+    /// In its data folder, with what follows: its random name, and whether the others have let it in.
+    pub(crate) starts: Starts,
+    pub(crate) has_log: bool,
+    pub(crate) store: u64,
+    pub(crate) admitted: bool,
     /// It said so itself.
-    failed: Option<String>,
+    pub(crate) failed: Option<String>,
     /// A fault of its disk was ordered in this life: it may say that it fails.
-    may_fail: bool,
+    pub(crate) may_fail: bool,
+    /// Something was done to its folder: it may find that it has lost what it had promised.
+    pub(crate) damaged: bool,
+    /// It has, as it said: only another one can take its place.
+    pub(crate) lost: Option<String>,
     /// It ended for good, and how.
-    gone: Option<&'static str>,
+    pub(crate) gone: Option<&'static str>,
 }
 
 #[derive(Clone)]
-struct Running {
-    member: Arc<Member<Sim>>,
-    /// Held, not asked.
-    _wal: Arc<Wal>,
+pub(crate) struct Running {
+    /// Not there yet while it asks the others.
+    pub(crate) member: Option<Arc<Member<Sim>>>,
+    /// Held, not asked, as what follows.
+    pub(crate) _door: Arc<Door<Sim>>,
+    pub(crate) _wal: Arc<Wal>,
     /// Its disk obeys it no longer once this is false.
-    alive: Arc<AtomicBool>,
-    process: Arc<Process>,
+    pub(crate) alive: Arc<AtomicBool>,
+    pub(crate) process: Arc<Process>,
 }
 
 /// A node's log, and what its groups have of it.
-type Opened = (Arc<Wal>, BTreeMap<GroupId, GroupStorage<Sim>>);
+pub(crate) type Opened = (Arc<Wal>, BTreeMap<GroupId, GroupStorage<Sim>>);
 
 /// How a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,61 +108,16 @@ fn applied(key: &[u8], value: &[u8]) -> Option<u64> {
     if key == [0] { id().map(|id| id.index) } else { None }
 }
 
-/// The disk as one life of a node has it.
-struct OwnDisk(SimDisk, Arc<AtomicBool>);
-
-impl OwnDisk {
-    fn check(&self) -> io::Result<&SimDisk> {
-        match self.1.load(Ordering::Relaxed) {
-            true => Ok(&self.0),
-            false => Err(io::Error::other("the process that wanted this is gone")),
-        }
-    }
-}
-
-impl Disk for OwnDisk {
-    fn list(&self) -> io::Result<Vec<String>> {
-        self.check()?.list()
-    }
-
-    fn len(&self, name: &str) -> io::Result<u64> {
-        self.check()?.len(name)
-    }
-
-    fn create(&self, name: &str, len: u64) -> io::Result<()> {
-        self.check()?.create(name, len)
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.check()?.rename(from, to)
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.check()?.remove(name)
-    }
-
-    fn read_at(&self, name: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.check()?.read_at(name, offset, buffer)
-    }
-
-    fn write_at(&self, name: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.check()?.write_at(name, offset, bytes)
-    }
-
-    fn sync(&self, name: &str) -> io::Result<()> {
-        self.check()?.sync(name)
-    }
-
-    fn location(&self) -> String {
-        self.0.location()
-    }
+/// The same of tables.
+pub(crate) fn applied_of(tables: &impl Table) -> Option<u64> {
+    tables.get(&[0]).ok().flatten().and_then(|value| applied(&[0], &value))
 }
 
 /// The node around its member: every call becomes something on the agenda, as it becomes a message in production.
-struct SimHost {
-    world: Weak<World>,
-    node: NodeId,
-    life: u64,
+pub(crate) struct SimHost {
+    pub(crate) world: Weak<World>,
+    pub(crate) node: NodeId,
+    pub(crate) life: u64,
 }
 
 impl SimHost {
@@ -215,16 +175,28 @@ impl SimNode {
         SimNode {
             id,
             setting,
-            store,
             address,
             configured,
             founder: false,
             disk: SimDisk::default(),
             tables: Mutex::new(setting.all_groups().map(|group| (group, MemoryTables::default())).collect()),
             ahead: Arc::default(),
+            quota: AtomicU64::new(0),
             tear: Mutex::default(),
-            state: Mutex::default(),
+            // Who joins was let in by its token, and the first nodes by each other.
+            state: Mutex::new(State { store, admitted: true, ..State::default() }),
         }
+    }
+
+    /// The others that its configuration tells it of, and where they are.
+    pub(crate) fn configured_others(&self) -> BTreeMap<NodeId, String> {
+        let others = self.configured.iter().filter(|(id, _)| **id != self.id);
+        others.map(|(id, address)| (*id, address.clone())).collect()
+    }
+
+    /// The highest id that it knows of by that.
+    pub(crate) fn highest_configured(&self) -> NodeId {
+        self.configured.keys().copied().chain([self.id]).max().unwrap_or_default()
     }
 
     pub fn tables(&self, group: GroupId) -> MemoryTables {
@@ -232,21 +204,12 @@ impl SimNode {
     }
 
     /// What was not flushed is gone, and what the life that ends still writes, nobody reads.
-    async fn crash_tables(&self) {
-        let ended = lock(&self.tables).clone();
-        for (group, tables) in ended {
-            tables.crash();
-            let contents = tables.contents().0.into_iter().collect();
-            let left = MemoryTables::default();
-            let mut installer = left.installer().expect("memory cannot fail");
-            installer.push(contents).await.expect("memory cannot fail");
-            installer.finish().await.expect("memory cannot fail");
-            lock(&self.tables).insert(group, left);
-        }
+    pub(crate) fn crash_tables(&self) {
+        lock(&self.tables).values_mut().for_each(|tables| *tables = MemoryTables::of(tables.durable()));
     }
 
     pub fn member(&self) -> Option<Arc<Member<Sim>>> {
-        lock(&self.state).running.as_ref().map(|running| running.member.clone())
+        lock(&self.state).running.as_ref().and_then(|running| running.member.clone())
     }
 
     pub fn process(&self) -> Option<Arc<Process>> {
@@ -260,6 +223,21 @@ impl SimNode {
     /// It ends for good: its machine is lost, or the cluster wants it no more.
     pub fn set_gone(&self, why: &'static str) {
         lock(&self.state).gone = Some(why);
+    }
+
+    /// Its process is there, whether or not it takes part yet.
+    pub fn is_started(&self) -> bool {
+        lock(&self.state).running.is_some()
+    }
+
+    /// It has lost what it had promised, and why it says so: it is not to be started any more.
+    pub fn lost(&self) -> Option<String> {
+        lock(&self.state).lost.clone()
+    }
+
+    /// Something is done to its folder: it may find that it has lost what it had promised.
+    pub fn set_damaged(&self) {
+        lock(&self.state).damaged = true;
     }
 
     /// What it said of its end, if it did.
@@ -279,7 +257,7 @@ impl SimNode {
         self.tables(group).write().put(key, Bytes::new());
     }
 
-    fn open(&self, alive: &Arc<AtomicBool>) -> Result<Opened, String> {
+    pub(crate) fn open(&self, alive: &Arc<AtomicBool>, pace: Pace) -> Result<Opened, StartError> {
         let config = WalConfig {
             segment_bytes: self.setting.segment_bytes,
             max_segments: 4,
@@ -288,7 +266,7 @@ impl SimNode {
             ..WalConfig::new(Owner { cluster: CLUSTER, node: self.id.0 }, self.setting.groups + 1)
         };
         let disk = Arc::new(OwnDisk(self.disk.clone(), alive.clone()));
-        let wal = Arc::new(Wal::open_inline(disk, config).map_err(|error| error.to_string())?);
+        let wal = Arc::new(Wal::open_paced(disk, config, pace)?);
         let storage = lock(&self.tables).clone().into_iter().map(|(group, tables)| {
             let log = wal.group(group.0).expect("a group of this node");
             let behind = Arc::downgrade(&wal);
@@ -302,8 +280,8 @@ impl SimNode {
         Ok((wal, storage))
     }
 
-    fn config(&self, life: u64) -> MemberConfig {
-        let starts = &mut lock(&self.state).starts;
+    pub(crate) fn config(&self, life: u64) -> MemberConfig {
+        let State { starts, store, .. } = &mut *lock(&self.state);
         let at = |address: &String| Node { peer: address.clone(), ..Node::default() };
         let tenant = Tenant { name: "sim".to_owned(), enrolment_key: None, open: true };
         let beginning = Beginning {
@@ -319,7 +297,7 @@ impl SimNode {
             groups: self.setting.groups,
             nodes: self.configured.clone(),
             addresses: at(&self.address),
-            store: self.store,
+            store: *store,
             boot: (self.id.0 * 1000 + life) << 32,
             // Nothing to write: `starts` is entered where the node has joined.
             start: Start {
@@ -377,63 +355,8 @@ impl World {
         lock(&self.node(node).state).lives
     }
 
-    /// Its process starts, and goes as far as it gets by itself.
-    pub fn start(self: &Arc<World>, id: NodeId) -> BoxFuture<'_, ()> {
-        // Boxed here, so that all of openraft is compiled with this crate, optimised, and not with whoever waits for it.
-        Box::pin(async move {
-            if let Err(why) = self.try_start(id).await {
-                assert!(!self.setting.strict, "n{id} does not start: {why}");
-                self.say(format!("n{id} does not start: {why}"));
-                self.tell(Seen::Fell { node: id, why });
-            }
-        })
-    }
-
-    async fn try_start(self: &Arc<World>, id: NodeId) -> Result<(), String> {
-        let node = self.node(id);
-        let life = {
-            let mut state = lock(&node.state);
-            assert!(state.running.is_none(), "n{id} runs already");
-            state.lives += 1;
-            (state.failed, state.may_fail) = (None, false);
-            state.lives
-        };
-        self.say(format!("n{id} starts, life {life}"));
-        let alive = Arc::new(AtomicBool::new(true));
-        if !self.setting.strict {
-            self.setting.all_groups().for_each(|group| self.watch_tables(&node, group));
-        }
-        let (wal, storage) = node.open(&alive)?;
-        let wire = Wire { world: Arc::downgrade(self), from: id, life };
-        let host = Arc::new(SimHost { world: Arc::downgrade(self), node: id, life });
-        let process = Process::new(id);
-        let member = process.run(Member::start(node.config(life), storage, wire, host)).await;
-        let member = member.map_err(|error| error.to_string())?;
-        let running = Running { member: member.clone(), _wal: wal, alive, process: process.clone() };
-        lock(&node.state).running = Some(running);
-        self.open_port(id, life, &member);
-        self.open_sockets(id, life);
-        process.run(member.initialise()).await.map_err(|error| error.to_string())?;
-        let world = self.clone();
-        let _detached = SimRuntime::spawn(process.run(async move {
-            let joined = member.join().await;
-            match joined {
-                _ if !world.is_life(id, life) => {}
-                Ok(incarnation) => {
-                    let mut state = lock(&node.state);
-                    let start = state.starts.begun;
-                    state.starts.enter(start);
-                    drop(state);
-                    world.say(format!("n{id} has incarnation {incarnation}"));
-                }
-                Err(error) => world.failed(id, error.to_string()),
-            }
-        }));
-        Ok(())
-    }
-
     /// Notes which log entry stores which push.
-    fn watch_tables(self: &Arc<World>, node: &SimNode, group: GroupId) {
+    pub(crate) fn watch_tables(self: &Arc<World>, node: &SimNode, group: GroupId) {
         let (world, entry) = (Arc::downgrade(self), AtomicU64::new(0));
         node.tables(group).watch(move |key, value| {
             if let Some(index) = applied(key, value) {
@@ -456,54 +379,8 @@ impl World {
         Some((index, hash.finish()))
     }
 
-    /// Its process ends.
-    pub fn stop(self: &Arc<World>, id: NodeId, end: End) -> BoxFuture<'_, ()> {
-        Box::pin(self.end_process(id, end))
-    }
-
-    async fn end_process(self: &Arc<World>, id: NodeId, end: End) {
-        let node = self.node(id);
-        let Some(running) = lock(&node.state).running.take() else { return };
-        self.say(format!("n{id} ends: {end:?}"));
-        running.alive.store(false, Ordering::Relaxed);
-        // Of one that stands still, too, everything ends.
-        running.process.resume();
-        lock(&self.backlog).remove(&id);
-        let silent = self.bad_luck(200);
-        self.close_port(id, silent);
-        self.close_sockets(id);
-        self.break_sessions(id, silent);
-        node.crash_tables().await;
-        running.member.shutdown().await;
-        drop(running);
-        let tear = *lock(&node.tear);
-        match end {
-            End::Kill if tear == Some(Tear::Whole) => node.disk.crash(|_, _| 0),
-            End::Kill if tear.is_none() => node.disk.kill(),
-            End::Kill | End::Power => {
-                let kept = self.below(u64::MAX);
-                node.disk.crash(|number, len| (kept.rotate_left(number as u32) % (len as u64 + 1)) as usize);
-            }
-        }
-    }
-
-    /// A node says that it must end.
-    fn failed(&self, id: NodeId, why: String) {
-        let node = self.node(id);
-        let mut state = lock(&node.state);
-        let told = why.contains("was removed") || why.contains("not a member");
-        let expected = state.may_fail || state.gone.is_some() || told;
-        if state.failed.is_none() {
-            self.say(format!("n{id} must end: {why}"));
-            assert!(
-                expected || !self.setting.strict,
-                "n{id} must end for no reason that was given to it: {why}"
-            );
-            state.failed = Some(why.clone());
-            drop(state);
-            if !expected {
-                self.tell(Seen::Fell { node: id, why });
-            }
-        }
+    /// After which log entry they are.
+    pub fn applied_at(&self, node: NodeId, group: GroupId) -> Option<u64> {
+        applied_of(&self.node(node).tables(group).read())
     }
 }

@@ -129,16 +129,31 @@ impl World {
 
     /// A node takes another one's place, as soon as it is started.
     pub async fn replace(self: &Arc<World>, node: NodeId) -> NodeId {
+        self.enrol(Some(node)).await.expect("invited")
+    }
+
+    /// A node joins, in another one's place if one is named, as soon as it is started.
+    pub async fn enrol(self: &Arc<World>, replaces: Option<NodeId>) -> Result<NodeId, Refused> {
         let number = self.number();
         let token = KeyFingerprint([number as u8; 32]);
         let (peer, expires) = (format!("machine{number}"), GroupTime(true_wall() + 600_000));
-        let invite = Change::Invite { peer: peer.clone(), token, expires, replaces: Some(node) };
-        let Ok(Outcome::Invited(newcomer)) = self.change(invite).await else { panic!("not invited") };
-        let join = Change::Join { node: newcomer, token, store: number };
-        assert_eq!(self.change(join).await, Ok(Outcome::Done));
+        let invite = Change::Invite { peer: peer.clone(), token, expires, replaces };
+        let Outcome::Invited(newcomer) = self.change(invite).await? else { panic!("not invited") };
+        self.change(Change::Join { node: newcomer, token, store: number }).await?;
         let node = SimNode::new(newcomer, number, self.setting, peer, self.addresses());
         lock(&self.nodes).insert(newcomer, Arc::new(node));
-        newcomer
+        Ok(newcomer)
+    }
+
+    /// Nodes that belong to the cluster, as it says, and those that are about to.
+    pub fn belonging(&self) -> Vec<Arc<SimNode>> {
+        let known = self.members().first().map(|member| member.directory());
+        let belongs = |node: &Arc<SimNode>| {
+            known.as_ref().is_none_or(|known| {
+                node.id > known.roster.last_node || known.roster.records.contains_key(&node.id)
+            })
+        };
+        self.all_nodes().into_iter().filter(|node| node.gone().is_none() && belongs(node)).collect()
     }
 
     /// Who leads a group, as any node knows it.

@@ -1,4 +1,4 @@
-//! Runs seeds, some of them twice, on as many threads as there are processors; tells of each that fails how to replay it.
+//! Runs seeds, each twice, on as many threads as there are processors; tells of each that fails how to replay it.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -24,6 +24,8 @@ type Seen = BTreeMap<&'static str, u64>;
 
 struct Told {
     story: Vec<String>,
+    course: u64,
+    /// Every poll and timer; empty if it was not kept.
     trace: Vec<String>,
     seen: Seen,
 }
@@ -85,7 +87,12 @@ fn run<F: Future<Output = ()>>(
     let panics = PANICS.take();
     let failed = ended.err().map(|panic| told_by(&*panic));
     match panics.into_iter().next().map(|panic| panic.what).or(failed) {
-        None => Ok(Told { story: world.story(), trace: runtime.take_trace(), seen: world.seen() }),
+        None => Ok(Told {
+            story: world.story(),
+            course: world.course(),
+            trace: runtime.take_trace(),
+            seen: world.seen(),
+        }),
         Some(why) => {
             let story = world.story();
             // What it left behind may be in any state: it is not taken down.
@@ -139,24 +146,23 @@ pub fn live<F: Future<Output = ()>>(seed: u64, world: &Arc<World>, life: F) -> V
     panics
 }
 
+/// Runs a seed twice: the same must happen at the same times, and every poll of a task, if that is `traced`.
 fn judge<F: Future<Output = ()>>(
     seed: u64,
     loud: bool,
-    twice: bool,
+    traced: bool,
     scenario: impl Fn(Arc<World>) -> F,
 ) -> Result<Seen, (String, Vec<String>)> {
-    let told = run(seed, loud, twice, &scenario)?;
-    if twice {
-        let again = run(seed, false, true, &scenario)?;
-        if loud {
-            let mut hash = DefaultHasher::new();
-            (&told.story, &again.trace).hash(&mut hash);
-            println!("trace of seed {seed}: {:016x}", hash.finish());
-        }
-        let first = told.story.iter().zip(&again.story).position(|(one, other)| one != other);
-        if told.story != again.story || told.trace != again.trace {
-            return Err((format!("it ran differently the second time, from line {first:?}"), told.story));
-        }
+    let told = run(seed, loud, traced, &scenario)?;
+    let again = run(seed, false, traced, &scenario)?;
+    if loud {
+        let mut hash = DefaultHasher::new();
+        (&told.story, told.course, &again.trace).hash(&mut hash);
+        println!("trace of seed {seed}: {:016x}", hash.finish());
+    }
+    let first = told.story.iter().zip(&again.story).position(|(one, other)| one != other);
+    if told.story != again.story || told.course != again.course || told.trace != again.trace {
+        return Err((format!("it ran differently the second time, from line {first:?}"), told.story));
     }
     Ok(told.seen)
 }
@@ -169,11 +175,12 @@ pub fn one<F: Future<Output = ()>>(seed: u64, scenario: impl Fn(Arc<World>) -> F
     }
 }
 
-/// Runs seeds from 1, or what the environment asks for: `SEED` is one, `SEEDS` another number of them. How often each
-/// thing was seen, if all ran. Those in `open` run only by themselves.
+/// Runs seeds from 1, each twice, or what the environment asks for: `SEED` is one, `SEEDS` another number of them. Of every
+/// `traced`-th the traces of all polls are compared as well. How often each thing was seen, if all ran. Those in `open` run
+/// only by themselves.
 pub fn seeds<F: Future<Output = ()>>(
     count: u64,
-    twice: u64,
+    traced: u64,
     open: &[u64],
     scenario: impl Fn(Arc<World>) -> F + Sync,
 ) -> Option<Seen> {
@@ -192,8 +199,8 @@ pub fn seeds<F: Future<Output = ()>>(
                 println!("seed {seed} is left out: it fails, and nobody knows why yet\n{}", replay(seed));
                 continue;
             }
-            let again = only.is_some() || seed.is_multiple_of(twice);
-            match judge(seed, only.is_some(), again, &scenario) {
+            let traced = only.is_some() || seed.is_multiple_of(traced);
+            match judge(seed, only.is_some(), traced, &scenario) {
                 Ok(some) => {
                     let mut seen = seen.lock().unwrap();
                     some.into_iter().for_each(|(what, count)| *seen.entry(what).or_default() += count);

@@ -30,6 +30,8 @@ pub enum Seen {
     Notifying { device: usize, node: NodeId, pending: u64, proven: bool },
     /// A node sends a part of a snapshot.
     Snapshot { from: NodeId, to: NodeId },
+    /// A node says that it has lost what it had promised, after something was done to its folder.
+    Lost { node: NodeId, why: String },
     /// A node ended by itself, and nothing was done to it that explains it.
     Fell { node: NodeId, why: String },
 }

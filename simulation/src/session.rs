@@ -63,7 +63,7 @@ impl World {
             (known.key, known.network, known.port)
         };
         let peer_ip = lock(&self.networks).address(network);
-        lock(&self.ledger).note_peer(device, SocketAddr::new(peer_ip, port));
+        lock(&self.ledger).note_peer(self.identity(device), SocketAddr::new(peer_ip, port));
         let member = self.node(node).member().filter(|member| member.incarnation() != Incarnation(0));
         let begun = member.and_then(|member| {
             let secret = member.directory().secret().cloned()?;

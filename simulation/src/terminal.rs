@@ -70,6 +70,8 @@ pub struct Device {
     /// Its application confirms nothing for now, and owes these.
     pub withholds: bool,
     pub owed: Vec<(u32, Stream, Seq)>,
+    /// The device that it has its identity from, if that is another one's.
+    pub like: Option<usize>,
 }
 
 /// What a terminal is like.
@@ -142,8 +144,28 @@ impl World {
             open: None,
             withholds: false,
             owed: Vec::new(),
+            like: None,
         };
         lock(&self.devices).push(device);
+    }
+
+    /// Another device with a copy of this one's state, in a network of its own; its number.
+    pub fn add_twin(&self, device: usize, network: usize) -> usize {
+        let (nature, disk) = {
+            let known = &lock(&self.devices)[device];
+            let Device { key, linger, listens, thinks, speaks, stays, .. } = *known;
+            (Nature { key, linger, listens, thinks, speaks, network, stays }, known.disk)
+        };
+        self.enlist(nature);
+        let mut devices = lock(&self.devices);
+        let twin = devices.len() - 1;
+        (devices[twin].disk, devices[twin].like) = (disk, Some(device));
+        twin
+    }
+
+    /// The terminal that a device is, by the number of the first device that had its identity.
+    pub(crate) fn identity(&self, device: usize) -> usize {
+        lock(&self.devices)[device].like.unwrap_or(device)
     }
 
     pub fn terminals(&self) -> Vec<TerminalId> {
@@ -230,7 +252,12 @@ impl World {
             };
             Terminal::new(config, instant())
         };
-        lock(&self.connections).insert(number, Connection::new(node, device, terminal));
+        {
+            let mut connections = lock(&self.connections);
+            // Whoever looks for a session should not have to pass all that ever were.
+            connections.retain(|_, known| known.terminal.is_some() || known.server.is_some());
+            connections.insert(number, Connection::new(node, device, terminal));
+        }
         self.say(format!("t{device} connects to n{node}"));
         self.after(wait, move |world| world.connected(number));
         // The next node is tried when this one does not greet.
@@ -247,12 +274,25 @@ impl World {
     pub fn node_said(self: &Arc<World>, number: u64, frame: NodeFrame) {
         let passes = lock(&self.connections).get(&number).is_some_and(|connection| !connection.broken);
         if passes {
-            self.terminal_event(number, Event::Frame(frame));
+            self.read(number, Event::Frame(frame));
         }
     }
 
     pub fn lost_at_terminal(self: &Arc<World>, number: u64) {
-        self.terminal_event(number, Event::PeerClosed);
+        self.read(number, Event::PeerClosed);
+    }
+
+    /// Its socket has something, for when it reads.
+    fn read(self: &Arc<World>, number: u64, event: Event) {
+        let device = lock(&self.connections).get(&number).map(|known| known.device);
+        let mut unread = lock(&self.unread);
+        match device.and_then(|device| unread.get_mut(&device)) {
+            Some(unread) => unread.push(Box::new(move |world| world.terminal_event(number, event))),
+            None => {
+                drop(unread);
+                self.terminal_event(number, event);
+            }
+        }
     }
 
     pub fn terminal_event(self: &Arc<World>, number: u64, event: Event) {

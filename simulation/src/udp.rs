@@ -89,7 +89,7 @@ impl World {
         };
         if let Some(node) = notifier::node_at(packet.from) {
             let life = self.life(NodeId(node));
-            lock(&self.ledger).arrived(device, (node, life), packet);
+            lock(&self.ledger).arrived(self.identity(device), (node, life), packet);
         }
         self.listener_did(device, deeds);
     }

@@ -2,7 +2,8 @@
 //! things mean is in `network`, `node`, `session`, `terminal` and `history`.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -102,6 +103,8 @@ pub struct World {
     chaos: AtomicBool,
     pub operating: AtomicBool,
     story: Mutex<Vec<String>>,
+    /// All that happened, and when, as one number.
+    course: AtomicU64,
     /// How often each thing happened that the runs are for.
     seen: Mutex<BTreeMap<&'static str, u64>>,
     pub network: Mutex<Network>,
@@ -120,6 +123,8 @@ pub struct World {
     pub ills: Mutex<Ills>,
     /// What nodes that stand still will find.
     pub backlog: Mutex<BTreeMap<NodeId, Vec<Happening>>>,
+    /// What terminals that do not read will find.
+    pub(crate) unread: Mutex<BTreeMap<usize, Vec<Happening>>>,
     pub watch: Mutex<Option<Watch>>,
     /// Which log entry stored a push first: group and index.
     pub positions: Mutex<BTreeMap<(TerminalId, Seq), (GroupId, u64)>>,
@@ -140,6 +145,7 @@ impl World {
             chaos: AtomicBool::new(false),
             operating: AtomicBool::new(false),
             story: Mutex::default(),
+            course: AtomicU64::new(0),
             seen: Mutex::default(),
             network: Mutex::default(),
             nodes: Mutex::default(),
@@ -153,6 +159,7 @@ impl World {
             wrong: Mutex::default(),
             ills: Mutex::default(),
             backlog: Mutex::default(),
+            unread: Mutex::default(),
             watch: Mutex::default(),
             positions: Mutex::default(),
         })
@@ -189,13 +196,18 @@ impl World {
             let next = {
                 let mut agenda = lock(&self.agenda);
                 match agenda.first_entry() {
-                    Some(first) if first.key().0 <= now() => Ok(first.remove()),
+                    Some(first) if first.key().0 <= now() => Ok(first.remove_entry()),
                     Some(first) => Err(first.key().0 - now()),
                     None => Err(3_600_000_000),
                 }
             };
             match next {
-                Ok(happening) => happening(self),
+                Ok((key, happening)) => {
+                    let mut hash = DefaultHasher::new();
+                    (key, self.course.load(Ordering::Relaxed)).hash(&mut hash);
+                    self.course.store(hash.finish(), Ordering::Relaxed);
+                    happening(self);
+                }
                 Err(wait) => {
                     // Either way there is something to look at.
                     let _ = SimRuntime::timeout(Duration::from_micros(wait), self.stir.notified()).await;
@@ -208,6 +220,7 @@ impl World {
     pub fn end(&self) {
         lock(&self.agenda).clear();
         lock(&self.backlog).clear();
+        lock(&self.unread).clear();
     }
 
     pub fn draw_networks(&self, terminals: usize) {
@@ -254,6 +267,11 @@ impl World {
 
     pub fn story(&self) -> Vec<String> {
         lock(&self.story).clone()
+    }
+
+    /// The times and the numbers of all that happened, as one number: two runs that have the same one took the same course.
+    pub fn course(&self) -> u64 {
+        self.course.load(Ordering::Relaxed)
     }
 
     pub fn saw(&self, what: &'static str) {

@@ -35,6 +35,9 @@ pub(super) struct RunArgs {
     /// are kept.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     seeds: Option<u64>,
+    /// Run each of those seeds twice: the histories must be the same byte for byte.
+    #[arg(long, requires = "seeds")]
+    twice: bool,
     /// The binary `reveille` of the version before: where a scenario upgrades nodes, all begin with it.
     #[arg(long)]
     other: Option<PathBuf>,
@@ -116,7 +119,8 @@ impl RunArgs {
             can(&scenario, self.backend)?;
             let first = Made::new(self.seed.unwrap_or(1), self.backend, self.canary)?;
             let out = folder(&scenario, "seeds", self.how.out.as_deref())?;
-            return seeds::run(&scenario, &text, &first, count, &out);
+            let many = seeds::Many { count, twice: self.twice };
+            return seeds::run(&scenario, &text, &first, many, &out);
         }
         let seed = self.seed.unwrap_or_else(new_seed);
         let mut made = Made::new(seed, self.backend, self.canary)?;

@@ -1,5 +1,6 @@
 //! Runs on the simulation: one seed, or many, each on a thread of its own. Says how fast the world went.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,7 @@ use anyhow::{Context, anyhow};
 use reveille_chaos::check::{self, Judgement, Verdict};
 use reveille_chaos::facts;
 use reveille_chaos::scenario::Scenario;
+use reveille_chaos::waits::{self, Waits};
 use reveille_protocol::canary::Canary;
 
 use super::live::Runs;
@@ -62,13 +64,22 @@ fn write(ran: &Ran, out: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// What many seeds came to.
+/// Many seeds.
+pub(super) struct Many {
+    pub(super) count: u64,
+    /// Each runs twice, and must give the same history.
+    pub(super) twice: bool,
+}
+
+/// What they came to.
 #[derive(Default)]
 struct Sum {
     /// By verdict: pass, fail, unknown, harness.
     verdicts: [u64; 4],
     world: f64,
     failed: Vec<String>,
+    /// How long publishers waited because of faults, by kind.
+    waits: BTreeMap<String, Vec<Waits>>,
 }
 
 /// Runs so many seeds from the first on, on as many threads as there are processors. The worst verdict counts.
@@ -76,7 +87,7 @@ pub(super) fn run(
     scenario: &Scenario,
     text: &str,
     made: &Made,
-    count: u64,
+    Many { count, twice }: Many,
     out: &Path,
 ) -> anyhow::Result<Verdict> {
     let (first, canary) = (made.seed, made.canary()?);
@@ -90,13 +101,24 @@ pub(super) fn run(
                 return Ok(());
             }
             let ran = alone(scenario, seed, true, canary)?;
-            let judgement = judge(&ran)?;
-            let verdict = judgement.verdict;
-            output::line(format!("seed {seed:<6} {verdict:7} {}{}", speed(&ran), said(&judgement)));
+            let facts = facts::read(&ran.history[..])?;
+            let judgement = check::judge(&facts, &[]);
+            let mut verdict = judgement.verdict;
+            let mut found = said(&judgement);
+            if twice && let Some(line) = differ(&ran, &alone(scenario, seed, true, canary)?) {
+                verdict = Verdict::Harness;
+                found.push_str(&format!(
+                    "\n            HARNESS the second history differs from line {line} on"
+                ));
+            }
+            output::line(format!("seed {seed:<6} {verdict:7} {}{found}", speed(&ran)));
             seen.done(verdict, ran.virtual_seconds);
             let mut sum = sum.lock().map_err(|_| anyhow!("another seed ended the run"))?;
             sum.verdicts[usize::from(verdict.exit_code())] += 1;
             sum.world += ran.virtual_seconds;
+            for (kind, waits) in waits::of_faults(&facts) {
+                sum.waits.entry(kind).or_default().extend(waits);
+            }
             if verdict != Verdict::Pass {
                 let folder = out.join(format!("seed-{seed}"));
                 std::fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
@@ -112,7 +134,8 @@ pub(super) fn run(
         all.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow!("a thread of seeds panicked"))?)
     })?;
     drop(seen);
-    let Sum { verdicts, world, failed } = sum.into_inner().map_err(|_| anyhow!("a seed ended the run"))?;
+    let Sum { verdicts, world, failed, waits } =
+        sum.into_inner().map_err(|_| anyhow!("a seed ended the run"))?;
     let real = began.elapsed().as_secs_f64();
     let [pass, fail, unknown, harness] = verdicts;
     output::line(format!(
@@ -120,6 +143,7 @@ pub(super) fn run(
          {harness} harness",
         world / real.max(1e-3)
     ));
+    waits.iter().for_each(|(kind, waits)| output::line(told(kind, waits)));
     failed.iter().for_each(output::line);
     Ok(match () {
         () if fail > 0 => Verdict::Fail,
@@ -127,6 +151,29 @@ pub(super) fn run(
         () if unknown > 0 => Verdict::Unknown,
         () => Verdict::Pass,
     })
+}
+
+/// The first line, from 1, in which two runs' histories differ.
+fn differ(one: &Ran, other: &Ran) -> Option<usize> {
+    if one.history == other.history {
+        return None;
+    }
+    let lines = |ran: &Ran| ran.history.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let (one, other) = (lines(one), lines(other));
+    let same = one.iter().zip(&other).take_while(|(one, other)| one == other).count();
+    Some(same + 1)
+}
+
+/// How long publishers waited because of faults of a kind: the longest wait of each.
+fn told(kind: &str, waits: &[Waits]) -> String {
+    let of = |which: fn(&Waits) -> u64| {
+        let mut all: Vec<u64> = waits.iter().map(which).collect();
+        all.sort_unstable();
+        let at = |share: usize| all[(all.len() * share / 100).min(all.len() - 1)] / 1000;
+        format!("p50 {} p90 {} max {} ms", at(50), at(90), at(100))
+    };
+    let (there, back) = (of(|waits| waits.there), of(|waits| waits.back));
+    format!("{kind}: {} times, a publisher waited {there}; at its return {back}", waits.len())
 }
 
 /// Of a run that did not pass: what each checker found first.

@@ -14,10 +14,41 @@ use super::{Installer, Snapshot, Tables};
 /// One group's tables in memory.
 #[derive(Clone, Default)]
 pub struct MemoryTables {
-    now: Arc<RwLock<MemoryTable>>,
-    durable: Arc<RwLock<MemoryTable>>,
+    held: Arc<RwLock<Held>>,
     behind: Arc<RwLock<Option<Barrier>>>,
     watch: Arc<RwLock<Option<Watch>>>,
+}
+
+/// What they hold, and what a crash takes back: neither a flush nor a view copies all of it.
+#[derive(Default)]
+struct Held {
+    /// Copied when it changes while a view of it is there.
+    now: Arc<MemoryTable>,
+    /// What was durable under the keys that have changed since; `None`: nothing.
+    undo: BTreeMap<Bytes, Option<Bytes>>,
+}
+
+impl Held {
+    fn of(contents: MemoryTable) -> Held {
+        Held { now: Arc::new(contents), undo: BTreeMap::new() }
+    }
+
+    fn note(&mut self, key: &[u8]) {
+        if !self.undo.contains_key(key) {
+            self.undo.insert(Bytes::copy_from_slice(key), self.now.0.get(key).cloned());
+        }
+    }
+
+    fn durable(&self) -> MemoryTable {
+        let mut durable = MemoryTable::clone(&self.now);
+        for (key, value) in &self.undo {
+            match value {
+                Some(value) => drop(durable.0.insert(key.clone(), value.clone())),
+                None => drop(durable.0.remove(key)),
+            }
+        }
+        durable
+    }
 }
 
 /// Told of each pair that is put, in order.
@@ -26,15 +57,20 @@ type Watch = Arc<dyn Fn(&[u8], &[u8]) + Send + Sync>;
 /// Succeeds once the log is durable up to everything that was applied.
 type Barrier = Box<dyn Fn() -> io::Result<()> + Send + Sync>;
 
-fn read(table: &RwLock<MemoryTable>) -> RwLockReadGuard<'_, MemoryTable> {
-    table.read().unwrap_or_else(PoisonError::into_inner)
+fn read(held: &RwLock<Held>) -> RwLockReadGuard<'_, Held> {
+    held.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn write(table: &RwLock<MemoryTable>) -> RwLockWriteGuard<'_, MemoryTable> {
-    table.write().unwrap_or_else(PoisonError::into_inner)
+fn write(held: &RwLock<Held>) -> RwLockWriteGuard<'_, Held> {
+    held.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl MemoryTables {
+    /// Tables that hold this, durably.
+    pub fn of(contents: MemoryTable) -> MemoryTables {
+        MemoryTables { held: Arc::new(RwLock::new(Held::of(contents))), ..MemoryTables::default() }
+    }
+
     /// Keeps what is durable of them behind the log, as the tables on disk are; each start gives its own log.
     pub fn keep_behind(&self, barrier: impl Fn() -> io::Result<()> + Send + Sync + 'static) {
         *self.behind.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(barrier));
@@ -47,26 +83,32 @@ impl MemoryTables {
 
     /// The machine lost power: what was not flushed is gone.
     pub fn crash(&self) {
-        *write(&self.now) = read(&self.durable).clone();
+        let mut held = write(&self.held);
+        *held = Held::of(held.durable());
     }
 
-    /// Everything they hold.
-    pub fn contents(&self) -> MemoryTable {
-        read(&self.now).clone()
+    /// Everything they hold, as it is now.
+    pub fn contents(&self) -> Arc<MemoryTable> {
+        read(&self.held).now.clone()
+    }
+
+    /// Everything that a flush has made durable.
+    pub fn durable(&self) -> MemoryTable {
+        read(&self.held).durable()
     }
 }
 
 /// A shared view of [`MemoryTables`].
-pub struct MemoryReader<'a>(RwLockReadGuard<'a, MemoryTable>);
+pub struct MemoryReader<'a>(RwLockReadGuard<'a, Held>);
 
 /// The right to change [`MemoryTables`].
-pub struct MemoryWriter<'a>(RwLockWriteGuard<'a, MemoryTable>, Option<Watch>);
+pub struct MemoryWriter<'a>(RwLockWriteGuard<'a, Held>, Option<Watch>);
 
 macro_rules! delegate_table {
-    ($name:ty, $field:tt) => {
+    ($name:ty, $($field:tt).+) => {
         impl Table for $name {
             fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TableError> {
-                self.$field.get(key)
+                self.$($field).+.get(key)
             }
 
             fn scan(
@@ -75,14 +117,14 @@ macro_rules! delegate_table {
                 to: &[u8],
                 visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
             ) -> Result<(), TableError> {
-                self.$field.scan(from, to, visit)
+                self.$($field).+.scan(from, to, visit)
             }
         }
     };
 }
 
-delegate_table!(MemoryReader<'_>, 0);
-delegate_table!(MemoryWriter<'_>, 0);
+delegate_table!(MemoryReader<'_>, 0.now);
+delegate_table!(MemoryWriter<'_>, 0.now);
 delegate_table!(MemorySnapshot, table);
 
 impl TableMut for MemoryWriter<'_> {
@@ -90,11 +132,13 @@ impl TableMut for MemoryWriter<'_> {
         if let Some(watch) = &self.1 {
             watch(key, &value);
         }
-        self.0.put(key, value);
+        self.0.note(key);
+        Arc::make_mut(&mut self.0.now).put(key, value);
     }
 
     fn delete(&mut self, key: &[u8]) {
-        self.0.delete(key);
+        self.0.note(key);
+        Arc::make_mut(&mut self.0.now).delete(key);
     }
 }
 
@@ -105,12 +149,12 @@ impl Tables for MemoryTables {
     type Installer = MemoryInstaller;
 
     fn read(&self) -> MemoryReader<'_> {
-        MemoryReader(read(&self.now))
+        MemoryReader(read(&self.held))
     }
 
     fn write(&self) -> MemoryWriter<'_> {
         let watch = self.watch.read().unwrap_or_else(PoisonError::into_inner).clone();
-        MemoryWriter(write(&self.now), watch)
+        MemoryWriter(write(&self.held), watch)
     }
 
     async fn fetch(&self, _keys: Vec<Vec<u8>>) -> Result<(), TableError> {
@@ -127,17 +171,21 @@ impl Tables for MemoryTables {
     }
 
     async fn flush(&self) -> Result<(), TableError> {
-        let now = read(&self.now).clone();
-        if let Some(barrier) = &*self.behind.read().unwrap_or_else(PoisonError::into_inner) {
-            barrier().map_err(|error| TableError(format!("not flushed: {error}")))?;
+        // What is written while the log is made durable waits for the next flush.
+        let changed = std::mem::take(&mut write(&self.held).undo);
+        if let Some(barrier) = &*self.behind.read().unwrap_or_else(PoisonError::into_inner)
+            && let Err(error) = barrier()
+        {
+            // As it was: what was there before a change counts, not what came in between.
+            write(&self.held).undo.extend(changed);
+            return Err(TableError(format!("not flushed: {error}")));
         }
-        *write(&self.durable) = now;
         Ok(())
     }
 
     async fn snapshot(&self) -> Result<MemorySnapshot, TableError> {
         self.flush().await?;
-        Ok(MemorySnapshot { table: read(&self.durable).clone(), after: None })
+        Ok(MemorySnapshot { table: self.contents(), after: None })
     }
 
     fn installer(&self) -> Result<MemoryInstaller, TableError> {
@@ -148,7 +196,7 @@ impl Tables for MemoryTables {
 /// A copy of [`MemoryTables`] at one moment.
 #[derive(Debug)]
 pub struct MemorySnapshot {
-    table: MemoryTable,
+    table: Arc<MemoryTable>,
     after: Option<Bytes>,
 }
 
@@ -182,9 +230,7 @@ impl Installer for MemoryInstaller {
     }
 
     async fn finish(self) -> Result<(), TableError> {
-        *write(&self.tables.now) = MemoryTable(self.incoming);
-        let now = read(&self.tables.now).clone();
-        *write(&self.tables.durable) = now;
+        *write(&self.tables.held) = Held::of(MemoryTable(self.incoming));
         Ok(())
     }
 }

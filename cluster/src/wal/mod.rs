@@ -6,11 +6,12 @@
 //! "no data": see `recovery`.
 //!
 //! [`LogStore`] is what a group sees; [`disk`] are the files; [`record`] the format; `engine` writes batches and keeps the index; `recovery` reads
-//! a folder back; [`Wal`] is the face, with a thread of its own or, in simulation, without.
+//! a folder back; [`Wal`] is the face, with a thread of its own or, in simulation, without (`inline`).
 
 pub mod disk;
 mod engine;
 mod group;
+mod inline;
 pub mod record;
 mod recovery;
 mod store;
@@ -18,6 +19,7 @@ mod writer;
 mod written;
 
 pub use self::group::WalGroup;
+pub use self::inline::{Pace, Work};
 pub use self::record::Owner;
 pub use self::recovery::WalError;
 pub use self::store::{Held, LogStore};

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::disk::Disk;
 use super::engine::{self, Engine};
 use super::group::{Index, WalGroup};
+use super::inline::{Inline, Pace};
 use super::record::Owner;
 use super::recovery::{self, WalError};
 use super::store::Held;
@@ -87,8 +88,8 @@ impl Action {
 }
 
 #[derive(Default)]
-struct Queue {
-    ops: Vec<Op>,
+pub(super) struct Queue {
+    pub(super) ops: Vec<Op>,
     bytes: usize,
     /// Something among them wants to be written now; a committed log id does not, it goes with what comes next.
     urgent: bool,
@@ -98,7 +99,7 @@ struct Queue {
 }
 
 impl Queue {
-    fn check_alive(&self) -> io::Result<()> {
+    pub(super) fn check_alive(&self) -> io::Result<()> {
         match &self.failed {
             Some(failed) => Err(stopped(failed)),
             None if self.closed => Err(stopped("the log is closed")),
@@ -117,7 +118,7 @@ pub(super) struct Inner {
     segment_bytes: u64,
     capacity: u64,
     /// In simulation the engine is driven by whoever submits.
-    inline: Option<Mutex<Engine>>,
+    pub(super) inline: Option<Inline>,
 }
 
 /// A node's log.
@@ -131,7 +132,7 @@ impl Wal {
     pub fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Wal, WalError> {
         let location = disk.location();
         let engine = recovery::open(disk.clone(), config)?;
-        let inner = Arc::new(Inner::new(disk, &engine, None));
+        let inner = Arc::new(Inner::new(disk, &engine));
         let writer = inner.clone();
         let thread = std::thread::Builder::new().name("wal".to_owned()).spawn(move || run(&writer, engine));
         let thread = thread.map_err(|error| WalError::Io { folder: location, error })?;
@@ -140,9 +141,15 @@ impl Wal {
 
     /// Opens or creates the log without a thread: every operation is done before it returns. For simulation.
     pub fn open_inline(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Wal, WalError> {
+        Self::open_paced(disk, config, Box::new(Some))
+    }
+
+    /// The same, with batches that take the time that `pace` gives them: nobody learns before it is over, and what comes
+    /// meanwhile is the next batch. A [`Wal::barrier`] has no time to wait, and ends the batch that is on its way.
+    pub fn open_paced(disk: Arc<dyn Disk>, config: WalConfig, pace: Pace) -> Result<Wal, WalError> {
         let engine = recovery::open(disk.clone(), config)?;
-        let inner = Inner::new(disk, &engine, None);
-        Ok(Wal { inner: Arc::new(Inner { inline: Some(Mutex::new(engine)), ..inner }), thread: None })
+        let inner = Inner::new(disk, &engine);
+        Ok(Wal { inner: Arc::new(Inner { inline: Some(Inline::new(engine, pace)), ..inner }), thread: None })
     }
 
     /// One group's part; `None` if there is no such group.
@@ -159,6 +166,9 @@ impl Wal {
             let _ = done.send(result);
         });
         self.inner.submit_now(Op { group: 0, action: Action::Barrier, done: Some(done) })?;
+        if let Some(inline) = &self.inner.inline {
+            self.inner.end_batch(inline, None);
+        }
         outcome.recv().unwrap_or_else(|_| Err(stopped("the log is closed")))
     }
 
@@ -180,7 +190,7 @@ impl Drop for Wal {
 }
 
 impl Inner {
-    fn new(disk: Arc<dyn Disk>, engine: &Engine, inline: Option<Mutex<Engine>>) -> Inner {
+    fn new(disk: Arc<dyn Disk>, engine: &Engine) -> Inner {
         Inner {
             queue: Mutex::default(),
             work: Condvar::new(),
@@ -190,11 +200,11 @@ impl Inner {
             newest: engine.newest.clone(),
             segment_bytes: engine.config.segment_bytes as u64,
             capacity: (engine.config.segment_bytes * engine.config.max_segments) as u64,
-            inline,
+            inline: None,
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    pub(super) fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -216,7 +226,7 @@ impl Inner {
     }
 
     /// Queues an operation; waits while too much is queued. It is done in the order of the calls.
-    pub(super) async fn submit(&self, op: Op) -> io::Result<()> {
+    pub(super) async fn submit(self: &Arc<Self>, op: Op) -> io::Result<()> {
         let Some(op) = self.commit_inline(op)? else { return Ok(()) };
         loop {
             let room = self.room.notified();
@@ -233,21 +243,12 @@ impl Inner {
     }
 
     /// Queues an operation that takes hardly any room, however much is queued.
-    fn submit_now(&self, op: Op) -> io::Result<()> {
+    fn submit_now(self: &Arc<Self>, op: Op) -> io::Result<()> {
         let Some(op) = self.commit_inline(op)? else { return Ok(()) };
         let mut queue = self.queue();
         queue.check_alive()?;
         self.put(&mut queue, op);
         Ok(())
-    }
-
-    /// Carries an operation out, if that is not the writer's thread to do: then it is given back.
-    fn commit_inline(&self, op: Op) -> io::Result<Option<Op>> {
-        let Some(engine) = &self.inline else { return Ok(Some(op)) };
-        self.check_alive()?;
-        let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
-        finish(self, vec![op], |ops| engine.commit(ops));
-        Ok(None)
     }
 
     fn put(&self, queue: &mut Queue, op: Op) {
@@ -260,7 +261,7 @@ impl Inner {
     }
 
     /// Queues an operation and waits until it is durable.
-    pub(super) async fn submit_and_wait(&self, group: u16, action: Action) -> io::Result<()> {
+    pub(super) async fn submit_and_wait(self: &Arc<Self>, group: u16, action: Action) -> io::Result<()> {
         let (done, outcome) = oneshot::channel();
         let done: Done = Box::new(move |result| {
             // The caller may have stopped waiting; what it asked for is done all the same.
@@ -303,7 +304,7 @@ fn advice(error: &io::Error) -> &'static str {
 }
 
 /// Carries operations out and tells everyone; the first failure is the last thing that happens to the log.
-fn finish(inner: &Inner, ops: Vec<Op>, commit: impl FnOnce(&[Op]) -> io::Result<()>) {
+pub(super) fn finish(inner: &Inner, ops: Vec<Op>, commit: impl FnOnce(&[Op]) -> io::Result<()>) {
     let failed = inner.queue().failed.clone();
     let result = match failed {
         Some(failed) => Err(failed),

@@ -9,6 +9,7 @@ use reveille_simulation::ills::Ill;
 use reveille_simulation::node::{End, Tear};
 use reveille_simulation::world::{lock, now};
 
+use super::folders;
 use super::strike::{Striker, There};
 use super::whom::Victims;
 
@@ -18,6 +19,8 @@ const STARTED: u64 = 2_000_000;
 const STROBE: u64 = 200_000;
 /// An attacker sends something so often.
 const FORGED: u64 = 100_000;
+/// Two devices with one identity come in turn, so often.
+const TURN: u64 = 1_000_000;
 /// A disk that fails does so at one of so many next writes.
 const WRITES: u64 = 20;
 
@@ -54,6 +57,8 @@ impl Striker {
             }
             Victims::Terminals(devices) => self.break_terminals(there, devices),
             Victims::Publishers => self.run.storm.store(true, Ordering::Relaxed),
+            // Its operator has done it.
+            Victims::Cluster => {}
         }
     }
 
@@ -77,6 +82,9 @@ impl Striker {
             }
             "sync-error" => node.break_disk(DiskFault::Sync { after: 0 }),
             "disk-full" => node.break_disk(DiskFault::Full),
+            "slow-disk" => node.disk.set_slow(there.by_ms() * 1000),
+            "cpu" => world.throttle(id, there.share()),
+            kind if folders::is_one(kind) => self.change_folder(there, id).await,
             "clock-step" => node.ahead.store(there.by_ms() as i64, Ordering::Relaxed),
             "move-leaders" => drop(world.have_leaders_moved(id)),
             "snapshot" => drop(world.have_logs_cut(id)),
@@ -113,9 +121,27 @@ impl Striker {
             "terminal-kill" => all.into_iter().for_each(|device| world.end_terminal(device)),
             "ack-withheld" => all.into_iter().for_each(|device| world.withhold(device, true)),
             "reconnect" => all.into_iter().for_each(|device| world.reconnect(device)),
+            "twin" => all.into_iter().for_each(|device| self.begin_twin(there.id, device)),
+            "slow-reader" => all.into_iter().for_each(|device| world.stop_reading(device)),
             "rebind" => all.into_iter().for_each(|device| world.rebind(device)),
             _ => {}
         }
+    }
+
+    /// Another device comes with a copy of a terminal's state.
+    fn begin_twin(&self, fault: u64, device: usize) {
+        let world = &self.run.world;
+        // Behind a NAT that others are behind, too.
+        let count = self.run.scenario.workload.terminals as usize;
+        let twin = world.add_twin(device, count + fault as usize % 3);
+        self.run.known().copies.insert(twin, (device, fault));
+        world.start_terminal(twin);
+    }
+
+    fn twins(&self, there: &There) -> Vec<(usize, usize)> {
+        let known = self.run.known();
+        let of = known.copies.iter().filter(|(_, (_, fault))| *fault == there.id);
+        of.map(|(twin, (device, _))| (*device, *twin)).collect()
     }
 
     /// What lasts and comes again and again.
@@ -143,6 +169,13 @@ impl Striker {
                     let ahead = ((now() - began) as f64 / 1000.0 * share) as i64;
                     ids.iter().for_each(|id| world.node(NodeId(*id)).ahead.store(ahead, Ordering::Relaxed));
                 }
+                // Whichever has been superseded comes by itself.
+                ("twin", Victims::Terminals(_)) if since >= TURN => {
+                    for (device, twin) in self.twins(&self.there[at]) {
+                        world.check_in(device);
+                        world.check_in(twin);
+                    }
+                }
                 ("notification-forged", Victims::Terminals(devices)) if since >= FORGED => {
                     world.forge_keepalive();
                     devices.into_iter().for_each(|device| world.forge_notification(device));
@@ -164,6 +197,9 @@ impl Striker {
                         "pause" => world.resume_node(id),
                         "lose-unsynced" | "torn-write" => *lock(&node.tear) = None,
                         "io-error" | "disk-full" => node.disk.set_fault(None),
+                        "slow-disk" => node.disk.set_slow(0),
+                        "cpu" => world.let_run(id),
+                        "drain" => self.resume(id.0).await,
                         "clock-step" | "clock-strobe" | "clock-drift" => {
                             node.ahead.store(0, Ordering::Relaxed)
                         }
@@ -190,8 +226,16 @@ impl Striker {
             Victims::Terminals(devices) => match there.kind() {
                 "terminal-kill" => devices.iter().for_each(|device| world.start_terminal(*device)),
                 "ack-withheld" => devices.iter().for_each(|device| world.withhold(*device, false)),
+                "twin" => {
+                    for (device, twin) in self.twins(there) {
+                        world.end_terminal(twin);
+                        world.check_in(device);
+                    }
+                }
+                "slow-reader" => devices.iter().for_each(|device| world.read_again(*device)),
                 _ => {}
             },
+            Victims::Cluster => {}
             Victims::Publishers => self.run.storm.store(false, Ordering::Relaxed),
         }
     }

@@ -3,6 +3,8 @@
 
 pub(crate) mod canaries;
 mod deeds;
+mod folders;
+mod members;
 mod observe;
 mod publish;
 mod record;
@@ -43,12 +45,24 @@ pub(crate) const KINDS: &[&str] = &[
     "io-error",
     "sync-error",
     "disk-full",
+    "slow-disk",
+    "bit-flip",
+    "truncate",
+    "roll-back",
+    "wipe",
+    "cpu",
     "clock-step",
     "clock-strobe",
     "clock-drift",
     "move-leaders",
     "snapshot",
+    "add-node",
+    "drain",
+    "remove",
+    "replace",
     "terminal-kill",
+    "slow-reader",
+    "twin",
     "ack-withheld",
     "reconnect",
     "retry-storm",
@@ -70,6 +84,9 @@ pub(crate) fn cannot(scenario: &Scenario) -> Vec<String> {
         let mut no = |what: String| cannot.push(format!("{} of {}: {what}", kind.name, plan::target(fault)));
         if !KINDS.contains(&kind.name) {
             no("this is none of its kinds; `chaos list faults` shows them".to_owned());
+        }
+        if kind.name == "roll-back" && fault.when.is_some() {
+            no("a folder is copied before, so its time must be known".to_owned());
         }
         if let Some(when) = fault.when.filter(|when| !SEEN.contains(when)) {
             no(format!("it does not see {}", when.name()));

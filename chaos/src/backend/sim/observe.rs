@@ -1,6 +1,7 @@
 //! What is seen of the world: what happens to terminals, as it happens; and of nodes, looked at again and again, whether
 //! they are ready, who leads, and what their replicas hold.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
@@ -28,33 +29,44 @@ pub(super) fn watch(record: Arc<Record>, known: Arc<Mutex<Known>>) -> Watch {
 }
 
 fn observed(known: &mut Known, seen: Seen) -> Observation {
-    let copy = 0;
-    let name = |known: &Known, device: usize| known.names.get(device).cloned().unwrap_or_default();
+    let device = match &seen {
+        Seen::Started { device }
+        | Seen::Stopped { device }
+        | Seen::Notified { device }
+        | Seen::Connected { device, .. }
+        | Seen::Disconnected { device }
+        | Seen::Reset { device, .. }
+        | Seen::Delivered { device, .. }
+        | Seen::Confirmed { device, .. }
+        | Seen::Saved { device, .. }
+        | Seen::Notifying { device, .. } => *device,
+        Seen::Snapshot { .. } | Seen::Lost { .. } | Seen::Fell { .. } => 0,
+    };
+    let (device, copy) = known.copies.get(&device).copied().unwrap_or((device, 0));
+    let terminal = known.names.get(device).cloned().unwrap_or_default();
     match seen {
-        Seen::Started { device } => Observation::Started { terminal: name(known, device), copy },
-        Seen::Stopped { device } => {
+        Seen::Started { .. } => Observation::Started { terminal, copy },
+        Seen::Stopped { .. } => {
             known.owners.remove(&device);
-            Observation::Stopped { terminal: name(known, device), copy }
+            Observation::Stopped { terminal, copy }
         }
-        Seen::Notified { device } => Observation::Notified { terminal: name(known, device), copy },
-        Seen::Connected { device, node, epoch } => {
+        Seen::Notified { .. } => Observation::Notified { terminal, copy },
+        Seen::Connected { node, epoch, .. } => {
             known.owners.insert(device, node.0);
             known.met.insert(device);
             known.happened.insert(When::Attached);
-            Observation::Connected { terminal: name(known, device), copy, node: node.0, epoch: epoch.0 }
+            Observation::Connected { terminal, copy, node: node.0, epoch: epoch.0 }
         }
-        Seen::Disconnected { device } => {
+        Seen::Disconnected { .. } => {
             known.owners.remove(&device);
-            Observation::Disconnected { terminal: name(known, device), copy }
+            Observation::Disconnected { terminal, copy }
         }
-        Seen::Reset { device, next } => {
-            Observation::Reset { terminal: name(known, device), copy, next: next.0 }
-        }
-        Seen::Delivered { device, push, node, epoch } => {
+        Seen::Reset { next, .. } => Observation::Reset { terminal, copy, next: next.0 },
+        Seen::Delivered { push, node, epoch, .. } => {
             let payload = payload::name(&push.body);
             known.delivered(&payload);
             Observation::Delivered {
-                terminal: name(known, device),
+                terminal,
                 copy,
                 payload,
                 seq: push.seq.0,
@@ -64,12 +76,10 @@ fn observed(known: &mut Known, seen: Seen) -> Observation {
                 epoch: Some(epoch.0),
             }
         }
-        Seen::Confirmed { device, seq } => {
-            Observation::Confirmed { terminal: name(known, device), copy, seq: seq.0 }
-        }
-        Seen::Saved { device, seq } => Observation::Saved { terminal: name(known, device), copy, seq: seq.0 },
-        Seen::Notifying { device, node, pending, proven } => Observation::Notifying {
-            terminal: name(known, device),
+        Seen::Confirmed { seq, .. } => Observation::Confirmed { terminal, copy, seq: seq.0 },
+        Seen::Saved { seq, .. } => Observation::Saved { terminal, copy, seq: seq.0 },
+        Seen::Notifying { node, pending, proven, .. } => Observation::Notifying {
+            terminal,
             node: node.0,
             // Its leader ordered it for that reason; what came to be while the order was on its way is nobody's fault.
             online: false,
@@ -80,6 +90,8 @@ fn observed(known: &mut Known, seen: Seen) -> Observation {
             known.happened.insert(When::SnapshotStarted);
             Observation::Cover { point: "snapshot.frame".to_owned(), count: 1 }
         }
+        // What was done to it is to be found, and has been.
+        Seen::Lost { .. } => Observation::Cover { point: "node.refused".to_owned(), count: 1 },
         Seen::Fell { node, why } => {
             let line = format!("it ended by itself: {why}");
             Observation::LogFound { node: node.0, problem: Problem::Panic, line }
@@ -94,7 +106,7 @@ pub(super) async fn nodes(run: Arc<Run>) {
         if run.over.load(Ordering::Relaxed) {
             return;
         }
-        let ids: Vec<u64> = (1..=run.scenario.cluster.nodes).collect();
+        let ids = run.nodes();
         for id in &ids {
             let ready = ready(&run, *id);
             let before = run.known().ready.insert(*id, ready);
@@ -115,7 +127,7 @@ pub(super) async fn nodes(run: Arc<Run>) {
 fn ready(run: &Run, id: u64) -> bool {
     let node = NodeId(id);
     let member = run.world.node(node).member();
-    !run.world.is_paused(node)
+    !run.world.stands_still(node)
         && member
             .is_some_and(|member| member.incarnation() != Incarnation(0) && member.leaderless().is_empty())
 }
@@ -123,7 +135,9 @@ fn ready(run: &Run, id: u64) -> bool {
 /// Who leads, as this node sees it. What it says of a term that is over is written down only if it contradicts another.
 fn leaders(run: &Run, id: u64) {
     let node = NodeId(id);
-    let Some(member) = run.world.node(node).member().filter(|_| !run.world.is_paused(node)) else { return };
+    let Some(member) = run.world.node(node).member().filter(|_| !run.world.stands_still(node)) else {
+        return;
+    };
     for group in member.status().groups {
         let Some(leader) = group.leader else { continue };
         let (of, term) = (u64::from(group.group.0), group.term);
@@ -144,30 +158,30 @@ fn leaders(run: &Run, id: u64) {
 
 /// What the replicas of all running nodes hold.
 pub(super) fn states(run: &Run) {
-    for (node, group, index, hash) in replicas(run) {
-        let hash = format!("{hash:016x}");
-        run.see(Observation::State { node: node.0, group: u64::from(group.0), index, hash });
+    for (node, group) in replicas(run) {
+        if let Some((index, hash)) = run.world.state_of(node, group) {
+            let hash = format!("{hash:016x}");
+            run.see(Observation::State { node: node.0, group: u64::from(group.0), index, hash });
+        }
     }
 }
 
 /// All replicas of each group have applied the same index.
 pub(super) fn settled(run: &Run) -> bool {
-    let all = replicas(run);
-    run.world.setting.all_groups().all(|group| {
-        let mut of = all.iter().filter(|(_, other, ..)| *other == group).map(|(_, _, index, _)| index);
-        let first = of.next();
-        of.all(|index| Some(index) == first)
+    let mut first = BTreeMap::new();
+    replicas(run).into_iter().all(|(node, group)| {
+        let Some(index) = run.world.applied_at(node, group) else { return true };
+        *first.entry(group).or_insert(index) == index
     })
 }
 
-fn replicas(run: &Run) -> Vec<(NodeId, GroupId, u64, u64)> {
+fn replicas(run: &Run) -> Vec<(NodeId, GroupId)> {
     let mut all = Vec::new();
     for member in run.world.members() {
         let (node, directory) = (member.node(), member.directory());
         for group in run.world.setting.all_groups() {
-            let replicates = group == GroupId(0) || directory.replicas_of(group).contains(&node);
-            if let Some((index, hash)) = run.world.state_of(node, group).filter(|_| replicates) {
-                all.push((node, group, index, hash));
+            if group == GroupId(0) || directory.replicas_of(group).contains(&node) {
+                all.push((node, group));
             }
         }
     }

@@ -69,8 +69,10 @@ pub(super) struct Run {
 /// What is known of the run while it goes on.
 #[derive(Default)]
 pub(super) struct Known {
-    /// Names of terminals, by their numbers.
+    /// Names of terminals, by their devices' numbers: those of the workload, and behind them twins of theirs.
     pub(super) names: Vec<String>,
+    /// Of each device, whose number its terminal has in the workload, and which copy of it this is.
+    pub(super) copies: BTreeMap<usize, (usize, u64)>,
     /// Those that have had a session.
     pub(super) met: BTreeSet<usize>,
     /// With which node each has its session.
@@ -80,6 +82,8 @@ pub(super) struct Known {
     given: BTreeSet<String>,
     /// By group: leader and term.
     pub(super) leaders: BTreeMap<u64, (u64, u64)>,
+    /// Nodes that belong to the cluster, each in its place: `n2` is whoever has the second.
+    pub(super) places: Vec<Option<u64>>,
     pub(super) ready: BTreeMap<u64, bool>,
     /// When a node was silent last.
     silent: BTreeMap<u64, u64>,
@@ -123,6 +127,11 @@ impl Run {
         }
     }
 
+    /// The nodes that belong to the cluster.
+    pub(super) fn nodes(&self) -> Vec<u64> {
+        self.known().places.iter().flatten().copied().collect()
+    }
+
     pub(super) fn silent(&self, node: u64) {
         self.known().silent.insert(node, now());
     }
@@ -131,7 +140,7 @@ impl Run {
     pub(super) fn speaking(&self, turn: u64) -> u64 {
         let known = self.known();
         let speaks = |node: &u64| known.silent.get(node).is_none_or(|at| now() - at > SILENT);
-        let all: Vec<u64> = (1..=self.scenario.cluster.nodes).collect();
+        let all: Vec<u64> = known.places.iter().flatten().copied().collect();
         let speaking: Vec<u64> = all.iter().copied().filter(speaks).collect();
         let among = if speaking.is_empty() { all } else { speaking };
         among[(turn % among.len() as u64) as usize]
@@ -229,6 +238,7 @@ fn panicked(record: &Record, panic: &Panic) {
 async fn all(run: Arc<Run>, seed: u64) {
     let world = run.world.clone();
     world.found(run.scenario.cluster.nodes);
+    run.known().places = (1..=run.scenario.cluster.nodes).map(Some).collect();
     for node in (1..=run.scenario.cluster.nodes).map(NodeId) {
         world.start(node).await;
     }

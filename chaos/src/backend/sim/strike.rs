@@ -3,16 +3,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use reveille_chaos::history::{Fault as Told, FaultStep, What};
 use reveille_chaos::plan::{Plan, Strike};
-use reveille_chaos::scenario::kind::Lasts;
+use reveille_chaos::scenario::kind::{Lasts, On};
 use reveille_chaos::scenario::{Fault, Kind, MaxDead, When};
 use reveille_links::draw::Draws;
 use reveille_protocol::id::NodeId;
-use reveille_simulation::node::End;
 use reveille_simulation::world::{now, pause};
 
+use super::folders::Kept;
+use super::members;
 use super::run::{Run, micros};
 use super::whom::{self, Victims};
 
@@ -33,6 +35,8 @@ pub(super) struct There {
     pub(super) began: u64,
     /// When it struck last.
     pub(super) last: u64,
+    /// What "drawn" means for it.
+    pub(super) draw: u64,
 }
 
 /// A fault that waits for something.
@@ -48,7 +52,7 @@ struct Waiting {
 /// See the module.
 pub(super) struct Striker {
     pub(super) run: Arc<Run>,
-    strikes: VecDeque<Strike>,
+    pub(super) strikes: VecDeque<Strike>,
     /// Those whose time has come, and when it came.
     late: Vec<(Strike, u64)>,
     waiting: Vec<Waiting>,
@@ -58,6 +62,10 @@ pub(super) struct Striker {
     hit: BTreeMap<usize, Vec<u64>>,
     /// Nodes that ended by themselves, and when they are started again.
     pub(super) ended: BTreeMap<u64, u64>,
+    /// Nodes that have lost what they had promised, and since when that is known.
+    pub(super) lost: BTreeMap<u64, u64>,
+    /// Folders that will be put back.
+    pub(super) copies: Vec<Kept>,
 }
 
 impl Striker {
@@ -78,6 +86,8 @@ impl Striker {
             next: 0,
             hit: BTreeMap::new(),
             ended: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            copies: Vec::new(),
         }
     }
 
@@ -87,6 +97,8 @@ impl Striker {
         self.run.known().happened.clear();
         while now() < end {
             self.tend().await;
+            self.copy_folders(start).await;
+            self.replace_lost(false).await;
             self.take_back(|there| there.until.is_some_and(|until| until <= now())).await;
             while let Some(strike) = self.strikes.pop_front_if(|strike| start + strike.at_us <= now()) {
                 self.late.push((strike, now()));
@@ -114,10 +126,11 @@ impl Striker {
         }
     }
 
-    /// Keeps nodes running until then.
+    /// Keeps nodes running until then, and has those replaced that cannot.
     pub(super) async fn mind(&mut self, until: u64) {
         while now() < until {
             self.tend().await;
+            self.replace_lost(true).await;
             pause(LOOK).await;
         }
     }
@@ -146,6 +159,8 @@ impl Striker {
         let fault = self.fault(number);
         let last = self.hit.range(..number).next_back().map_or(Vec::new(), |(_, hit)| hit.clone());
         let victims = match (&fault.target, &fault.from, &fault.to) {
+            _ if fault.kind.info().on == On::Cluster => Some(Victims::Cluster),
+            (Some(_), ..) if fault.kind.name() == "roll-back" => self.copied(draw),
             (Some(target), ..) => whom::whom(&self.run, &last, target, draw),
             (None, Some(from), Some(to)) => whom::ways(&self.run, &last, from, to, draw),
             _ => None,
@@ -157,12 +172,15 @@ impl Striker {
             }
             self.hit.insert(number, ids.clone());
         }
+        if members::is_one(fault.kind.name()) && !self.order(fault.kind.name(), &victims).await {
+            return false;
+        }
         self.next += 1;
         let (id, kind, words) = (self.next, fault.kind, victims.words());
         let lasts = kind.info().lasts == Lasts::Yes;
         self.tell(id, if lasts { FaultStep::Began } else { FaultStep::Ended }, kind, &words);
         self.run.say(&format!("FAULT {} {words}", kind.name()));
-        let there = There { id, fault, victims, until, began: now(), last: now() };
+        let there = There { id, fault, victims, until, began: now(), last: now(), draw };
         self.break_it(&there).await;
         if lasts {
             self.there.push(there);
@@ -178,34 +196,43 @@ impl Striker {
     /// It runs, and no fault stands in its way.
     fn runs(&self, id: u64) -> bool {
         let world = &self.run.world;
-        world.node(NodeId(id)).member().is_some() && !world.is_paused(NodeId(id))
+        world.node(NodeId(id)).member().is_some() && !world.stands_still(NodeId(id))
     }
 
     /// No fault takes more nodes away than the scenario allows, and none hits a node that another one has.
-    fn may(&self, kind: Kind, victims: &[u64]) -> bool {
-        if victims.is_empty() || victims.iter().any(|id| !self.runs(*id)) {
+    pub(super) fn may(&self, kind: Kind, victims: &[u64]) -> bool {
+        let hit = |id: &u64| self.runs(*id) || (kind.name() == "replace" && self.lost.contains_key(id));
+        if victims.is_empty() || !victims.iter().all(hit) {
+            return false;
+        }
+        // Who has the one would be woken by the other.
+        let slowed = |id: &u64| self.run.world.node(NodeId(*id)).quota.load(Ordering::Relaxed) > 0;
+        if matches!(kind.name(), "pause" | "cpu") && victims.iter().any(slowed) {
             return false;
         }
         if !kind.info().disables || self.run.scenario.blast.max_dead == MaxDead::All {
             return true;
         }
-        let nodes = self.run.scenario.cluster.nodes;
+        let nodes = self.run.nodes();
         let known = self.run.known();
         let away = |id: &u64| !self.runs(*id) || known.ready.get(id) != Some(&true);
-        let mut dead: BTreeSet<u64> = (1..=nodes).filter(away).collect();
+        let mut dead: BTreeSet<u64> = nodes.iter().copied().filter(away).collect();
         dead.extend(victims);
-        dead.len() as u64 <= (nodes - 1) / 2
+        dead.len() <= (nodes.len() - 1) / 2
     }
 
     /// Nodes that said that they must end do, and are started again.
     async fn tend(&mut self) {
         let world = self.run.world.clone();
         for node in world.all_nodes() {
-            if node.take_failure().is_some() {
-                world.stop(node.id, End::Kill).await;
+            if node.take_failure().is_some() && self.ended_itself(node.id.0).await {
                 self.ended.insert(node.id.0, now() + AGAIN);
             }
+            if node.lost().is_some() && self.run.nodes().contains(&node.id.0) {
+                self.lost.entry(node.id.0).or_insert_with(now);
+            }
         }
+        self.mind_gone();
         let due: Vec<u64> = self.ended.iter().filter(|(_, at)| **at <= now()).map(|(id, _)| *id).collect();
         for id in due {
             if self.there.iter().any(|there| there.keeps_down(id)) {
@@ -218,7 +245,9 @@ impl Striker {
     }
 
     pub(super) async fn start(&self, id: u64) {
-        if self.run.world.node(NodeId(id)).member().is_none() {
+        let node = self.run.world.node(NodeId(id));
+        let may = !node.is_started() && node.lost().is_none() && self.run.nodes().contains(&id);
+        if may {
             self.run.world.start(NodeId(id)).await;
         }
     }

@@ -17,6 +17,8 @@ pub(super) enum Victims {
     /// Numbers from 0.
     Terminals(Vec<usize>),
     Publishers,
+    /// The cluster as a whole.
+    Cluster,
 }
 
 impl Victims {
@@ -33,6 +35,7 @@ impl Victims {
                 list("terminal", numbers.iter().take(5).map(|number| (number + 1).to_string()).collect())
             }
             Victims::Publishers => "publishers".to_owned(),
+            Victims::Cluster => "cluster".to_owned(),
         }
     }
 }
@@ -57,7 +60,7 @@ pub(super) fn whom(run: &Run, last: &[u64], target: &Target, draw: u64) -> Optio
 
 fn resolve(run: &Run, last: &[u64], target: &Target, draws: &mut Draws) -> Option<Victims> {
     let (mut nodes, mut terminals) = (BTreeSet::new(), BTreeSet::new());
-    let all: Vec<u64> = (1..=run.scenario.cluster.nodes).collect();
+    let all = run.nodes();
     let count = run.scenario.workload.terminals as usize;
     let known = run.known();
     let shards: Vec<u64> =
@@ -91,7 +94,8 @@ fn resolve(run: &Run, last: &[u64], target: &Target, draws: &mut Draws) -> Optio
             Role::Minority => nodes.extend(draws.some(&all, (all.len() - 1) / 2)),
             Role::Majority => nodes.extend(draws.some(&all, all.len() / 2 + 1)),
             Role::All => nodes.extend(&all),
-            Role::Node(id) => drop(nodes.insert(*id)),
+            // Whoever has that place now.
+            Role::Node(place) => drop(nodes.insert((*known.places.get(*place as usize - 1)?)?)),
             Role::Last => nodes.extend(last),
             Role::Terminal(Which::Number(number)) => drop(terminals.insert(*number as usize - 1)),
             Role::Terminal(Which::Any) => drop(terminals.insert(draws.below(count as u64) as usize)),

@@ -41,6 +41,8 @@ struct Contents {
     cached: Vec<u8>,
     /// Writes since the last sync.
     pending: Vec<(u64, Vec<u8>)>,
+    /// Where the last write begins.
+    last: usize,
 }
 
 fn apply(bytes: &mut Vec<u8>, offset: u64, write: &[u8]) {
@@ -58,6 +60,8 @@ struct State {
     dead: bool,
     operations: usize,
     written: usize,
+    /// Microseconds that each sync takes longer.
+    slow: u64,
 }
 
 /// A simulated folder; clones share it.
@@ -108,6 +112,46 @@ impl SimDisk {
         state.fault = None;
     }
 
+    /// From now on each sync takes so many microseconds longer. Whoever drives the log has to wait for them.
+    pub fn set_slow(&self, micros: u64) {
+        self.state().slow = micros;
+    }
+
+    /// See [`SimDisk::set_slow`].
+    pub fn slow(&self) -> u64 {
+        self.state().slow
+    }
+
+    /// A file whose name ends so, and a place in what was written to it before its last write, both by the draw; `None` if
+    /// there is none. A log's last write is its last batch, of which damage cannot be told from a torn write.
+    pub fn place(&self, ending: &str, draw: u64) -> Option<(String, usize)> {
+        let state = self.state();
+        let files: Vec<(&String, usize)> = state
+            .files
+            .iter()
+            .filter(|(name, contents)| name.ends_with(ending) && contents.last > 0)
+            .map(|(name, contents)| (name, contents.last))
+            .collect();
+        let places: usize = files.iter().map(|(_, places)| places).sum();
+        let mut at = (draw % places.max(1) as u64) as usize;
+        for (name, places) in files {
+            match at.checked_sub(places) {
+                Some(rest) => at = rest,
+                None => return Some((name.clone(), at)),
+            }
+        }
+        None
+    }
+
+    /// A file loses all from there on.
+    pub fn truncate(&self, name: &str, len: usize) {
+        if let Some(contents) = self.state().files.get_mut(name) {
+            contents.durable.truncate(len);
+            contents.cached.truncate(len);
+            contents.pending.clear();
+        }
+    }
+
     /// Flips one bit of a file.
     pub fn flip(&self, name: &str, offset: usize, bit: u8) {
         if let Some(contents) = self.state().files.get_mut(name) {
@@ -123,6 +167,16 @@ impl SimDisk {
     pub fn fork(&self) -> SimDisk {
         let files = self.state().files.clone();
         SimDisk(Arc::new(Mutex::new(State { files, ..State::default() })))
+    }
+
+    /// Its files are what the other's are, durably; the other stays as it is.
+    pub fn put_back(&self, of: &SimDisk) {
+        let mut files = of.state().files.clone();
+        for contents in files.values_mut() {
+            contents.durable.clone_from(&contents.cached);
+            contents.pending.clear();
+        }
+        self.state().files = files;
     }
 
     /// Removes a file, as an operator's mistake would.
@@ -183,7 +237,7 @@ impl Disk for SimDisk {
             return Err(io::Error::other("simulated: create failed"));
         }
         let zeros = vec![0; len as usize];
-        let contents = Contents { durable: zeros.clone(), cached: zeros, pending: Vec::new() };
+        let contents = Contents { durable: zeros.clone(), cached: zeros, ..Contents::default() };
         state.files.insert(name.to_owned(), contents);
         Ok(())
     }
@@ -222,6 +276,7 @@ impl Disk for SimDisk {
         state.written += kept;
         let contents = state.files.get_mut(name).ok_or_else(|| missing(name))?;
         apply(&mut contents.cached, offset, &bytes[..kept]);
+        contents.last = offset as usize;
         contents.pending.push((offset, bytes[..kept].to_vec()));
         match failed {
             None => Ok(()),

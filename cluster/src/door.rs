@@ -1,0 +1,150 @@
+//! A node on its way into the cluster: what comes in before its member is there, being let in, and tables that must be a
+//! peer's before raft sees them. The same in production and in simulation; the disks and the sockets are the caller's.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, OnceLock, Weak};
+
+use bytes::Bytes;
+use reveille_protocol::directory::FORMAT;
+use reveille_protocol::id::*;
+use reveille_protocol::wire::codec;
+
+use crate::admission::{self, Admit, Admitted, NotAdmitted};
+use crate::env::{Env, Transport};
+use crate::handle::StartError;
+use crate::host::Host;
+use crate::link::{Inbound, Lane, TurnedAway};
+use crate::member::{GroupStorage, Member, MemberConfig, START_PATIENCE, was_removed};
+use crate::pull;
+use crate::raft::log::{GroupLog, LogStore};
+use crate::raft::machine;
+use crate::rpc::{Calls, Frame, Method};
+use crate::tables::Tables;
+
+/// What comes in. Before the member is there, only questions and answers of admission; raft repeats the rest.
+pub struct Door<E: Env> {
+    member: OnceLock<Weak<Member<E>>>,
+    calls: OnceLock<Arc<Calls<E>>>,
+    host: Arc<dyn Host>,
+    me: NodeId,
+    /// This node is one of the first and has no data yet: as far as it knows there is no cluster.
+    new: bool,
+}
+
+impl<E: Env> Door<E> {
+    /// Of a node; `new`: one of the first, without data yet.
+    pub fn new(me: NodeId, host: Arc<dyn Host>, new: bool) -> Arc<Door<E>> {
+        Arc::new(Door { member: OnceLock::new(), calls: OnceLock::new(), host, me, new })
+    }
+
+    /// From now on this node can ask, by this transport. `boot`: random for each process.
+    pub fn open(self: Arc<Self>, transport: E::Transport, boot: u64) -> Entrance<E> {
+        let calls = self.calls.get_or_init(|| Arc::new(Calls::new(transport, boot))).clone();
+        Entrance { door: self, calls }
+    }
+
+    fn member(&self) -> Option<Arc<Member<E>>> {
+        self.member.get()?.upgrade()
+    }
+}
+
+impl<E: Env> Inbound for Door<E> {
+    fn frame(&self, from: NodeId, lane: Lane, frame: Bytes) {
+        if let Some(member) = self.member() {
+            return member.received(from, lane, frame);
+        }
+        let Some(calls) = self.calls.get() else { return };
+        match Frame::decode(frame) {
+            Some(Frame::Response { id, body }) => calls.answered(from, id, body),
+            Some(Frame::Request { id, method: Method::Admit, .. }) if self.new => {
+                let body = codec::encode(&Admitted::NoCluster).into();
+                // Lost with the link: it is asked again.
+                let _ = calls.transport().send(from, lane, Frame::Response { id, body }.encode());
+            }
+            _ => {}
+        }
+    }
+
+    fn up(&self, peer: NodeId, lane: Lane) {
+        tracing::debug!(node = peer.0, ?lane, "link is up");
+        if let Some(member) = self.member() {
+            member.link_up(peer, lane);
+        }
+    }
+
+    fn down(&self, peer: NodeId, lane: Lane) {
+        tracing::debug!(node = peer.0, ?lane, "link is down");
+        if let Some(member) = self.member() {
+            member.link_down(peer, lane);
+        }
+    }
+
+    fn turned_away(&self, peer: NodeId, why: TurnedAway) {
+        let why = match why {
+            TurnedAway::NotMember => was_removed(self.me),
+            TurnedAway::Old => format!(
+                "this build is too old: the cluster has left format {FORMAT}, the latest that it knows, behind. Install the \
+                 version that the other nodes run"
+            ),
+        };
+        self.host.dismissed(format!("{why} (says node {peer})"));
+    }
+}
+
+/// A door that can ask, and through which the member comes.
+pub struct Entrance<E: Env> {
+    door: Arc<Door<E>>,
+    calls: Arc<Calls<E>>,
+}
+
+impl<E: Env> Entrance<E> {
+    /// Asks the others to let this folder in, for a minute at most; a node with an admitted folder need not.
+    pub async fn ask(
+        &self,
+        store: u64,
+        token: Option<KeyFingerprint>,
+        others: &[NodeId],
+    ) -> Result<(), NotAdmitted> {
+        let me = Admit { node: self.door.me, store, token };
+        admission::ask(&self.calls, me, others, START_PATIENCE).await
+    }
+
+    /// Tables that are behind what the log still holds are replaced by a peer's: they were lost, damaged or rolled back.
+    pub async fn bring_up(
+        &self,
+        group: GroupId,
+        GroupStorage { log, tables }: &GroupStorage<E>,
+        peers: impl Fn() -> Vec<NodeId>,
+    ) -> Result<(), StartError> {
+        let purged = log.purged().map(|(index, _)| index);
+        let applied = machine::applied::<E::Cfg, _>(&tables.read())?.map(|id| id.index);
+        if let Some(purged) = purged.filter(|purged| applied.is_none_or(|applied| applied < *purged)) {
+            tracing::warn!(
+                group = group.0,
+                ?applied,
+                purged,
+                "tables are behind what the log holds; asking the peers"
+            );
+            let rebuilt = pull::rebuild(&self.calls, (group, tables), purged, peers, START_PATIENCE).await;
+            rebuilt.map_err(|why| StartError::Rebuild { group, why })?;
+        }
+        // Always: an earlier start may have ended right here.
+        let applied = machine::applied::<E::Cfg, _>(&tables.read())?;
+        if let Some(id) = applied {
+            GroupLog::<E::Cfg, _>::new(log.clone()).follow_leader_of(&id).await?;
+        }
+        Ok(())
+    }
+
+    /// The member begins, and has what comes in from now on.
+    pub async fn begin(
+        self,
+        config: MemberConfig,
+        storage: BTreeMap<GroupId, GroupStorage<E>>,
+    ) -> io::Result<Arc<Member<E>>> {
+        let member = Member::start_over(config, storage, self.calls, self.door.host.clone()).await?;
+        self.door.member.get_or_init(|| Arc::downgrade(&member));
+        Ok(member)
+    }
+}
