@@ -339,6 +339,7 @@ fn c10_compares_replicas_where_they_are_equally_far() {
     two(7, "aa").passes("C10");
     two(7, "bb").fails("C10", "group 1 at log index 7: node 1 has state aa and node 2 has bb");
     two(6, "bb").fails("C10", "at the end node 2 has applied 6 and node 1 has applied 7");
+    state(two(6, "bb").see(Observation::Left { node: 2 }), 3, 7, "aa").passes("C10");
     state(story(), 1, 7, "aa").cannot_tell("C10", "no two replicas");
 }
 

@@ -42,6 +42,8 @@ fn check(facts: &Facts) -> Outcome {
             });
         }
     }
+    // Nobody sends the rest to one that belongs no more.
+    last.retain(|(_, node), _| facts.left.iter().all(|(_, left)| left != node));
     let mut groups: BTreeMap<u64, Vec<&Replica>> = BTreeMap::new();
     last.into_values().for_each(|replica| groups.entry(replica.group).or_default().push(replica));
     for (group, replicas) in &groups {

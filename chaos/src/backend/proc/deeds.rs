@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::nodes::{Due, Nodes, State, send};
+use super::nodes::{Due, Nodes, State};
 use super::strike::Striker;
 use super::victims::Victims;
 use super::{files, membership, shim, starve};
@@ -193,7 +193,7 @@ impl Striker {
     ) -> anyhow::Result<()> {
         for held in held {
             match held {
-                Held::Slowed(slowed) => drop(slowed),
+                Held::Slowed(slowed) => slowed.end().await,
                 // One that is gone has no limits.
                 Held::Files(pid, limit) => drop(starve::limit_files(pid, &limit).await),
             }
@@ -209,12 +209,6 @@ impl Striker {
         for id in ids {
             match (kind.name(), nodes.state(*id)) {
                 ("drain", _) => membership::resume(&self.run, *id).await,
-                ("cpu", State::Runs) => {
-                    // It may stand still in the middle of a period; one that is gone meanwhile needs no waking.
-                    if let Some(pid) = nodes.pid(*id) {
-                        let _ = send(pid, "CONT").await;
-                    }
-                }
                 ("cpu", _) => {}
                 ("pause", State::Stopped) => nodes.resume(*id).await?,
                 (_, State::Gone) if !self.is_kept_down(*id) => {

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use tokio::process::Command;
-use tokio::task::AbortHandle;
-use tokio::time::sleep;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::nodes::send;
 use crate::backend::live::Run;
@@ -18,18 +19,25 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// It runs for so long at least, or nothing of it would.
 const LEAST: Duration = Duration::from_millis(2);
 
-/// It runs only for this share of the time until it is dropped. Whoever drops it wakes the node.
-pub(super) struct Slowed(AbortHandle);
+/// It runs only for this share of the time, until this is ended or dropped.
+pub(super) struct Slowed {
+    over: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
 
-impl Drop for Slowed {
-    fn drop(&mut self) {
-        self.0.abort();
+impl Slowed {
+    /// Lets it run as it likes again. Waits for the signal that is on its way: one that came later would stop it for good.
+    pub(super) async fn end(self) {
+        drop(self.over);
+        // A task that panicked has said so itself.
+        let _ = self.task.await;
     }
 }
 
 /// Has a node, in whatever process it is, run only for a share of the time.
 pub(super) fn slow(run: Arc<Run>, node: u64, share: f64) -> Slowed {
     let runs = PERIOD.mul_f64(share.clamp(0.0, 1.0)).max(LEAST);
+    let (over, mut ends) = oneshot::channel();
     let task = tokio::spawn(async move {
         loop {
             for (signal, lasts) in [("STOP", PERIOD.saturating_sub(runs)), ("CONT", runs)] {
@@ -37,11 +45,16 @@ pub(super) fn slow(run: Arc<Run>, node: u64, share: f64) -> Slowed {
                 if let Some(pid) = run.pid(node) {
                     let _ = send(pid, signal).await;
                 }
-                sleep(lasts).await;
+                if timeout(lasts, &mut ends).await.is_ok() {
+                    if let Some(pid) = run.pid(node) {
+                        let _ = send(pid, "CONT").await;
+                    }
+                    return;
+                }
             }
         }
     });
-    Slowed(task.abort_handle())
+    Slowed { over, task }
 }
 
 /// A process may open no more files than it has open now; how many it was allowed before.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
+use reveille_chaos::history::Observation;
 use reveille_protocol::directory::{Change, Refused};
 use reveille_protocol::id::NodeId;
 use reveille_simulation::node::End;
@@ -85,6 +86,7 @@ impl Striker {
 
     /// A node belongs no more; another one may have its place.
     fn leaves(&mut self, id: u64, next: Option<u64>) {
+        self.run.see(Observation::Left { node: id });
         let mut known = self.run.known();
         if let Some(place) = known.places.iter_mut().find(|place| **place == Some(id)) {
             *place = next;

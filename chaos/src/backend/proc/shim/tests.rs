@@ -84,7 +84,7 @@ about = "everything that a shim does"
 warmup = "0s"
 chaos = "1s"
 heal = "0s"
-drain = "0s"
+drain = "1s"
 [[fault]]
 at = "0s"
 kind = "power"
