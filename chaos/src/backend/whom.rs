@@ -7,6 +7,8 @@ use reveille_links::draw::Draws;
 
 use super::live::Known;
 
+/// Both ends of a way may be drawn as one and the same: then the other is drawn again, so often.
+const ENDS: u32 = 16;
 /// So many terminals are named where a fault hits several.
 const NAMED: usize = 5;
 
@@ -98,6 +100,24 @@ pub(super) fn whom(known: &Known, among: Among<'_>, target: &Target, draw: u64) 
         true => Whom::Nodes(found.into_iter().collect()),
         false => Whom::Terminals(terminals.into_iter().collect()),
     })
+}
+
+/// What goes from these to whomever `to` draws; `None` where nobody is found, or no two are.
+pub(super) fn ways<P: Copy + Ord>(
+    from: &[P],
+    draw: u64,
+    to: impl Fn(u64) -> Option<Vec<P>>,
+) -> Option<BTreeSet<(P, P)>> {
+    let mut draws = Draws::new(draw, "to");
+    for _ in 0..ENDS {
+        let to = to(draws.draw())?;
+        let all = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
+        let ways: BTreeSet<(P, P)> = all.filter(|(from, to)| from != to).collect();
+        if !ways.is_empty() {
+            return Some(ways);
+        }
+    }
+    None
 }
 
 /// Nodes in words.

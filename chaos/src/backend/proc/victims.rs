@@ -3,15 +3,12 @@
 use std::collections::BTreeSet;
 
 use reveille_chaos::scenario::{Kind, MaxDead, Role, Target};
-use reveille_links::draw::Draws;
 
 use super::links::Place;
 use super::nodes::{Nodes, State};
 use super::strike::{Striker, There};
 use crate::backend::whom::{self, Among, Whom, whom};
 
-/// Both ends may be drawn as one and the same: then the other is drawn again, so often.
-const ENDS: u32 = 16;
 /// Whom a fault hits, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Victims {
@@ -69,23 +66,13 @@ impl Striker {
         (from, to): (&Target, &Target),
         draw: u64,
     ) -> Option<Victims> {
-        let mut draws = Draws::new(draw, "to");
-        let places = |victims: Victims| -> Vec<Place> {
-            match victims {
+        let places = |target, draw| {
+            Some(match self.resolve(nodes, number, target, draw)? {
                 Victims::Nodes(ids) => ids.into_iter().map(Place::Node).collect(),
                 _ => vec![Place::Terminals],
-            }
+            })
         };
-        let from = places(self.resolve(nodes, number, from, draw)?);
-        for _ in 0..ENDS {
-            let to = places(self.resolve(nodes, number, to, draws.draw())?);
-            let all = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
-            let ways: BTreeSet<(Place, Place)> = all.filter(|(from, to)| from != to).collect();
-            if !ways.is_empty() {
-                return Some(Victims::Ways(ways));
-            }
-        }
-        None
+        whom::ways(&places(from, draw)?, draw, |draw| places(to, draw)).map(Victims::Ways)
     }
 
     pub(super) fn resolve(

@@ -3,13 +3,9 @@
 use std::collections::BTreeSet;
 
 use reveille_chaos::scenario::{Kind, MaxDead, Target};
-use reveille_links::draw::Draws;
 
 use super::{By, Due, Striker, There, Victims, by};
-use crate::backend::whom::{Among, Whom, whom};
-
-/// Both ends may be drawn as one and the same: then the other is drawn again, so often.
-const ENDS: u32 = 16;
+use crate::backend::whom::{self, Among, Whom, whom};
 
 impl Striker {
     /// The nodes that count as away for it: in a cluster of one's own all that it touches, in one that is this program's
@@ -52,21 +48,13 @@ impl Striker {
 
     /// What goes between those whom the two ends stand for.
     pub(super) fn ways(&self, due: &Due, from: &Target, to: &Target) -> Option<Victims> {
-        let mut draws = Draws::new(due.draw, "to");
-        let places = |victims: Victims| match victims {
-            Victims::Nodes(ids) => ids,
-            Victims::Terminals(_) | Victims::Ways(_) => Vec::new(),
+        let nodes = |target, draw| {
+            Some(match self.resolve(due.fault, target, draw)? {
+                Victims::Nodes(ids) => ids,
+                Victims::Terminals(_) | Victims::Ways(_) => Vec::new(),
+            })
         };
-        let from = places(self.resolve(due.fault, from, due.draw)?);
-        for _ in 0..ENDS {
-            let to = places(self.resolve(due.fault, to, draws.draw())?);
-            let all = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
-            let ways: BTreeSet<(u64, u64)> = all.filter(|(from, to)| from != to).collect();
-            if !ways.is_empty() {
-                return Some(Victims::Ways(ways));
-            }
-        }
-        None
+        whom::ways(&nodes(from, due.draw)?, due.draw, |draw| nodes(to, draw)).map(Victims::Ways)
     }
 
     pub(super) fn resolve(&self, number: usize, target: &Target, draw: u64) -> Option<Victims> {
