@@ -16,7 +16,12 @@ use std::time::{Duration, Instant};
 use reveille_chaos::facts;
 use serde_json::Value;
 
-const CHAOS: &str = env!("CARGO_BIN_EXE_chaos");
+#[allow(dead_code, reason = "the runs on processes use more of it")]
+#[path = "support/real.rs"]
+mod real;
+
+use real::{CHAOS, reveille};
+
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const SCENARIO: &str = r#"
@@ -86,15 +91,6 @@ xzAfBgNVHSMEGDAWgBQ0FHHwQ83O8UBgzYrkkZK5NH4OxzAPBgNVHRMBAf8EBTAD\n\
 AQH/MAoGCCqGSM49BAMCA0kAMEYCIQDhoLmFbeMv76I+FgOLEZvLjJcqcpPOw5wX\n\
 LgkGQJWmzQIhAO1cCadmRt+aaO4dVLM0wsQKfxkPAfi7xkEJtDZjMbsu\n\
 -----END CERTIFICATE-----\n";
-
-fn reveille() -> Option<PathBuf> {
-    let there = Path::new(CHAOS).with_file_name("reveille");
-    if !there.is_file() {
-        eprintln!("skipped: there is no `reveille` beside {CHAOS}");
-        return None;
-    }
-    Some(there)
-}
 
 /// Three nodes that nobody of `chaos` has started.
 struct Lab {

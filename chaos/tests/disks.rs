@@ -7,16 +7,12 @@
     reason = "a test stops where it is surprised"
 )]
 
-use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
 
-use serde_json::Value;
+#[path = "support/real.rs"]
+mod real;
 
-const CHAOS: &str = env!("CARGO_BIN_EXE_chaos");
-/// One cluster at a time.
-static TURN: Mutex<()> = Mutex::new(());
+use real::{CHAOS, Ran, turn, with_faults};
 
 const SCENARIO: &str = r#"
 name = "disks"
@@ -37,49 +33,22 @@ max_dead = "all"
 cover = { COVER }
 "#;
 
-/// The exit code of a run, what it said, and the lines of its faults. `None` where it cannot be tried.
-fn run(faults: &[&str], more: &[&str]) -> Option<(i32, String, Vec<Value>)> {
-    let there = Path::new(CHAOS).with_file_name("reveille").is_file();
-    let cc = Command::new("cc").arg("--version").output().is_ok_and(|cc| cc.status.success());
-    if !there || !cc {
-        eprintln!("skipped: there is no `reveille` beside {CHAOS}, or no `cc`");
+/// A run with these faults. `None` where it cannot be tried.
+fn run(faults: &[&str], more: &[&str]) -> Option<Ran> {
+    real::reveille()?;
+    if !Command::new("cc").arg("--version").output().is_ok_and(|cc| cc.status.success()) {
+        eprintln!("skipped: there is no `cc`");
         return None;
     }
-    let _turn = TURN.lock().unwrap();
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let (file, out) = (folder.path().join("disks.toml"), folder.path().join("out"));
-    let lines: String =
-        faults.iter().map(|fault| format!("[[fault]]\n{}\n", fault.replace("; ", "\n"))).collect();
-    let kinds = faults.iter().filter_map(|fault| fault.split("kind = \"").nth(1)?.split('"').next());
-    let cover: BTreeSet<String> = kinds.map(|kind| format!("\"fault.{kind}\" = 1")).collect();
-    let cover = cover.into_iter().collect::<Vec<_>>().join(", ");
     // What a lying disk has lost never comes: no use to wait for it as long as for what is only late.
     let drain = if more.is_empty() { "90s" } else { "15s" };
-    let text = SCENARIO.replace("FAULTS", &lines).replace("COVER", &cover).replace("DRAIN", drain);
-    std::fs::write(&file, text).unwrap();
-    let mut run = Command::new(CHAOS);
-    run.arg("run").arg(&file).args(["--seed", "5", "--out"]).arg(&out).args(more);
-    let run = run.output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
-    eprintln!("{said}");
-    let history = std::fs::read_to_string(out.join("history.jsonl")).unwrap_or_default();
-    let lines = history.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    Some((run.status.code().unwrap(), said, lines.filter_map(|line| line.get("fault").cloned()).collect()))
-}
-
-/// It passes, or would on a machine that has less to do.
-fn passes(code: i32, said: &str) {
-    let late = code == 3 && said.contains("the machine stood still");
-    let failed = said.lines().any(|line| line.starts_with("FAIL"));
-    assert!(code == 0 || (late && !failed), "{said}");
-}
-
-/// What a fault of this kind did, as its last line says.
-fn done(faults: &[Value], kind: &str, what: &str) -> u64 {
-    let ended = faults.iter().filter(|fault| fault["kind"] == kind && fault["step"] == "ended");
-    let counts = ended.filter_map(|fault| fault["detail"].as_str()).flat_map(|detail| detail.split(", "));
-    let counts = counts.filter_map(|count| count.split_once(' ')).filter(|(name, _)| *name == what);
-    counts.filter_map(|(_, count)| count.parse::<u64>().ok()).sum()
+    std::fs::write(&file, with_faults(SCENARIO, faults).replace("DRAIN", drain)).unwrap();
+    let run = real::run(&file, &out, more);
+    eprintln!("{}", run.said);
+    Some(run)
 }
 
 /// Power cuts of all nodes, and of one with others well.
@@ -92,14 +61,14 @@ const POWER: [&str; 4] = [
 
 #[test]
 fn what_was_acknowledged_outlives_the_power() {
-    let Some((code, said, faults)) = run(&POWER, &[]) else { return };
-    passes(code, &said);
-    assert!(done(&faults, "power", "unsynced") + done(&faults, "power", "unsynced-names") > 0, "{faults:#?}");
+    let Some(run) = run(&POWER, &[]) else { return };
+    run.passes();
+    assert!(run.done("power", "unsynced") + run.done("power", "unsynced-names") > 0, "{:#?}", run.faults);
 }
 
 #[test]
 fn disks_that_lie_are_found_by_the_power() {
-    let Some((code, said, _)) = run(&POWER, &["--canary", "lying-disk"]) else { return };
+    let Some(Ran { code, said, .. }) = run(&POWER, &["--canary", "lying-disk"]) else { return };
     let found = |checker: &str| said.lines().any(|line| line.starts_with(&format!("FAIL    {checker} ")));
     assert!(code == 1 && (found("C1") || found("C16")), "{said}");
 }
@@ -117,13 +86,13 @@ fn nodes_whose_disks_fail_end_and_come_back_and_clocks_are_not_believed() {
         "at = \"16s\"; kind = \"lose-unsynced\"; target = \"n3\"",
         "at = \"17s\"; kind = \"restart\"; target = \"n3\"",
     ];
-    let Some((code, said, faults)) = run(&faults, &[]) else { return };
-    passes(code, &said);
-    assert!(said.contains("has ended by its disk"), "{said}");
+    let Some(run) = run(&faults, &[]) else { return };
+    run.passes();
+    assert!(run.said.contains("has ended by its disk"), "{}", run.said);
     for (kind, what) in
         [("clock-step", "told"), ("clock-strobe", "told"), ("io-error", "failed"), ("slow-disk", "slowed")]
     {
-        assert!(done(&faults, kind, what) > 0, "{kind}: {faults:#?}");
+        assert!(run.done(kind, what) > 0, "{kind}: {:#?}", run.faults);
     }
 }
 

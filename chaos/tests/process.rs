@@ -10,12 +10,14 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reveille_chaos::facts;
 
-const CHAOS: &str = env!("CARGO_BIN_EXE_chaos");
+#[path = "support/real.rs"]
+mod real;
+
+use real::{CHAOS, Ran, turn, with_faults};
 
 const SCENARIO: &str = r#"
 name = "short"
@@ -78,30 +80,6 @@ FAULTS
 cover = { COVER }
 "#;
 
-/// A scenario with these faults, a line each.
-fn links(faults: &[&str]) -> String {
-    let lines: String =
-        faults.iter().map(|fault| format!("[[fault]]\n{}\n", fault.replace("; ", "\n"))).collect();
-    let kinds = faults.iter().filter_map(|fault| fault.split("kind = \"").nth(1)?.split('"').next());
-    let cover: Vec<String> = kinds.map(|kind| format!("\"fault.{kind}\" = 1")).collect();
-    LINKS.replace("FAULTS", &lines).replace("COVER", &cover.join(", "))
-}
-
-/// One cluster at a time: they take turns.
-static TURN: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn there_is_no_reveille() -> bool {
-    let there = Path::new(CHAOS).with_file_name("reveille").is_file();
-    if !there {
-        eprintln!("skipped: there is no `reveille` beside {CHAOS}");
-    }
-    !there
-}
-
 /// A run that goes on, and the lines that it says.
 fn begun(file: &Path, out: &Path) -> (Child, impl Iterator<Item = String> + use<>) {
     let mut run = Command::new(CHAOS)
@@ -127,20 +105,15 @@ fn nothing_is_left(folder: &Path) -> bool {
 
 #[test]
 fn a_run_leaves_a_history_that_passes_and_nothing_else() {
-    if there_is_no_reveille() {
+    if real::reveille().is_none() {
         return;
     }
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let (file, out) = (folder.path().join("short.toml"), folder.path().join("out"));
     std::fs::write(&file, SCENARIO).unwrap();
-    let run =
-        Command::new(CHAOS).arg("run").arg(&file).args(["--seed", "5", "--out"]).arg(&out).output().unwrap();
-    let said = String::from_utf8_lossy(&run.stdout).into_owned();
-    // On a machine that has too much to do a run may be late, which is no fault of the suite's, nor hidden by it.
-    let late = run.status.code() == Some(3) && said.contains("the machine stood still");
-    let failed = said.lines().any(|line| line.starts_with("FAIL"));
-    assert!(run.status.success() || (late && !failed), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    let run = real::run(&file, &out, &[]);
+    let late = run.passes();
     let history = std::fs::read(out.join("history.jsonl")).unwrap();
     let facts = facts::read(&history[..]).unwrap();
     assert_eq!((facts.cut.as_ref(), facts.begin.seed), (None, 5));
@@ -150,7 +123,7 @@ fn a_run_leaves_a_history_that_passes_and_nothing_else() {
         facts.terminals.iter().all(|terminal| !terminal.reads.is_empty()),
         "each was asked for at the end"
     );
-    assert!(said.contains(&format!("replay: chaos replay {}", out.display())), "{said}");
+    assert!(run.said.contains(&format!("replay: chaos replay {}", out.display())), "{}", run.said);
     let made: serde_json::Value =
         serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap();
     assert_eq!(made["seed"], 5);
@@ -160,51 +133,40 @@ fn a_run_leaves_a_history_that_passes_and_nothing_else() {
     assert!(nothing_is_left(folder.path()));
 }
 
-/// Runs a scenario, which passes, or would on a machine that has less to do; the lines of its faults.
-fn faults_of(scenario: &str) -> Vec<serde_json::Value> {
+/// Runs a scenario, which passes and leaves nothing behind.
+fn passed(scenario: &str) -> Ran {
     let folder = tempfile::tempdir().unwrap();
     let (file, out) = (folder.path().join("links.toml"), folder.path().join("out"));
     std::fs::write(&file, scenario).unwrap();
-    let run =
-        Command::new(CHAOS).arg("run").arg(&file).args(["--seed", "5", "--out"]).arg(&out).output().unwrap();
-    let said = String::from_utf8_lossy(&run.stdout).into_owned();
-    let late = run.status.code() == Some(3) && said.contains("the machine stood still");
-    let failed = said.lines().any(|line| line.starts_with("FAIL"));
-    assert!(run.status.success() || (late && !failed), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    let run = real::run(&file, &out, &[]);
+    run.passes();
     assert!(nothing_is_left(folder.path()));
-    let history = std::fs::read_to_string(out.join("history.jsonl")).unwrap();
-    let lines = history.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    lines.filter_map(|line| line.get("fault").cloned()).collect()
-}
-
-/// How often a fault of this kind had this done, as the history says at its end.
-fn done(faults: &[serde_json::Value], kind: &str, what: &str) -> u64 {
-    let ended = faults.iter().filter(|fault| fault["kind"] == kind && fault["step"] == "ended");
-    let details = ended.filter_map(|fault| fault["detail"].as_str());
-    let counts = details.flat_map(|detail| detail.split(", ").filter_map(|count| count.split_once(' ')));
-    counts.filter(|(name, _)| *name == what).filter_map(|(_, count)| count.parse::<u64>().ok()).sum()
+    run
 }
 
 #[test]
 fn links_between_nodes_and_to_terminals_are_made_worse_and_nothing_is_lost() {
-    if there_is_no_reveille() {
+    if real::reveille().is_none() {
         return;
     }
     let _turn = turn();
-    let faults = faults_of(&links(&[
-        "at = \"1s\"; kind = \"cut\"; from = \"n1\"; to = \"n2+n3\"; for = \"3s\"",
-        "at = \"4s\"; kind = \"cut-one-way\"; from = \"n2\"; to = \"all\"; for = \"2s\"",
-        "at = \"6s\"; kind = \"jam\"; from = \"n3\"; to = \"n1\"; for = \"2s\"",
-        "at = \"8s\"; kind = \"delay\"; from = \"terminals\"; to = \"all\"; by = \"20ms\"; for = \"6s\"",
-        "at = \"8s\"; kind = \"loss\"; from = \"all\"; to = \"all\"; share = 0.05; for = \"4s\"",
-        "at = \"9s\"; kind = \"corrupt\"; from = \"all\"; to = \"all\"; share = 0.5; for = \"2s\"",
-        "at = \"12s\"; kind = \"bandwidth\"; from = \"n2\"; to = \"n3\"; share = 0.01; for = \"2s\"",
-        "at = \"13s\"; kind = \"reset\"; from = \"n2\"; to = \"n3\"",
-        "at = \"13s\"; kind = \"half-open\"; from = \"n1\"; to = \"n3\"",
-        "at = \"10s\"; kind = \"notification-loss\"; target = \"terminals\"; share = 0.5; for = \"4s\"",
-        "at = \"2s\"; kind = \"notification-replay\"; target = \"terminals\"; by = \"3s\"; for = \"4s\"",
-        "at = \"2s\"; kind = \"notification-forged\"; target = \"t1\"; for = \"4s\"",
-    ]));
+    let run = passed(&with_faults(
+        LINKS,
+        &[
+            "at = \"1s\"; kind = \"cut\"; from = \"n1\"; to = \"n2+n3\"; for = \"3s\"",
+            "at = \"4s\"; kind = \"cut-one-way\"; from = \"n2\"; to = \"all\"; for = \"2s\"",
+            "at = \"6s\"; kind = \"jam\"; from = \"n3\"; to = \"n1\"; for = \"2s\"",
+            "at = \"8s\"; kind = \"delay\"; from = \"terminals\"; to = \"all\"; by = \"20ms\"; for = \"6s\"",
+            "at = \"8s\"; kind = \"loss\"; from = \"all\"; to = \"all\"; share = 0.05; for = \"4s\"",
+            "at = \"9s\"; kind = \"corrupt\"; from = \"all\"; to = \"all\"; share = 0.5; for = \"2s\"",
+            "at = \"12s\"; kind = \"bandwidth\"; from = \"n2\"; to = \"n3\"; share = 0.01; for = \"2s\"",
+            "at = \"13s\"; kind = \"reset\"; from = \"n2\"; to = \"n3\"",
+            "at = \"13s\"; kind = \"half-open\"; from = \"n1\"; to = \"n3\"",
+            "at = \"10s\"; kind = \"notification-loss\"; target = \"terminals\"; share = 0.5; for = \"4s\"",
+            "at = \"2s\"; kind = \"notification-replay\"; target = \"terminals\"; by = \"3s\"; for = \"4s\"",
+            "at = \"2s\"; kind = \"notification-forged\"; target = \"t1\"; for = \"4s\"",
+        ],
+    ));
     for (kind, what) in [
         ("cut", "held"),
         ("cut-one-way", "held"),
@@ -214,8 +176,9 @@ fn links_between_nodes_and_to_terminals_are_made_worse_and_nothing_is_lost() {
         ("notification-loss", "lost"),
         ("notification-replay", "replayed"),
     ] {
-        assert!(done(&faults, kind, what) > 0, "{kind}: {faults:#?}");
+        assert!(run.done(kind, what) > 0, "{kind}: {:#?}", run.faults);
     }
+    let faults = run.faults;
     assert_eq!(faults[0]["target"], "link 1 -> 2, 3", "{faults:#?}");
     assert!(
         faults.iter().any(|fault| fault["kind"] == "delay" && fault["detail"] == "by 20ms"),
@@ -227,41 +190,47 @@ fn links_between_nodes_and_to_terminals_are_made_worse_and_nothing_is_lost() {
 /// and a half.
 #[test]
 fn terminals_behind_a_nat_are_reached_through_their_anchors() {
-    if there_is_no_reveille() {
+    if real::reveille().is_none() {
         return;
     }
     let _turn = turn();
-    let faults = faults_of(
-        &links(&[
-            "at = \"1s\"; kind = \"rebind\"; target = \"terminals\"",
-            "at = \"2s\"; kind = \"nat-timeout\"; target = \"t1\"; by = \"1s\"; for = \"10s\"",
-            "at = \"3s\"; kind = \"kill\"; target = \"anchor(t2)\"; for = \"2s\"",
-        ])
+    let run = passed(
+        &with_faults(
+            LINKS,
+            &[
+                "at = \"1s\"; kind = \"rebind\"; target = \"terminals\"",
+                "at = \"2s\"; kind = \"nat-timeout\"; target = \"t1\"; by = \"1s\"; for = \"10s\"",
+                "at = \"3s\"; kind = \"kill\"; target = \"anchor(t2)\"; for = \"2s\"",
+            ],
+        )
         .replace("drain = \"60s\"", "drain = \"150s\""),
     );
-    assert!(done(&faults, "nat-timeout", "mapped") > 0, "{faults:#?}");
+    assert!(run.done("nat-timeout", "mapped") > 0, "{:#?}", run.faults);
 }
 
 #[test]
 fn nodes_lose_their_files_come_and_go_and_starve_and_replicas_are_the_same_at_the_end() {
-    if there_is_no_reveille() {
+    if real::reveille().is_none() {
         return;
     }
     let _turn = turn();
-    let scenario = links(&[
-        "at = \"1s\"; kind = \"bit-flip\"; target = \"n1\"; file = \"tables\"",
-        "at = \"1s\"; kind = \"slow-reader\"; target = \"t1\"; for = \"3s\"",
-        "at = \"1s\"; kind = \"twin\"; target = \"t2\"; for = \"4s\"",
-        "at = \"5s\"; kind = \"wipe\"; target = \"n2\"",
-        "at = \"5s\"; kind = \"retry-storm\"; target = \"publishers\"; for = \"4s\"",
-        "at = \"9s\"; kind = \"replace\"; target = \"n2\"",
-        "at = \"11s\"; kind = \"cpu\"; target = \"n3\"; share = 0.5; for = \"2s\"",
-        "at = \"11s\"; kind = \"few-files\"; target = \"n1\"; for = \"1s\"",
-    ]);
+    let scenario = with_faults(
+        LINKS,
+        &[
+            "at = \"1s\"; kind = \"bit-flip\"; target = \"n1\"; file = \"tables\"",
+            "at = \"1s\"; kind = \"slow-reader\"; target = \"t1\"; for = \"3s\"",
+            "at = \"1s\"; kind = \"twin\"; target = \"t2\"; for = \"4s\"",
+            "at = \"5s\"; kind = \"wipe\"; target = \"n2\"",
+            "at = \"5s\"; kind = \"retry-storm\"; target = \"publishers\"; for = \"4s\"",
+            "at = \"9s\"; kind = \"replace\"; target = \"n2\"",
+            "at = \"11s\"; kind = \"cpu\"; target = \"n3\"; share = 0.5; for = \"2s\"",
+            "at = \"11s\"; kind = \"few-files\"; target = \"n1\"; for = \"1s\"",
+        ],
+    );
     let scenario = scenario
         .replace("\"safety\",", "\"safety\", \"convergence\",")
         .replace("cover = {", "cover = { \"node.refused\" = 1,");
-    let faults = faults_of(&scenario);
+    let faults = passed(&scenario).faults;
     let flipped = faults.iter().filter(|fault| fault["kind"] == "bit-flip" && fault["step"] == "ended");
     assert!(
         flipped.map(|fault| fault["detail"].to_string()).any(|what| what.contains("tables/")),
@@ -271,7 +240,7 @@ fn nodes_lose_their_files_come_and_go_and_starve_and_replicas_are_the_same_at_th
 
 #[test]
 fn an_interrupted_run_is_no_pass_and_leaves_nothing() {
-    if there_is_no_reveille() {
+    if real::reveille().is_none() {
         return;
     }
     let _turn = turn();
@@ -310,7 +279,7 @@ fn signal(signal: &str, pid: &str) {
 
 #[test]
 fn a_machine_that_stood_still_and_a_node_that_ended_by_itself_are_noticed() {
-    if there_is_no_reveille() {
+    if real::reveille().is_none() {
         return;
     }
     let _turn = turn();
