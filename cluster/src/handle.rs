@@ -177,8 +177,21 @@ fn open_tables(folder: &Path, config: StoreConfig) -> Result<(Store, bool), Star
 
 impl ClusterHandle {
     /// Opens the folder, starts links and groups, and waits until this node has its incarnation. Must be called on
-    /// the runtime that shall carry raft.
+    /// the runtime that shall carry raft. One that fails has let the listener go, or soon will.
     pub async fn start(config: ClusterConfig, host: Arc<dyn Host>) -> Result<ClusterHandle, StartError> {
+        let mut links = None;
+        let started = Self::begin(config, host, &mut links).await;
+        if let (Err(_), Some(links)) = (&started, links) {
+            links.shutdown();
+        }
+        started
+    }
+
+    async fn begin(
+        config: ClusterConfig,
+        host: Arc<dyn Host>,
+        started: &mut Option<Links>,
+    ) -> Result<ClusterHandle, StartError> {
         let ClusterConfig { mut member, data, .. } = config;
         let groups = member.groups + 1;
         let owner = Owner { cluster: member.cluster, node: member.node.0 };
@@ -199,7 +212,7 @@ impl ClusterHandle {
             peers: others,
             identity: config.identity,
         };
-        let links = Links::start(links, config.listener, door.clone());
+        let links = started.insert(Links::start(links, config.listener, door.clone())).clone();
         let entrance = door.open(links.clone(), member.boot);
         if !folder.admitted {
             let token = config.join.filter(|_| folder.joined);

@@ -104,14 +104,13 @@ fn identity(cluster: u64) -> Identity {
     Identity::new(NodeId(1), cluster, vec![ca], vec![certificate], &key).unwrap()
 }
 
-async fn start(golden: &'static Golden, data: &Path, boot: u64) -> ClusterHandle {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+fn config(golden: &'static Golden, data: &Path, boot: u64, listener: TcpListener) -> ClusterConfig {
     let at = listener.local_addr().unwrap().to_string();
     let member = MemberConfig {
         node: NodeId(1),
         cluster: golden.cluster,
         groups: 2,
-        nodes: BTreeMap::from([(NodeId(1), at.clone())]),
+        nodes: BTreeMap::from([(NodeId(1), at)]),
         addresses: Node::default(),
         boot,
         start: Start::unaccounted(boot),
@@ -119,8 +118,8 @@ async fn start(golden: &'static Golden, data: &Path, boot: u64) -> ClusterHandle
         beginning: None,
         wall: Arc::new(move || (golden.left + 3600) * 1_000_000),
     };
-    let config = |listener| ClusterConfig {
-        member: member.clone(),
+    ClusterConfig {
+        member,
         data: data.to_owned(),
         create: false,
         join: None,
@@ -129,24 +128,15 @@ async fn start(golden: &'static Golden, data: &Path, boot: u64) -> ClusterHandle
         overlay_bytes: 1 << 20,
         listener,
         identity: identity(golden.cluster),
-    };
+    }
+}
+
+async fn start(golden: &'static Golden, data: &Path, boot: u64) -> ClusterHandle {
     // The tasks of the start before end in their own time.
     let until = tokio::time::Instant::now() + Duration::from_secs(30);
-    let mut listener = Some(listener);
     loop {
-        let listener = match listener.take() {
-            Some(listener) => listener,
-            None => match TcpListener::bind(&at).await {
-                Ok(listener) => listener,
-                Err(error) if tokio::time::Instant::now() < until => {
-                    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse, "{error}");
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    continue;
-                }
-                Err(error) => panic!("{at}: {error}"),
-            },
-        };
-        match ClusterHandle::start(config(listener), Arc::new(Nobody)).await {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        match ClusterHandle::start(config(golden, data, boot, listener), Arc::new(Nobody)).await {
             Ok(cluster) => return cluster,
             Err(error) if error.to_string().contains("in use") && tokio::time::Instant::now() < until => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -209,4 +199,24 @@ async fn is_served_from(golden: &'static Golden) {
         assert_eq!(cluster.directory().roster.records.len(), 1);
         cluster.shutdown().await;
     }
+}
+
+/// Whoever starts again in the same process needs it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_fails_lets_its_port_go() {
+    let golden = GOLDEN.last().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let data = unpack(golden.format, folder.path());
+    let holder = start(golden, &data, 1).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let started = ClusterHandle::start(config(golden, &data, 2, listener), Arc::new(Nobody)).await;
+    let error = started.err().expect("two nodes are on one folder");
+    assert!(error.to_string().contains("in use"), "{error}");
+    let until = tokio::time::Instant::now() + Duration::from_secs(30);
+    while let Err(error) = TcpListener::bind(at).await {
+        assert!(tokio::time::Instant::now() < until, "{at}: {error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    holder.shutdown().await;
 }
