@@ -672,6 +672,27 @@ fn what_a_restart_found_is_sealed() {
     }
 }
 
+/// What was cut off may have been acknowledged, and nothing behind it tells.
+#[test]
+fn a_file_that_was_cut_short_is_refused_wherever_it_ends() {
+    let disk = SimDisk::default();
+    let wal = open(&disk, true).unwrap();
+    let mut model: State = vec![Model::default(); GROUPS as usize];
+    for (number, step) in steps().iter().take(9).enumerate() {
+        act(&wal, &mut model, number, step).unwrap();
+    }
+    drop(wal);
+    for name in segments(&disk) {
+        let made = disk.len(&name).unwrap() as usize;
+        for len in (0..made).step_by(5).chain([made - 1]) {
+            let cut = disk.fork();
+            cut.truncate(&name, len);
+            let opened = open(&cut, false).err();
+            assert!(matches!(opened, Some(WalError::Damaged { .. })), "{len} of {made} bytes: {opened:?}");
+        }
+    }
+}
+
 type Hook = Box<dyn FnOnce() + Send>;
 
 /// A disk that lets something happen right before an operation: what another thread could do there.

@@ -12,7 +12,7 @@ use reveille_protocol::wire::codec;
 
 use super::disk::Disk;
 use super::group::{Index, lock};
-use super::record::{self, HEADER, Kind, RECORD};
+use super::record::{self, FORMAT, HEADER, Header, Kind, RECORD};
 use super::writer::{Action, Op, WalConfig};
 use super::written::Place;
 
@@ -311,7 +311,9 @@ pub(super) fn begin_segment(
             spare
         }
     };
-    disk.write_at(&spare, 0, &record::header(config.owner, number, first_seq))?;
+    let (owner, bytes) = (config.owner, disk.len(&spare)?);
+    let header = Header { format: FORMAT, owner, segment: number, first_seq, bytes };
+    disk.write_at(&spare, 0, &record::header(&header))?;
     disk.sync(&spare)?;
     disk.rename(&spare, &segment_name(number))
 }

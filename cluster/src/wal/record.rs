@@ -3,7 +3,8 @@
 //! Segment file: header, then records back to back, the last of them `End` once the segment is full.
 //!
 //! Header, 56 bytes, little endian: magic `RVWAL001`, format u32, cluster u64, node u64, segment number u64, first
-//! seq u64, zero u64, crc u32 of all before.
+//! seq u64, bytes of the file u64, crc u32 of all before. Files are made at their full length, so that one that is shorter was
+//! cut; those of earlier builds have zero there, and do not say.
 //!
 //! Record: `length u32 | crc u32 | seq u64 | back u32 | group u16 | kind u8 | payload`. The length is the payload's;
 //! the crc (CRC-32C) covers everything after it and the segment's number, so that what an earlier life of a
@@ -97,24 +98,39 @@ impl Record<'_> {
     }
 }
 
+/// What the header of a segment says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Format of the file; another than [`FORMAT`] is to be refused.
+    pub format: u32,
+    /// Whose log it is of.
+    pub owner: Owner,
+    /// Its number.
+    pub segment: u64,
+    /// Number of its first record.
+    pub first_seq: u64,
+    /// Bytes of the file; 0: not said.
+    pub bytes: u64,
+}
+
 /// The header of a segment.
-pub fn header(owner: Owner, segment: u64, first_seq: u64) -> [u8; HEADER] {
+pub fn header(Header { format, owner, segment, first_seq, bytes }: &Header) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     let mut out = &mut header[..];
     out.put_slice(MAGIC);
-    out.put_u32_le(FORMAT);
+    out.put_u32_le(*format);
     out.put_u64_le(owner.cluster);
     out.put_u64_le(owner.node);
-    out.put_u64_le(segment);
-    out.put_u64_le(first_seq);
-    out.put_u64_le(0);
+    out.put_u64_le(*segment);
+    out.put_u64_le(*first_seq);
+    out.put_u64_le(*bytes);
     let crc = crc32c::crc32c(&header[..HEADER - 4]);
     header[HEADER - 4..].copy_from_slice(&crc.to_le_bytes());
     header
 }
 
-/// What a header says: format, owner, segment number, first seq. `None`: it is no header, or damaged.
-pub fn parse_header(bytes: &[u8; HEADER]) -> Option<(u32, Owner, u64, u64)> {
+/// What a header says. `None`: it is no header, or damaged.
+pub fn parse_header(bytes: &[u8; HEADER]) -> Option<Header> {
     let crc = u32::from_le_bytes(*bytes.last_chunk()?);
     if &bytes[..8] != MAGIC || crc32c::crc32c(&bytes[..HEADER - 4]) != crc {
         return None;
@@ -122,7 +138,8 @@ pub fn parse_header(bytes: &[u8; HEADER]) -> Option<(u32, Owner, u64, u64)> {
     let mut rest = &bytes[8..];
     let format = rest.get_u32_le();
     let owner = Owner { cluster: rest.get_u64_le(), node: rest.get_u64_le() };
-    Some((format, owner, rest.get_u64_le(), rest.get_u64_le()))
+    let (segment, first_seq, bytes) = (rest.get_u64_le(), rest.get_u64_le(), rest.get_u64_le());
+    Some(Header { format, owner, segment, first_seq, bytes })
 }
 
 fn checksum(segment: u64, covered: &[u8]) -> u32 {
@@ -188,8 +205,10 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let owner = Owner { cluster: 0x1122334455667788, node: 3 };
-        let bytes = header(owner, 5, 77);
-        assert_eq!(parse_header(&bytes), Some((FORMAT, owner, 5, 77)));
+        // As it was before it told its length.
+        let told = Header { format: FORMAT, owner, segment: 5, first_seq: 77, bytes: 0 };
+        let bytes = header(&told);
+        assert_eq!(parse_header(&bytes), Some(told));
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             hex,

@@ -6,7 +6,7 @@
 //! just the end. A valid record of a *later* batch proves that everything before it had been synced: then what is
 //! missing was acknowledged, and the log is damaged. The seal that the writer adds when it goes idle is such a
 //! later record. What remains is the last batch before a crash within 10 ms of it: damage there looks like a torn
-//! tail.
+//! tail. A file that was cut short is told by its length, which its header has.
 //!
 //! What was read is not yet durable: a process that was killed before its sync leaves its last batch in the system's
 //! cache. So that batch is written again, synced and sealed before anyone hears of it.
@@ -20,7 +20,7 @@ use reveille_protocol::wire::codec;
 use super::disk::Disk;
 use super::engine::{Checkpoint, Engine, begin_segment, segment_name};
 use super::group::Index;
-use super::record::{self, FORMAT, HEADER, Kind, Owner, Record};
+use super::record::{self, FORMAT, HEADER, Header, Kind, Owner, Record};
 use super::writer::WalConfig;
 use super::written::Place;
 
@@ -254,7 +254,7 @@ impl Reader<'_> {
 
     fn header(&self, number: u64, bytes: &[u8]) -> Result<u64, WalError> {
         let header = bytes.first_chunk::<HEADER>().and_then(record::parse_header);
-        let Some((format, owner, segment, first)) = header else {
+        let Some(Header { format, owner, segment, first_seq, bytes: made }) = header else {
             return Err(self.damaged(number, 0, "its header is not valid"));
         };
         if format != FORMAT {
@@ -266,7 +266,10 @@ impl Reader<'_> {
         if segment != number {
             return Err(self.damaged(number, 0, format!("its header is of segment {segment}")));
         }
-        Ok(first)
+        if (bytes.len() as u64) < made {
+            return Err(self.damaged(number, bytes.len(), format!("the file ends here, of {made} bytes")));
+        }
+        Ok(first_seq)
     }
 
     /// Reads the records of a segment.
