@@ -92,6 +92,24 @@ impl<E: Env> Inbound for Door<E> {
     }
 }
 
+/// Tables that lack what their log holds no more.
+pub struct Behind {
+    /// The last entry that they have taken in.
+    applied: Option<u64>,
+    /// The last that the log holds no more.
+    purged: u64,
+}
+
+/// Must this group's tables come from a peer? They were lost, damaged or rolled back.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn behind<E: Env>(GroupStorage { log, tables }: &GroupStorage<E>) -> io::Result<Option<Behind>> {
+    let Some((purged, _)) = log.purged() else { return Ok(None) };
+    let applied = machine::applied::<E::Cfg, _>(&tables.read())?.map(|id| id.index);
+    Ok(applied.is_none_or(|applied| applied < purged).then_some(Behind { applied, purged }))
+}
+
 /// A door that can ask, and through which the member comes.
 pub struct Entrance<E: Env> {
     door: Arc<Door<E>>,
@@ -110,16 +128,15 @@ impl<E: Env> Entrance<E> {
         admission::ask(&self.calls, me, others, START_PATIENCE).await
     }
 
-    /// Tables that are behind what the log still holds are replaced by a peer's: they were lost, damaged or rolled back.
+    /// Replaces tables that are [`behind`] by a peer's.
     pub async fn bring_up(
         &self,
         group: GroupId,
-        GroupStorage { log, tables }: &GroupStorage<E>,
+        of: &GroupStorage<E>,
         peers: impl Fn() -> Vec<NodeId>,
     ) -> Result<(), StartError> {
-        let purged = log.purged().map(|(index, _)| index);
-        let applied = machine::applied::<E::Cfg, _>(&tables.read())?.map(|id| id.index);
-        if let Some(purged) = purged.filter(|purged| applied.is_none_or(|applied| applied < *purged)) {
+        let GroupStorage { log, tables } = of;
+        if let Some(Behind { applied, purged }) = behind(of)? {
             tracing::warn!(
                 group = group.0,
                 ?applied,

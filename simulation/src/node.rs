@@ -109,7 +109,7 @@ fn applied(key: &[u8], value: &[u8]) -> Option<u64> {
 }
 
 /// The same of tables.
-pub(crate) fn applied_of(tables: &impl Table) -> Option<u64> {
+fn applied_of(tables: &impl Table) -> Option<u64> {
     tables.get(&[0]).ok().flatten().and_then(|value| applied(&[0], &value))
 }
 

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
 use reveille_cluster::StartError;
-use reveille_cluster::door::{Door, Entrance};
+use reveille_cluster::door::{self, Door, Entrance};
 use reveille_cluster::env::Transport;
 use reveille_cluster::member::{GroupStorage, Member};
 use reveille_cluster::wal::Pace;
@@ -25,14 +25,6 @@ use crate::world::{Sim, World, lock};
 
 /// What a node's groups stand on.
 type Storage = BTreeMap<GroupId, GroupStorage<Sim>>;
-
-/// Must the node have its tables from another one?
-fn is_behind(GroupStorage { log, tables }: &GroupStorage<Sim>) -> bool {
-    use reveille_cluster::tables::Tables;
-    use reveille_cluster::wal::LogStore;
-    let applied = crate::node::applied_of(&tables.read());
-    log.purged().is_some_and(|(purged, _)| applied.is_none_or(|applied| applied < purged))
-}
 
 impl World {
     /// Its process starts, and goes as far as it gets by itself.
@@ -68,7 +60,10 @@ impl World {
         let entrance = door.clone().open(wire.clone(), config.boot);
         let running =
             Running { member: None, _door: door.clone(), _wal: wal, alive, process: process.clone() };
-        let asks = !lock(&node.state).admitted || storage.values().any(is_behind);
+        let mut asks = !lock(&node.state).admitted;
+        for of in storage.values() {
+            asks |= door::behind(of)?.is_some();
+        }
         if !asks {
             let storage = process.run(enter(&node, &entrance, storage)).await?;
             let member = process.run(entrance.begin(config, storage)).await?;

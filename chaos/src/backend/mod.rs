@@ -11,3 +11,7 @@ mod publish;
 pub(crate) mod sim;
 mod terminals;
 mod whom;
+
+/// A node that is refused is replaced after this, as by somebody who is called and looks, unless a fault does it before; and
+/// at once when faults are taken back.
+const OPERATOR_COMES: std::time::Duration = std::time::Duration::from_secs(20);

@@ -199,6 +199,16 @@ impl Kind {
     pub fn name(self) -> &'static str {
         self.info().name
     }
+
+    /// It is one of the deeds by which an operator changes who belongs to the cluster.
+    pub fn is_membership(self) -> bool {
+        matches!(self.name(), "add-node" | "drain" | "remove" | "replace")
+    }
+
+    /// It is done to the data folder of a node that is down.
+    pub fn is_of_folders(self) -> bool {
+        matches!(self.name(), "wipe" | "bit-flip" | "truncate" | "roll-back")
+    }
 }
 
 impl<'de> Deserialize<'de> for Kind {

@@ -70,13 +70,13 @@ impl Striker {
                         "snapshot" => self.run.order(*id, "/cluster/snapshot").await,
                         "sync-error" => nodes.shim()?.fail_sync(*id)?,
                         _ if shim::does(fault.kind) => {}
-                        _ if files::is_one(fault.kind) => {
+                        _ if fault.kind.is_of_folders() => {
                             nodes.kill(*id).await?;
                             detail = self.change(nodes, fault, *id, draw).await?;
                             nodes.start_node(*id)?;
                         }
                         // Done before it was told: the cluster may have refused it.
-                        _ if membership::is_one(fault.kind) => {}
+                        _ if fault.kind.is_membership() => {}
                         other => bail!("{other} is none of this backend's faults"),
                     }
                 }

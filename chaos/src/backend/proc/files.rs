@@ -6,18 +6,13 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use reveille_chaos::scenario::{FileKind, Kind};
+use reveille_chaos::scenario::FileKind;
 use reveille_links::draw::Draws;
 
 /// The most bytes of a copy of a data folder: a log of full length is a quarter of it.
 const COPY: u64 = 1 << 30;
 /// A bit is turned, and a file cut, before this share of what it holds: its last write may be one that no disk has promised.
 const BEFORE: f64 = 0.75;
-
-/// This kind is one of them.
-pub(super) fn is_one(kind: Kind) -> bool {
-    matches!(kind.name(), "wipe" | "bit-flip" | "truncate" | "roll-back")
-}
 
 /// Everything in a data folder is gone.
 ///

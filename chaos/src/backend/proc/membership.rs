@@ -14,6 +14,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
 use super::nodes::{Node, Nodes, State};
+use crate::backend::OPERATOR_COMES;
 use crate::backend::http::{Request, Server};
 use crate::backend::live::Run;
 
@@ -21,21 +22,12 @@ use crate::backend::live::Run;
 const COMMAND: Duration = Duration::from_secs(30);
 /// An answer to a request.
 const ANSWER: Duration = Duration::from_secs(10);
-/// A node that is refused is replaced after this, as by somebody who is called and looks, unless a fault does it before; and
-/// at once when faults are taken back.
-const CALLED: Duration = Duration::from_secs(20);
-
 /// What the cluster does not take from its operator, he tries again after this.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// This kind changes who belongs to the cluster, or may have its operator do so.
 pub(super) fn may_change(kind: Kind) -> bool {
-    is_one(kind) || super::files::is_one(kind)
-}
-
-/// This kind is one of an operator's deeds here.
-pub(super) fn is_one(kind: Kind) -> bool {
-    matches!(kind.name(), "add-node" | "drain" | "remove" | "replace")
+    kind.is_membership() || kind.is_of_folders()
 }
 
 /// Does it; whether the cluster takes it.
@@ -76,7 +68,7 @@ pub(super) async fn resume(run: &Run, id: u64) {
 /// If a node that has joined cannot be started.
 pub(super) async fn called(run: &Run, nodes: &mut Nodes, at_once: bool) -> anyhow::Result<()> {
     let refused = |node: &&Node| {
-        let late = matches!(node.state, State::Refused(since) if at_once || since.elapsed() > CALLED);
+        let late = matches!(node.state, State::Refused(since) if at_once || since.elapsed() > OPERATOR_COMES);
         late && node.tried.is_none_or(|tried| tried.elapsed() > AGAIN)
             && nodes.places.contains(&Some(node.id))
     };

@@ -18,7 +18,7 @@ use super::deeds::Held;
 use super::links::OnWay;
 use super::nodes::{Nodes, State};
 use super::victims::{Victims, words};
-use super::{ends, files, membership, shim};
+use super::{ends, membership, shim};
 use crate::backend::live::Run;
 use crate::backend::terminals::Order;
 
@@ -214,9 +214,7 @@ impl Striker {
             Victims::Nodes(victims) => victims.as_slice(),
             _ => &[],
         };
-        if membership::is_one(fault.kind)
-            && !membership::strike(&self.run, nodes, fault.kind, of_nodes).await?
-        {
+        if fault.kind.is_membership() && !membership::strike(&self.run, nodes, fault.kind, of_nodes).await? {
             return Ok(false);
         }
         if !of_nodes.is_empty() {
@@ -234,7 +232,7 @@ impl Striker {
             _ => None,
         };
         // What is done to files is known when it is done.
-        let of_files = files::is_one(fault.kind);
+        let of_files = fault.kind.is_of_folders();
         let step = if lasts || of_files { FaultStep::Began } else { FaultStep::Ended };
         let by_shim = shim::does(fault.kind);
         let detail = match on_the_way.is_some() || by_shim {

@@ -9,7 +9,6 @@ use reveille_simulation::ills::Ill;
 use reveille_simulation::node::{End, Tear};
 use reveille_simulation::world::{lock, now};
 
-use super::folders;
 use super::strike::{Striker, There};
 use super::whom::Victims;
 
@@ -84,7 +83,7 @@ impl Striker {
             "disk-full" => node.break_disk(DiskFault::Full),
             "slow-disk" => node.disk.set_slow(there.by_ms() * 1000),
             "cpu" => world.throttle(id, there.share()),
-            kind if folders::is_one(kind) => self.change_folder(there, id).await,
+            "wipe" | "bit-flip" | "truncate" | "roll-back" => self.change_folder(there, id).await,
             "clock-step" => node.ahead.store(there.by_ms() as i64, Ordering::Relaxed),
             "move-leaders" => drop(world.have_leaders_moved(id)),
             "snapshot" => drop(world.have_logs_cut(id)),

@@ -89,8 +89,3 @@ impl Striker {
         (!ids.is_empty()).then_some(Victims::Nodes(ids))
     }
 }
-
-/// The kinds of this module.
-pub(super) fn is_one(kind: &str) -> bool {
-    matches!(kind, "wipe" | "bit-flip" | "truncate" | "roll-back")
-}

@@ -14,17 +14,10 @@ use reveille_simulation::world::now;
 
 use super::strike::Striker;
 use super::whom::Victims;
+use crate::backend::OPERATOR_COMES;
 
 /// The cluster has an answer for its operator within this, or the order is given again later.
 const ANSWER: Duration = Duration::from_secs(3);
-/// A node that was refused is replaced after this, in microseconds, as by somebody who is called and looks, unless a fault
-/// does it before; and at once when faults are taken back.
-const CALLED: u64 = 20_000_000;
-
-/// The kinds that are orders of an operator.
-pub(super) fn is_one(kind: &str) -> bool {
-    matches!(kind, "add-node" | "drain" | "remove" | "replace")
-}
 
 async fn answered<T>(order: impl Future<Output = Result<T, Refused>> + Send) -> Option<T> {
     SimRuntime::timeout(ANSWER, Box::pin(order)).await.ok()?.ok()
@@ -64,7 +57,10 @@ impl Striker {
     pub(super) async fn replace_lost(&mut self, at_once: bool) {
         let lost: Vec<u64> = self.lost.keys().copied().collect();
         for id in lost {
-            let late = self.lost.get(&id).is_some_and(|since| at_once || now() - since > CALLED);
+            let late = self
+                .lost
+                .get(&id)
+                .is_some_and(|since| at_once || now() - since > OPERATOR_COMES.as_micros() as u64);
             if late && self.run.nodes().contains(&id) && self.join(Some(id)).await {
                 self.run.say(&format!("the operator has replaced node {id}"));
                 self.run.cover("node.replaced");

@@ -14,7 +14,6 @@ use reveille_protocol::id::NodeId;
 use reveille_simulation::world::{now, pause};
 
 use super::folders::Kept;
-use super::members;
 use super::run::{Run, micros};
 use super::whom::{self, Victims};
 
@@ -172,7 +171,7 @@ impl Striker {
             }
             self.hit.insert(number, ids.clone());
         }
-        if members::is_one(fault.kind.name()) && !self.order(fault.kind.name(), &victims).await {
+        if fault.kind.is_membership() && !self.order(fault.kind.name(), &victims).await {
             return false;
         }
         self.next += 1;
