@@ -80,6 +80,10 @@ impl<E: Env> Inbound for Door<E> {
         }
     }
 
+    fn panicked(&self, why: String) {
+        self.host.failed(why);
+    }
+
     fn turned_away(&self, peer: NodeId, why: TurnedAway) {
         let why = match why {
             TurnedAway::NotMember => was_removed(self.me),

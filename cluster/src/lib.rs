@@ -11,6 +11,7 @@ pub mod clock;
 pub mod door;
 pub mod env;
 mod folder;
+mod guard;
 mod handle;
 pub mod host;
 pub mod link;

@@ -32,6 +32,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::{Clocks, WallClock};
 use crate::env::Env;
+use crate::guard;
 use crate::host::Host;
 use crate::propose::{GroupRaft, Proposer};
 use crate::pull::Views;
@@ -235,7 +236,8 @@ impl<E: Env> Member<E> {
             let storage = storage
                 .remove(&group)
                 .ok_or_else(|| io::Error::other(format!("no storage was given for group {group}")))?;
-            let network = Network { group, calls: calls.clone(), streams: streams.clone() };
+            let (calls, streams, host) = (calls.clone(), streams.clone(), shared.host.clone());
+            let network = Network { group, calls, streams, host };
             groups.insert(group, start_group(group, &config, &shared, storage, network).await?);
         }
         let member = Arc::new(Member {
@@ -256,12 +258,17 @@ impl<E: Env> Member<E> {
             meta.shard.publish_directory();
         }
         member.mind_nodes();
-        let _detached = E::Cfg::spawn(follow_directory(Arc::downgrade(&member), directory_changes));
-        let _detached = E::Cfg::spawn(follow_misses(Arc::downgrade(&member), misses));
-        let _detached = E::Cfg::spawn(upkeep::run(Arc::downgrade(&member)));
-        let _detached = E::Cfg::spawn(steward::run(Arc::downgrade(&member)));
-        let _detached = E::Cfg::spawn(tether::mind_quorum(Arc::downgrade(&member)));
-        let _detached = E::Cfg::spawn(elsewhere::mind_leaders(Arc::downgrade(&member)));
+        let (host, weak) = (&member.shared.host, || Arc::downgrade(&member));
+        guard::spawn::<E>(
+            host.clone(),
+            "what follows the directory",
+            follow_directory(weak(), directory_changes),
+        );
+        guard::spawn::<E>(host.clone(), "what follows lost sessions", follow_misses(weak(), misses));
+        guard::spawn::<E>(host.clone(), "the upkeep", upkeep::run(weak()));
+        guard::spawn::<E>(host.clone(), "the steward", steward::run(weak()));
+        guard::spawn::<E>(host.clone(), "what minds the quorum", tether::mind_quorum(weak()));
+        guard::spawn::<E>(host.clone(), "what minds torn links", elsewhere::mind_leaders(weak()));
         Ok(member)
     }
 
@@ -353,6 +360,12 @@ impl<E: Env> Member<E> {
 
     /// A notification that this node sent is over: the leader that ordered it is told.
     pub fn notified(self: &Arc<Self>, order: &NotifyOrder, notified: Notified) {
+        guard::within(&*self.shared.host, "the end of a notification", || {
+            self.take_notified(order, notified)
+        });
+    }
+
+    fn take_notified(self: &Arc<Self>, order: &NotifyOrder, notified: Notified) {
         // One that this node ordered itself and leads no more says nothing to the next leader, which begins anew.
         if self.leads(order.group) || matches!(order.reachability, Reachability::Pinned { .. }) {
             let NotifyOrder { group, terminal, epoch, .. } = *order;
@@ -391,9 +404,10 @@ async fn start_group<E: Env>(
         let shard = Arc::downgrade(&shard);
         move || shard.upgrade().map(|shard| shard.group_time()).unwrap_or_default()
     };
-    let proposer = Proposer::start::<E>(raft.clone(), Arc::new(stamp));
+    let proposer = Proposer::start::<E>(shared.host.clone(), raft.clone(), Arc::new(stamp));
     shard.set_proposer(proposer.clone());
-    let _detached = E::Cfg::spawn(follow_leadership::<E>(raft.clone(), Arc::downgrade(&shard)));
+    let leadership = follow_leadership::<E>(raft.clone(), Arc::downgrade(&shard));
+    guard::spawn::<E>(shared.host.clone(), "what follows a group's leader", leadership);
     Ok(Group { raft, shard, proposer, log: storage.log })
 }
 

@@ -13,7 +13,6 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use openraft::Raft;
 use openraft::errors::{ClientWriteError, RaftError};
-use openraft::type_config::TypeConfigExt;
 use reveille_protocol::id::NodeId;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::{Command, Reply};
@@ -26,6 +25,8 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::env::Env;
+use crate::guard;
+use crate::host::Host;
 use crate::raft::machine::Machine;
 use crate::raft::types::Batch;
 
@@ -67,12 +68,13 @@ pub(crate) struct Proposer {
 impl Proposer {
     /// Starts a group's proposer; it ends with the last handle. `stamp` gives the group's time.
     pub(crate) fn start<E: Env>(
+        host: Arc<dyn Host>,
         raft: GroupRaft<E>,
         stamp: Arc<dyn Fn() -> GroupTime + Send + Sync>,
     ) -> Proposer {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let stopping = Arc::new(AtomicBool::new(false));
-        let _detached = E::Cfg::spawn(run::<E>(raft, stamp, waiting, stopping.clone()));
+        guard::spawn::<E>(host, "a group's proposer", run::<E>(raft, stamp, waiting, stopping.clone()));
         Proposer { queue, stopping }
     }
 
@@ -182,7 +184,8 @@ fn weight(command: &Command) -> usize {
 }
 
 async fn write<E: Env>(raft: GroupRaft<E>, entry: Entry, answers: Vec<oneshot::Sender<Outcome>>) {
-    let outcome = match raft.client_write(Batch::new(entry)).await {
+    let written = raft.client_write(Batch::new(entry)).await;
+    let outcome = match written {
         Ok(response) => {
             for (answer, reply) in answers.into_iter().zip(response.data.0) {
                 // Whoever asked may have given up; the command stands all the same.

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use futures::channel::oneshot;
-use openraft::type_config::TypeConfigExt;
 use reveille_protocol::directory::{self, Directory};
 use reveille_protocol::dispatch::{Dispatch, Event, Facts};
 use reveille_protocol::id::*;
@@ -26,6 +25,7 @@ use tokio::sync::mpsc;
 use self::waiters::Waiters;
 use crate::clock::{Clocks, GroupClock};
 use crate::env::Env;
+use crate::guard;
 use crate::host::{Host, Notified};
 use crate::propose::Proposer;
 use crate::query::{self, Answer, MessageView, Query};
@@ -115,7 +115,8 @@ impl<E: Env> Shard<E> {
             expiring: AtomicBool::new(false),
             broken: Mutex::new(None),
         });
-        let _detached = E::Cfg::spawn(tasks::timers(Arc::downgrade(&shard), woken));
+        let host = shard.shared.host.clone();
+        guard::spawn::<E>(host, "a shard's timers", tasks::timers(Arc::downgrade(&shard), woken));
         shard
     }
 
@@ -202,10 +203,15 @@ impl<E: Env> Shard<E> {
         }
     }
 
+    /// Begins a task of the shard's own.
+    fn begin(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        guard::spawn::<E>(self.shared.host.clone(), what, task);
+    }
+
     fn lead(self: &Arc<Self>, state: &mut State, term: u64) {
         state.dispatch.handle(self.now(), Event::Lead { term });
         self.pace(state);
-        let _detached = E::Cfg::spawn(tasks::rebuild(self.clone(), term));
+        self.begin("what waits for a new leader", tasks::rebuild(self.clone(), term));
     }
 
     /// Tells the dispatcher its share of this node's notifications, which changes as other shards come and go.
@@ -227,7 +233,7 @@ impl<E: Env> Shard<E> {
         }
         let Some(leads) = state.dispatch.term() else { return };
         if applied.effects.iter().any(|effect| matches!(effect, Effect::Restored)) {
-            let _detached = E::Cfg::spawn(tasks::rebuild(self.clone(), leads));
+            self.begin("what waits after a restore", tasks::rebuild(self.clone(), leads));
         }
         let mut touched: BTreeMap<TerminalId, Option<Urgency>> = BTreeMap::new();
         for effect in &applied.effects {

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use reveille_protocol::id::NodeId;
 use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +25,7 @@ use super::limits::{CONNECT, HANDSHAKE, PATIENCE, REDIAL, SILENCE};
 use super::metrics::{Refusal, Refused, Told};
 use super::{Inbound, Lane, SendError, TurnedAway};
 use crate::env::Transport;
+use crate::guard;
 
 /// What links must know.
 #[derive(Clone)]
@@ -103,7 +106,7 @@ impl Shared {
         let others: Vec<NodeId> = peers.addresses.keys().copied().collect();
         for (peer, lane) in others.into_iter().flat_map(|peer| Lane::ALL.map(|lane| (peer, lane))) {
             if peers.dialling.insert((peer, lane)) {
-                tokio::spawn(until_stopped(self.stop.subscribe(), dial(self.clone(), peer, lane)));
+                tokio::spawn(until_stopped(self.clone(), dial(self.clone(), peer, lane)));
             }
         }
         let connections = self.connections.read().unwrap_or_else(PoisonError::into_inner);
@@ -129,7 +132,7 @@ impl Links {
             changing: Mutex::new(()),
             stop: watch::Sender::new(false),
         });
-        tokio::spawn(until_stopped(shared.stop.subscribe(), accept(shared.clone(), listener)));
+        tokio::spawn(until_stopped(shared.clone(), accept(shared.clone(), listener)));
         let known = peers.keys().copied().max().unwrap_or_default().max(shared.config.node);
         shared.set_peers(peers, known);
         Links(shared)
@@ -194,9 +197,14 @@ impl Transport for Links {
     }
 }
 
-async fn until_stopped(mut stop: watch::Receiver<bool>, work: impl Future<Output = ()>) {
+async fn until_stopped(shared: Arc<Shared>, work: impl Future<Output = ()>) {
+    let mut stop = shared.stop.subscribe();
     tokio::select! {
-        () = work => {}
+        done = AssertUnwindSafe(work).catch_unwind() => {
+            if let Err(panic) = done {
+                shared.inbound.panicked(format!("a link panicked: {}", guard::said(panic)));
+            }
+        }
         // An error says that the links are gone, which is a stop as well.
         _ = stop.wait_for(|stop| *stop) => {}
     }
@@ -220,8 +228,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
             continue;
         };
         let (shared, told) = (shared.clone(), told.clone());
-        let stop = shared.stop.subscribe();
-        tokio::spawn(until_stopped(stop, async move {
+        tokio::spawn(until_stopped(shared.clone(), async move {
             let greeted = tokio::time::timeout(HANDSHAKE, greet(&shared, stream)).await;
             drop(handshake);
             match greeted.unwrap_or(Err(Refusal::Slow.into())) {

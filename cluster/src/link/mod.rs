@@ -78,4 +78,6 @@ pub trait Inbound: Send + Sync + 'static {
     fn down(&self, peer: NodeId, lane: Lane);
     /// A peer says for the whole cluster that this node is not let in any more, and why.
     fn turned_away(&self, _peer: NodeId, _why: TurnedAway) {}
+    /// What makes or takes links has panicked: without it this node would be linked less and less.
+    fn panicked(&self, _why: String) {}
 }

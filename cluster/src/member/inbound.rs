@@ -21,6 +21,7 @@ use serde::Serialize;
 use super::{Group, Member};
 use crate::admission::Admit;
 use crate::env::{Env, Transport};
+use crate::guard;
 use crate::host::Taken;
 use crate::link::Lane;
 use crate::propose::Outcome;
@@ -75,6 +76,10 @@ impl<E: Env> Default for Streams<E> {
 impl<E: Env> Member<E> {
     /// A frame came in. Never blocks: what takes time gets a task.
     pub fn received(self: &Arc<Self>, from: NodeId, lane: Lane, frame: Bytes) {
+        guard::within(&*self.shared.host, "what a peer sent", || self.take(from, lane, frame));
+    }
+
+    fn take(self: &Arc<Self>, from: NodeId, lane: Lane, frame: Bytes) {
         self.heard_of(from);
         match Frame::decode(frame) {
             Some(Frame::Response { id, body }) => self.shared.calls.answered(from, id, body),
@@ -112,7 +117,7 @@ impl<E: Env> Member<E> {
         body: impl Future<Output = Option<Bytes>> + Send + 'static,
     ) {
         let member = self.clone();
-        let _detached = E::Cfg::spawn(async move {
+        guard::spawn::<E>(self.shared.host.clone(), "an answer to a peer", async move {
             if let Some(body) = body.await {
                 // Lost with the link: the caller learns of the break by itself.
                 let response = Frame::Response { id, body }.encode();
@@ -129,6 +134,10 @@ impl<E: Env> Member<E> {
     /// A link is there: what the peer's wall clock says must be known before its vote counts, and what it was to do as an
     /// anchor it is told again.
     pub fn link_up(&self, peer: NodeId, lane: Lane) {
+        guard::within(&*self.shared.host, "a new link", || self.linked(peer, lane));
+    }
+
+    fn linked(&self, peer: NodeId, lane: Lane) {
         if lane == Lane::Data {
             for Group { shard, .. } in self.groups.values() {
                 shard.linked(peer);
@@ -143,6 +152,10 @@ impl<E: Env> Member<E> {
 
     /// A link broke.
     pub fn link_down(&self, peer: NodeId, lane: Lane) {
+        guard::within(&*self.shared.host, "the end of a link", || self.unlinked(peer, lane));
+    }
+
+    fn unlinked(&self, peer: NodeId, lane: Lane) {
         self.shared.calls.broken(peer, lane);
         if lane == Lane::Control {
             self.peer_lost(peer);
@@ -174,7 +187,7 @@ impl<E: Env> Member<E> {
                 let refused = requests.try_send(request).is_err();
                 streams.appends.insert((from, group), (stream, requests));
                 let (member, answering) = (self.clone(), streams.answering.clone());
-                let _detached = E::Cfg::spawn(async move {
+                guard::spawn::<E>(self.shared.host.clone(), "a stream of appends", async move {
                     let _answering = answering;
                     let mut answers = std::pin::pin!(raft.stream_append(incoming));
                     while let Some(Ok(answer)) = answers.next().await {
@@ -392,6 +405,10 @@ impl<E: Env> Member<E> {
 
     /// Sends a session's report to the leader of its group.
     pub fn report(self: &Arc<Self>, report: Report) {
+        guard::within(&*self.shared.host, "a session's report", || self.pass_on(report));
+    }
+
+    fn pass_on(self: &Arc<Self>, report: Report) {
         let Some(group) = self.groups.get(&report.group) else { return };
         match self.whereabouts(report.group, 0) {
             Some(leader) if leader == self.config.node => group.shard.reported(leader, report),

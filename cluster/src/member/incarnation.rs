@@ -12,6 +12,7 @@ use reveille_protocol::service_list::{Command, Refusal, Reply};
 
 use super::{Member, START_PATIENCE, Unavailable};
 use crate::env::Env;
+use crate::guard;
 
 const META: GroupId = GroupId::META;
 /// Silence after which a node's sessions are fenced. Much longer than an election, so that a pause which raft
@@ -86,7 +87,8 @@ impl<E: Env> Member<E> {
                 Change::Return { node, boot, before, store, addresses }
             }
         };
-        match self.propose(META, Command::Directory(Box::new(start)), PROPOSAL).await? {
+        let granted = self.propose(META, Command::Directory(Box::new(start)), PROPOSAL).await?;
+        match granted {
             Reply::Directory(Outcome::Started(incarnation)) => {
                 // The leader has applied it; this node decides by its own copy, and must not use an older one.
                 let known = |directory: &Directory| {
@@ -130,12 +132,16 @@ impl<E: Env> Member<E> {
             return tracing::warn!(%error, "the account of starts cannot be kept; trying again");
         }
         let member = self.clone();
-        let _detached = E::Cfg::spawn(async move {
-            if let Err(error) = member.take_incarnation().await {
-                // Tried again in a second.
-                tracing::warn!(%error, "the cluster could not be told of the data folder");
-            }
-        });
+        guard::spawn::<E>(
+            self.shared.host.clone(),
+            "what the cluster is told of the data folder",
+            async move {
+                if let Err(error) = member.take_incarnation().await {
+                    // Tried again in a second.
+                    tracing::warn!(%error, "the cluster could not be told of the data folder");
+                }
+            },
+        );
     }
 
     /// After a change of the directory: a node that reads its own Down mark ends its sessions and begins anew.
@@ -169,7 +175,7 @@ impl<E: Env> Member<E> {
         tracing::warn!(incarnation = mine.0, "{why}; its sessions end and it begins anew");
         self.shared.host.fenced();
         let member = Arc::downgrade(self);
-        let _detached = E::Cfg::spawn(async move {
+        guard::spawn::<E>(self.shared.host.clone(), "a new incarnation", async move {
             while let Some(member) = member.upgrade() {
                 match member.join().await {
                     Ok(_) => return,

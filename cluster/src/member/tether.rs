@@ -20,6 +20,7 @@ use reveille_protocol::id::*;
 
 use super::{Group, Member, incarnation};
 use crate::env::{Env, Transport};
+use crate::guard;
 use crate::propose::GroupRaft;
 
 /// The first survivor asks this long after the break, so that the others have seen it, too; each further one this much
@@ -57,7 +58,8 @@ impl<E: Env> Member<E> {
             if let Some(rank) = rank.filter(|_| metrics.current_leader == Some(peer.0)) {
                 tracing::info!(group = group.0, leader = peer.0, "the link to the leader broke; electing");
                 let spread = u64::from(group.0) * 7 + self.config.node.0 * 13;
-                let _detached = E::Cfg::spawn(elect::<E>(raft.clone(), peer, rank as u32, spread));
+                let election = elect::<E>(raft.clone(), peer, rank as u32, spread);
+                guard::spawn::<E>(self.shared.host.clone(), "an election", election);
             }
         }
     }

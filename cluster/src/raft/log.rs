@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::types::Cfg;
+use crate::guard;
 pub use crate::wal::LogStore;
 
 /// Bytes that a reader takes from the log at once: what one append to a peer carries.
@@ -96,7 +97,8 @@ impl<C: Cfg, L: LogStore> RaftLogReader<C> for GroupLog<C, L> {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<EntryOf<C>>> {
-        let entries = self.entries(start, end, READ_BYTES).await?;
+        let entries = self.entries(start, end, READ_BYTES);
+        let entries = guard::caught("what reads entries for a follower", entries).await?;
         // What was purged under a replication that is being stopped leaves a hole before the rest. openraft sends
         // what it gets as following what it sent before; of nothing it makes a heartbeat.
         let follows = entries.first().is_none_or(|first| first.log_id().index == start);

@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::types::{Batch, Cfg, Replies};
+use crate::guard;
 use crate::tables::{Installer, Tables};
 
 /// Keys of this adapter in the group's tables; below `key::FIRST_TAG`.
@@ -97,17 +98,8 @@ impl<C: Cfg, T: Tables> Machine<C, T> {
         let table = self.tables.read();
         Ok((read(&table, APPLIED)?, read(&table, MEMBERSHIP)?.unwrap_or_default()))
     }
-}
 
-impl<C: Cfg, T: Tables> RaftStateMachine<C> for Machine<C, T> {
-    type SnapshotData = SnapshotData<T>;
-    type SnapshotBuilder = Self;
-
-    async fn applied_state(&mut self) -> io::Result<(Option<LogIdOf<C>>, StoredMembershipOf<C>)> {
-        self.state()
-    }
-
-    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    async fn take<S>(&mut self, mut entries: S) -> io::Result<()>
     where
         S: Stream<Item = io::Result<EntryResponder<C>>> + Unpin + OptionalSend,
     {
@@ -143,6 +135,45 @@ impl<C: Cfg, T: Tables> RaftStateMachine<C> for Machine<C, T> {
         Ok(())
     }
 
+    async fn install(&mut self, snapshot: SnapshotData<T>) -> io::Result<()> {
+        // The applied log id and the membership are keys of the tables: they came with the rest.
+        match snapshot {
+            SnapshotData::Staged(installer) => {
+                installer.finish().await.map_err(broken)?;
+            }
+            SnapshotData::View(_) => {
+                return Err(io::Error::other("a snapshot of our own tables cannot be installed on them"));
+            }
+        }
+        self.observer.replaced();
+        Ok(())
+    }
+
+    async fn view(&mut self) -> io::Result<SnapshotOf<C, SnapshotData<T>>> {
+        let view = self.tables.snapshot().await.map_err(broken)?;
+        let meta = SnapshotMetaOf::<C> {
+            last_log_id: read(&view, APPLIED)?,
+            last_membership: read(&view, MEMBERSHIP)?.unwrap_or_default(),
+        };
+        Ok(SnapshotOf::<C, _> { meta, snapshot: SnapshotData::View(view) })
+    }
+}
+
+impl<C: Cfg, T: Tables> RaftStateMachine<C> for Machine<C, T> {
+    type SnapshotData = SnapshotData<T>;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogIdOf<C>>, StoredMembershipOf<C>)> {
+        self.state()
+    }
+
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<C>>> + Unpin + OptionalSend,
+    {
+        guard::caught("what applies entries", self.take(entries)).await
+    }
+
     async fn get_snapshot_builder(&mut self) -> Self {
         Machine {
             group: self.group,
@@ -157,15 +188,7 @@ impl<C: Cfg, T: Tables> RaftStateMachine<C> for Machine<C, T> {
         _meta: &SnapshotMetaOf<C>,
         snapshot: SnapshotData<T>,
     ) -> io::Result<()> {
-        // The applied log id and the membership are keys of the tables: they came with the rest.
-        match snapshot {
-            SnapshotData::Staged(installer) => installer.finish().await.map_err(broken)?,
-            SnapshotData::View(_) => {
-                return Err(io::Error::other("a snapshot of our own tables cannot be installed on them"));
-            }
-        }
-        self.observer.replaced();
-        Ok(())
+        guard::caught("what installs a snapshot", self.install(snapshot)).await
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<SnapshotOf<C, SnapshotData<T>>>> {
@@ -181,11 +204,6 @@ impl<C: Cfg, T: Tables> RaftSnapshotBuilder<C> for Machine<C, T> {
 
     /// Durable when it returns: openraft purges the log up to it.
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<C, SnapshotData<T>>> {
-        let view = self.tables.snapshot().await.map_err(broken)?;
-        let meta = SnapshotMetaOf::<C> {
-            last_log_id: read(&view, APPLIED)?,
-            last_membership: read(&view, MEMBERSHIP)?.unwrap_or_default(),
-        };
-        Ok(SnapshotOf::<C, _> { meta, snapshot: SnapshotData::View(view) })
+        guard::caught("what makes a snapshot", self.view()).await
     }
 }

@@ -34,6 +34,8 @@ use serde::{Deserialize, Serialize};
 use super::machine::SnapshotData;
 use super::types::Cfg;
 use crate::env::{Env, Transport};
+use crate::guard;
+use crate::host::Host;
 use crate::link::Lane;
 use crate::rpc::{CallError, Calls, Frame, Method};
 use crate::tables::Snapshot as _;
@@ -104,6 +106,8 @@ pub(crate) struct Network<E: Env> {
     pub(crate) group: GroupId,
     pub(crate) calls: Arc<Calls<E>>,
     pub(crate) streams: Arc<dyn AppendStreams>,
+    /// Ends the node if something here panics: it does so on raft's tasks, of which none is missed.
+    pub(crate) host: Arc<dyn Host>,
 }
 
 /// One group's way to one peer.
@@ -112,6 +116,7 @@ pub(crate) struct Client<E: Env> {
     target: NodeId,
     calls: Arc<Calls<E>>,
     streams: Arc<dyn AppendStreams>,
+    host: Arc<dyn Host>,
     /// Sends heartbeats only: one at a time and on the control lane. As a stream each would take the place of the stream of
     /// entries at the peer, which would then take the entries before and after it out of their order.
     heartbeats: bool,
@@ -130,6 +135,7 @@ impl<E: Env> RaftNetworkFactory<E::Cfg> for Network<E> {
             target: NodeId(target),
             calls: self.calls.clone(),
             streams: self.streams.clone(),
+            host: self.host.clone(),
             heartbeats: false,
         }
     }
@@ -285,7 +291,13 @@ impl<E: Env> RaftNetworkV2<E::Cfg> for Client<E> {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<E::Cfg>, StreamingError<E::Cfg>> {
-        let send = self.send_snapshot(vote, snapshot);
+        let send = async {
+            let sent =
+                guard::run(&*self.host, "what sends a snapshot", self.send_snapshot(vote, snapshot)).await;
+            sent.unwrap_or_else(|| {
+                Err(StreamingError::Network(NetworkError::new(&AnyError::error("it panicked"))))
+            })
+        };
         match E::Cfg::select2(cancel, send).await {
             openraft::async_runtime::Select2::First(closed) => Err(StreamingError::Closed(closed)),
             openraft::async_runtime::Select2::Second(answer) => answer,
@@ -304,6 +316,8 @@ impl<E: Env> RaftNetworkV2<E::Cfg> for Client<E> {
         None
     }
 }
+
+type Streamed<E> = Result<StreamAppendResult<<E as Env>::Cfg>, RPCError<<E as Env>::Cfg>>;
 
 /// One stream of appends to a peer: requests go out as they come, answers come back in their order.
 struct Pipeline<'s, E: Env, S> {
@@ -367,10 +381,20 @@ impl<E: Env, S> Stream for Pipeline<'_, E, S>
 where
     S: Stream<Item = AppendEntriesRequest<E::Cfg>> + Unpin,
 {
-    type Item = Result<StreamAppendResult<E::Cfg>, RPCError<E::Cfg>>;
+    type Item = Streamed<E>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
+        let host = self.client.host.clone();
+        guard::within(&*host, "what sends entries", || self.poll(context)).unwrap_or(Poll::Ready(None))
+    }
+}
+
+impl<E: Env, S> Pipeline<'_, E, S>
+where
+    S: Stream<Item = AppendEntriesRequest<E::Cfg>> + Unpin,
+{
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Streamed<E>>> {
+        let this = self;
         if this.ended {
             return Poll::Ready(None);
         }

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use openraft::type_config::TypeConfigExt;
 use reveille_protocol::dispatch::{Command, Event, HandOffOrder};
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
@@ -63,8 +62,10 @@ impl<E: Env> Shard<E> {
                     if let Some(proposer) = self.proposer() {
                         let detach = service_list::Detach { terminal, stream, epoch, ack: None };
                         let detach = service_list::Command::Detach(detach);
-                        // Whatever becomes of it, the row tells: its next look comes with the silence timer.
-                        let _detached = E::Cfg::spawn(async move { proposer.propose(detach).await });
+                        self.begin("the end of a session", async move {
+                            // Whatever becomes of it, the row tells: its next look comes with the silence timer.
+                            let _ = proposer.propose(detach).await;
+                        });
                     }
                     continue;
                 }

@@ -101,9 +101,10 @@ pub(super) async fn timers<E: Env>(shard: std::sync::Weak<Shard<E>>, mut woken: 
             looked = shard.now();
             // Beside this: an entry takes its time, and the dispatcher's timers must not wait for it.
             if !shard.expiring.swap(true, Ordering::Relaxed) {
-                let _detached = E::Cfg::spawn(async move {
-                    expire(&shard).await;
-                    shard.expiring.store(false, Ordering::Relaxed);
+                let mine = shard.clone();
+                shard.begin("what ends by time", async move {
+                    expire(&mine).await;
+                    mine.expiring.store(false, Ordering::Relaxed);
                 });
             }
         }

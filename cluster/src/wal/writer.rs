@@ -1,6 +1,7 @@
 //! The face of the log, and who drives its engine: a thread of its own in production, the caller in simulation.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use super::record::Owner;
 use super::recovery::{self, WalError};
 use super::store::Held;
 use super::written::{Place, Written};
+use crate::guard;
 
 /// Bytes that may wait for the writer; appenders wait beyond that. A few batches: more would only add delay.
 const QUEUE_BYTES: usize = 16 << 20;
@@ -303,12 +305,18 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
+/// A writer that panicked writes nothing more; without this everyone would wait for it for ever.
+fn caught(commit: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let done = catch_unwind(AssertUnwindSafe(commit));
+    done.unwrap_or_else(|panic| Err(io::Error::other(format!("its writer panicked: {}", guard::said(panic)))))
+}
+
 /// Carries operations out and tells everyone; the first failure is the last thing that happens to the log.
 pub(super) fn finish(inner: &Inner, ops: Vec<Op>, commit: impl FnOnce(&[Op]) -> io::Result<()>) {
     let failed = inner.queue().failed.clone();
     let result = match failed {
         Some(failed) => Err(failed),
-        None => commit(&ops).map_err(|error| {
+        None => caught(|| commit(&ops)).map_err(|error| {
             let failed = format!("{}: {error}; {}", inner.disk.location(), advice(&error));
             tracing::error!(%failed, "writing the log failed; nothing more is written");
             inner.queue().failed = Some(failed.clone());
