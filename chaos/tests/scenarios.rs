@@ -188,6 +188,32 @@ fn what_is_wrong_is_said_with_its_line_and_what_may_be_meant() {
         let said = wrong(&with(fault));
         assert!(said.contains(says), "{fault}\nsaid: {said}\nnot: {says}");
     }
+    let cases = [
+        (
+            "point = \"apply.befor\"\naction = \"kill\"",
+            "no fail point \"apply.befor\"; did you mean \"apply.before\"?",
+        ),
+        ("action = \"kill\"", "fail-point: it needs `point`"),
+        ("point = \"apply.before\"", "fail-point: it needs `action`"),
+        ("point = \"apply.before\"\naction = \"panick\"", "no value \"panick\"; did you mean \"panic\"?"),
+        (
+            "point = \"lead.before\"\naction = \"error\"",
+            "lead.before: no `error` there, only kill, panic, sleep",
+        ),
+        ("point = \"apply.before\"\naction = \"sleep\"", "fail-point: a sleep needs `by`"),
+        ("point = \"apply.before\"\naction = \"kill\"\nby = \"1s\"", "fail-point: only a sleep takes `by`"),
+        ("point = \"apply.before\"\naction = \"kill\"\nhits = 0", "fail-point: hits: from 1 to"),
+    ];
+    for (fault, says) in cases {
+        let said = wrong(&with(&format!("at = \"1s\"\nkind = \"fail-point\"\ntarget = \"leader\"\n{fault}")));
+        assert!(said.contains(says), "{fault}\nsaid: {said}\nnot: {says}");
+    }
+    let cases =
+        [("at = \"1s\"\nkind = \"kill\"\ntarget = \"n1\"\nhits = 2", "x.toml:8: kill: it takes no `hits`")];
+    for (fault, says) in cases {
+        let said = wrong(&with(fault));
+        assert!(said.contains(says), "{fault}\nsaid: {said}\nnot: {says}");
+    }
     let said = wrong(&HEAD.replace("[phases]", "[pahses]"));
     assert!(said.contains("x.toml:3: there is no key \"pahses\"; did you mean \"phases\"?"), "{said}");
     let said = wrong(&HEAD.replace("[phases]", "claims = [\"no-acked-los\"]\n[phases]"));
@@ -265,7 +291,8 @@ fn the_schema_names_every_key() {
     }
     let fault = &schema["$defs"]["Fault"];
     for key in [
-        "at", "every", "when", "kind", "target", "for", "share", "by", "file", "point", "from", "to", "times",
+        "at", "every", "when", "kind", "target", "for", "share", "by", "file", "point", "action", "hits",
+        "from", "to", "times",
     ] {
         assert!(keys(fault).contains(&key.to_owned()), "{key}");
     }

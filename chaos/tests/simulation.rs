@@ -198,4 +198,21 @@ fn a_build_without_the_feature_has_no_bugs_to_plant() {
     let ran = Command::new(CHAOS).args(by).output().unwrap();
     assert_eq!(ran.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&ran.stderr).contains("no bugs to plant"));
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("point.toml"), folder.path().join("out"));
+    std::fs::write(
+        &file,
+        "name = \"point\"\nabout = \"a fail point\"\n[phases]\nwarmup = \"1s\"\nchaos = \"5s\"\nheal = \"1s\"\n\
+         drain = \"5s\"\n[[fault]]\nat = \"1s\"\nkind = \"fail-point\"\ntarget = \"leader\"\n\
+         point = \"apply.before\"\naction = \"kill\"\n",
+    )
+    .unwrap();
+    let by = ["run", file.to_str().unwrap(), "--backend", "sim", "--out", out.to_str().unwrap()];
+    let ran = Command::new(CHAOS).args(by).output().unwrap();
+    assert_eq!(ran.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&ran.stderr).contains("no fail points"));
+    assert!(!out.exists());
+    let ran = Command::new(CHAOS).arg("fail-points").output().unwrap();
+    assert_eq!(ran.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&ran.stderr).contains("no fail points"));
 }

@@ -4,11 +4,12 @@
 
 use std::any::Any;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use futures::FutureExt;
 use openraft::type_config::TypeConfigExt;
+use reveille_protocol::fail_point;
 
 use crate::env::Env;
 use crate::host::Host;
@@ -52,8 +53,11 @@ fn end_node(host: &dyn Host, what: &str, panic: Box<dyn Any + Send>) {
     ));
 }
 
-/// What a panic said.
+/// What a panic said. The end of a node at a fail point is none, and goes on.
 pub(crate) fn said(panic: Box<dyn Any + Send>) -> String {
+    if fail_point::is_kill(&*panic) {
+        resume_unwind(panic);
+    }
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
 }

@@ -10,6 +10,7 @@ pub mod backup;
 pub mod clock;
 pub mod door;
 pub mod env;
+mod fail;
 mod folder;
 mod guard;
 mod handle;

@@ -25,6 +25,7 @@ use openraft::impls::BasicNode;
 use openraft::type_config::TypeConfigExt;
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
 use reveille_protocol::directory::{Directory, Node, Roster};
+use reveille_protocol::fail_point::Point;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::Reachability;
 use reveille_protocol::wire::peer::{Notified, NotifyOrder, Report, Reported};
@@ -32,7 +33,6 @@ use tokio::sync::mpsc;
 
 use crate::clock::{Clocks, WallClock};
 use crate::env::Env;
-use crate::guard;
 use crate::host::Host;
 use crate::propose::{GroupRaft, Proposer};
 use crate::pull::Views;
@@ -41,6 +41,7 @@ use crate::raft::machine::Machine;
 use crate::raft::network::{AppendStreams, Appended, Network};
 use crate::rpc::Calls;
 use crate::shard::{Shard, Shared};
+use crate::{fail, guard};
 
 pub use self::incarnation::JoinError;
 pub use self::limits::FIRST;
@@ -415,6 +416,7 @@ async fn start_group<E: Env>(
 async fn follow_leadership<E: Env>(raft: GroupRaft<E>, shard: std::sync::Weak<Shard<E>>) {
     let mut metrics = raft.server_metrics();
     loop {
+        fail::at::<E::Cfg>(Point::Lead).await;
         let now = metrics.borrow_watched().clone();
         let Some(shard) = shard.upgrade() else { return };
         shard.leadership((now.state == ServerState::Leader).then_some(now.vote.leader_id.term));
@@ -442,6 +444,7 @@ async fn follow_misses<E: Env>(member: std::sync::Weak<Member<E>>, mut misses: m
 async fn follow_directory<E: Env>(member: std::sync::Weak<Member<E>>, mut changes: mpsc::Receiver<()>) {
     let mut known: BTreeMap<NodeId, Incarnation> = BTreeMap::new();
     while changes.recv().await.is_some() {
+        fail::at::<E::Cfg>(Point::Directory).await;
         let Some(member) = member.upgrade() else { return };
         member.mind_nodes();
         member.tell_folder();

@@ -13,6 +13,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use openraft::Raft;
 use openraft::errors::{ClientWriteError, RaftError};
+use reveille_protocol::fail_point::Point;
 use reveille_protocol::id::NodeId;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::{Command, Reply};
@@ -25,10 +26,10 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::env::Env;
-use crate::guard;
 use crate::host::Host;
 use crate::raft::machine::Machine;
 use crate::raft::types::Batch;
+use crate::{fail, guard};
 
 /// Commands that may wait for their entry; more are refused at once, so that a publisher learns of overload
 /// before it has waited.
@@ -184,7 +185,9 @@ fn weight(command: &Command) -> usize {
 }
 
 async fn write<E: Env>(raft: GroupRaft<E>, entry: Entry, answers: Vec<oneshot::Sender<Outcome>>) {
+    fail::at::<E::Cfg>(Point::Propose).await;
     let written = raft.client_write(Batch::new(entry)).await;
+    fail::at::<E::Cfg>(Point::Proposed).await;
     let outcome = match written {
         Ok(response) => {
             for (answer, reply) in answers.into_iter().zip(response.data.0) {

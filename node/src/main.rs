@@ -22,7 +22,7 @@ use reveille_protocol::canary;
 
 const _: () = assert!(
     !canary::PLANTABLE,
-    "`reveille` is not to be built with bugs that can be planted: the feature `canary` is for `chaos` alone"
+    "`reveille` is not to be built with bugs that can be planted and fail points: the feature `canary` is for `chaos` alone"
 );
 
 /// A publish is some hundred small allocations on one thread, freed on another: glibc's allocator took a sixth of

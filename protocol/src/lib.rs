@@ -16,6 +16,7 @@ pub mod canary;
 pub mod destination;
 pub mod directory;
 pub mod dispatch;
+pub mod fail_point;
 pub mod hash;
 pub mod id;
 pub mod limits;

@@ -15,6 +15,7 @@
 pub mod ask;
 pub mod commands;
 pub mod dice;
+pub mod fail_points;
 pub mod faults;
 pub mod folder;
 pub mod history;

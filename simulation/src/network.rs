@@ -167,7 +167,16 @@ impl World {
             network.door(to)
         };
         if let Some(door) = door {
-            door.frame(from, lane, frame);
+            self.at_door(to, || door.frame(from, lane, frame));
+        }
+    }
+
+    /// Something comes to a node: a task of its process takes it in.
+    fn at_door(&self, node: NodeId, work: impl FnOnce()) {
+        match self.process(node) {
+            Some(process) => process.does(work),
+            // It is only starting.
+            None => work(),
         }
     }
 
@@ -212,7 +221,7 @@ impl World {
         }
         let door = lock(&self.network).door(node);
         if let Some(door) = door {
-            Lane::ALL.into_iter().for_each(|lane| door.down(peer, lane));
+            self.at_door(node, || Lane::ALL.into_iter().for_each(|lane| door.down(peer, lane)));
         }
     }
 
@@ -262,7 +271,7 @@ impl World {
         for (node, peer, door) in doors {
             let Some(door) = door else { continue };
             self.notice(node, peer);
-            Lane::ALL.into_iter().for_each(|lane| door.up(peer, lane));
+            self.at_door(node, || Lane::ALL.into_iter().for_each(|lane| door.up(peer, lane)));
         }
     }
 
@@ -344,10 +353,10 @@ impl World {
                 Some(_) if self.is_paused(to) => self.later(to, move |world| {
                     let door = lock(&world.network).door(to);
                     if let Some(door) = door {
-                        door.frame(from, lane, frame);
+                        world.at_door(to, || door.frame(from, lane, frame));
                     }
                 }),
-                Some(door) => door.frame(from, lane, frame),
+                Some(door) => self.at_door(to, || door.frame(from, lane, frame)),
                 None => {}
             }
         }

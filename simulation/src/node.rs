@@ -70,6 +70,8 @@ pub(crate) struct State {
     pub(crate) failed: Option<String>,
     /// A fault of its disk was ordered in this life: it may say that it fails.
     pub(crate) may_fail: bool,
+    /// A task of it panicked in this life, because that was to be: it must say that it ends.
+    pub(crate) panicked: bool,
     /// Something was done to its folder: it may find that it has lost what it had promised.
     pub(crate) damaged: bool,
     /// It has, as it said: only another one can take its place.

@@ -5,7 +5,9 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -13,6 +15,7 @@ use std::time::Duration;
 use openraft::OptionalSend;
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
+use reveille_protocol::fail_point::is_kill;
 use reveille_protocol::id::NodeId;
 
 use crate::world::lock;
@@ -28,11 +31,13 @@ pub struct Process {
     pub node: NodeId,
     /// It stands still, and these of its tasks would have run.
     still: Mutex<Option<Vec<Waker>>>,
+    /// It has ended, and the world is about to see to it.
+    over: AtomicBool,
 }
 
 impl Process {
     pub fn new(node: NodeId) -> Arc<Process> {
-        Arc::new(Process { node, still: Mutex::default() })
+        Arc::new(Process { node, still: Mutex::default(), over: AtomicBool::new(false) })
     }
 
     /// From now on none of its tasks runs.
@@ -46,6 +51,12 @@ impl Process {
         missed.into_iter().flatten().for_each(Waker::wake);
     }
 
+    /// It has ended: nothing of it runs until the world has taken everything from it that it could do something to.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+        self.pause();
+    }
+
     pub fn is_paused(&self) -> bool {
         lock(&self.still).is_some()
     }
@@ -53,6 +64,19 @@ impl Process {
     /// A future that belongs to it, and whatever it spawns does.
     pub fn run<F: Future>(self: &Arc<Process>, future: F) -> Belongs<F> {
         Belongs { to: Some(self.clone()), future: Box::pin(future) }
+    }
+
+    /// Does something at once that a task of it does: what comes in from a link or a session. Nothing more of it happens if
+    /// the node ends there.
+    pub fn does(self: &Arc<Process>, work: impl FnOnce()) {
+        if self.over.load(Ordering::Relaxed) {
+            return;
+        }
+        let _turn = Turn(RUNS.replace(Some(self.clone())));
+        match catch_unwind(AssertUnwindSafe(work)) {
+            Err(panic) if !is_kill(&*panic) => resume_unwind(panic),
+            Ok(()) | Err(_) => {}
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What happens in the world, for whoever watches it from outside: the chaos suite writes a history of it. Judges nothing.
 
+use reveille_protocol::fail_point::{Action, Point};
 use reveille_protocol::id::*;
 use reveille_protocol::wire::session::Push;
 
@@ -32,6 +33,10 @@ pub enum Seen {
     Snapshot { from: NodeId, to: NodeId },
     /// A node says that it has lost what it had promised, after something was done to its folder.
     Lost { node: NodeId, why: String },
+    /// A node came to a fail point, and this happened there.
+    FailPoint { node: NodeId, point: Point, action: Action },
+    /// A node in which a task panicked at a fail point says that it must end.
+    Panicked { node: NodeId },
     /// A node ended by itself, and nothing was done to it that explains it.
     Fell { node: NodeId, why: String },
 }

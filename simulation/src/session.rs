@@ -192,8 +192,8 @@ impl World {
             }
             Command::PathBroken => self.saw("pushes found at a check-in"),
             Command::Report(report) => {
-                if let Some(member) = self.node(node).member() {
-                    member.report(report);
+                if let Some((member, process)) = self.node(node).member().zip(self.process(node)) {
+                    process.does(|| member.report(report));
                 }
             }
             Command::Online(_) => self.saw("sessions"),

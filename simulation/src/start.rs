@@ -15,6 +15,7 @@ use reveille_cluster::env::Transport;
 use reveille_cluster::member::{GroupStorage, Member};
 use reveille_cluster::wal::Pace;
 use reveille_protocol::directory::Refused;
+use reveille_protocol::fail_point::{Point, delay};
 use reveille_protocol::id::*;
 
 use crate::network::Wire;
@@ -43,7 +44,7 @@ impl World {
             let mut state = lock(&node.state);
             assert!(state.running.is_none(), "n{id} runs already");
             state.lives += 1;
-            (state.failed, state.may_fail) = (None, false);
+            (state.failed, state.may_fail, state.panicked) = (None, false, false);
             state.lives
         };
         self.say(format!("n{id} starts, life {life}"));
@@ -113,7 +114,7 @@ impl World {
         process.run(member.initialise()).await?;
         let (world, member) = (self.clone(), member.clone());
         let node = self.node(id);
-        let _detached = SimRuntime::spawn(process.run(async move {
+        let joining = SimRuntime::spawn(process.run(async move {
             let joined = member.join().await;
             match joined {
                 _ if !world.is_life(id, life) => {}
@@ -127,6 +128,15 @@ impl World {
                 Err(error) => world.failed(id, error.to_string()),
             }
         }));
+        let world = self.clone();
+        let _detached = SimRuntime::spawn(async move {
+            // It is what a node's main thread waits for.
+            if let Err(panic) = joining.await
+                && world.is_life(id, life)
+            {
+                world.failed(id, panic.to_string());
+            }
+        });
         Ok(())
     }
 
@@ -194,7 +204,11 @@ impl World {
             if lost {
                 state.lost = Some(why.clone());
             }
+            let panicked = std::mem::take(&mut state.panicked);
             drop(state);
+            if panicked {
+                self.tell(Seen::Panicked { node: id });
+            }
             match (lost, expected) {
                 (true, _) => self.tell(Seen::Lost { node: id, why }),
                 (false, true) => {}
@@ -225,7 +239,8 @@ async fn enter(node: &SimNode, entrance: &Entrance<Sim>, storage: Storage) -> Re
 fn pace(node: &SimNode, process: &Arc<Process>) -> Pace {
     let (disk, process) = (node.disk.clone(), Arc::downgrade(process));
     Box::new(move |work| {
-        let slow = Duration::from_micros(disk.slow());
+        // A writer has no task that could wait: what it waits for at a point is its disk.
+        let slow = Duration::from_micros(disk.slow()) + delay(Point::LogSync);
         let Some(process) = process.upgrade().filter(|_| !slow.is_zero()) else { return Some(work) };
         let _detached = SimRuntime::spawn(process.run(async move {
             SimRuntime::sleep(slow).await;

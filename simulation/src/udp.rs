@@ -160,8 +160,9 @@ impl World {
         if notified == Notified::Answered {
             self.saw("notifications");
         }
-        if let Some(member) = self.node(node).member().filter(|_| self.is_life(node, life)) {
-            member.notified(order, notified);
+        let member = self.node(node).member().filter(|_| self.is_life(node, life));
+        if let Some((member, process)) = member.zip(self.process(node)) {
+            process.does(|| member.notified(order, notified));
         }
     }
 

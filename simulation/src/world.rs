@@ -18,6 +18,7 @@ use reveille_protocol::time::Instant;
 use tokio::sync::Notify;
 
 use crate::dice::Dice;
+use crate::fail_points::Armed;
 use crate::faults::Order;
 use crate::history::History;
 use crate::ills::Ills;
@@ -126,6 +127,8 @@ pub struct World {
     /// What terminals that do not read will find.
     pub(crate) unread: Mutex<BTreeMap<usize, Vec<Happening>>>,
     pub watch: Mutex<Option<Watch>>,
+    /// What happens at fail points.
+    pub(crate) armed: Mutex<Vec<Armed>>,
     /// Which log entry stored a push first: group and index.
     pub positions: Mutex<BTreeMap<(TerminalId, Seq), (GroupId, u64)>>,
 }
@@ -161,6 +164,7 @@ impl World {
             backlog: Mutex::default(),
             unread: Mutex::default(),
             watch: Mutex::default(),
+            armed: Mutex::default(),
             positions: Mutex::default(),
         })
     }

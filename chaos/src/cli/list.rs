@@ -3,7 +3,8 @@
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use reveille_chaos::check::{CHECKERS, Verdict};
-use reveille_chaos::scenario::{self, KINDS, Kind, ROLES, When, Work, shipped};
+use reveille_chaos::scenario::{self, Act, KINDS, Kind, ROLES, When, Work, shipped};
+use reveille_protocol::fail_point::Point;
 
 use super::output;
 use crate::backend::{attach, compose, proc, sim};
@@ -25,6 +26,7 @@ enum What {
     Events,
     Workloads,
     Checkers,
+    Points,
 }
 
 impl ListArgs {
@@ -64,7 +66,7 @@ fn list(what: What) -> anyhow::Result<()> {
         }
         What::Faults => KINDS.iter().for_each(|kind| {
             let hooked = Kind::find(kind.name).is_some_and(attach::does);
-            let sim = sim::KINDS.contains(&kind.name);
+            let sim = sim::does(kind.name);
             // Containers have every hook there is.
             let does = [("proc", kind.proc), ("sim", sim), ("compose", hooked), ("attach", hooked)];
             line(kind.name, &format!("{}{}", kind.about, marks(&does)));
@@ -75,6 +77,11 @@ fn list(what: What) -> anyhow::Result<()> {
         What::Checkers => CHECKERS
             .iter()
             .for_each(|checker| line(&format!("{} {}", checker.id, checker.name), checker.definition)),
+        What::Points => Point::ALL.iter().for_each(|point| {
+            let acts: Vec<&str> =
+                Act::ALL.iter().filter(|act| act.fits(*point)).map(|act| act.name()).collect();
+            line(point.name(), &format!("{}: {}", point.about(), acts.join(", ")));
+        }),
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ mod attach;
 mod canary;
 mod check;
 mod doctor;
+mod fail_points;
 mod list;
 pub(crate) mod live;
 mod made;
@@ -55,6 +56,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Plant bugs in the simulation, and see that each is found.
     Canary(canary::CanaryArgs),
+    /// Have everything happen once that can happen at a fail point, in the simulation, and judge each run.
+    FailPoints(fail_points::FailPointsArgs),
     /// Run a grid of faults and workloads, and say as one number how well the cluster does under them.
     Score(score::ScoreArgs),
     /// Show what a scenario does, by a seed, without starting anything.
@@ -77,6 +80,7 @@ pub fn run() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Report(report) => report.run(),
         Command::Canary(canary) => canary.run(),
+        Command::FailPoints(fail_points) => fail_points.run(),
         Command::Score(score) => score.run(),
         Command::Plan(plan) => plan.run(),
         Command::List(list) => list.run(),

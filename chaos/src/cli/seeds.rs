@@ -58,7 +58,7 @@ pub(super) fn one(
     write(&ran, out)
 }
 
-fn write(ran: &Ran, out: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn write(ran: &Ran, out: &Path) -> anyhow::Result<PathBuf> {
     let path = out.join("history.jsonl");
     std::fs::write(&path, &ran.history).with_context(|| path.display().to_string())?;
     Ok(path)
@@ -177,7 +177,7 @@ fn told(kind: &str, waits: &[Waits]) -> String {
 }
 
 /// Of a run that did not pass: what each checker found first.
-fn said(judgement: &Judgement) -> String {
+pub(super) fn said(judgement: &Judgement) -> String {
     let mut said = String::new();
     for judged in &judgement.judged {
         if judged.outcome.verdict == Verdict::Pass

@@ -29,7 +29,7 @@ pub enum Takes {
     By,
     /// `file`: which of a node's files: `log`, `tables`.
     File,
-    /// `point`: a fail point's name.
+    /// `point` and `action`, and if they are wanted `share` and `hits`.
     Point,
 }
 
@@ -177,7 +177,7 @@ pub static KINDS: &[KindInfo] = &[
     proc(kind("reconnect", "all sessions end, and all terminals come at once", Clients, Nothing, No)),
     proc(kind("retry-storm", "publishers ask again at once, without a pause", Clients, Nothing, Yes)),
     // Code.
-    kind("fail-point", "what is built in at `point` happens", Nodes, Point, Yes),
+    disables(kind("fail-point", "at `point` it ends, panics, fails or waits: `action`", Nodes, Point, Yes)),
 ];
 
 /// A kind, by its place in [`KINDS`].

@@ -228,11 +228,16 @@ impl Checks<'_> {
 
 /// What a kind takes is there, and nothing else is.
 fn takes(kind: &KindInfo, fault: &Fault, say: &mut impl FnMut(String)) {
+    if kind.takes == Takes::Point {
+        return at_a_point(fault, say);
+    }
     let all = [
         (Takes::Share, "share", fault.share.is_some()),
         (Takes::By, "by", fault.by.is_some()),
         (Takes::File, "file", fault.file.is_some()),
         (Takes::Point, "point", fault.point.is_some()),
+        (Takes::Point, "action", fault.action.is_some()),
+        (Takes::Point, "hits", fault.hits.is_some()),
     ];
     for (takes, key, there) in all {
         match (kind.takes == takes, there) {
@@ -240,6 +245,29 @@ fn takes(kind: &KindInfo, fault: &Fault, say: &mut impl FnMut(String)) {
             (false, true) => say(format!("it takes no `{key}`")),
             _ => {}
         }
+    }
+}
+
+/// What is to happen at a fail point can happen there.
+fn at_a_point(fault: &Fault, say: &mut impl FnMut(String)) {
+    let missing = [("point", fault.point.is_none()), ("action", fault.action.is_none())];
+    missing.iter().filter(|(_, missing)| *missing).for_each(|(key, _)| say(format!("it needs `{key}`")));
+    if let (Some(At(point)), Some(act)) = (fault.point, fault.action)
+        && !act.fits(point)
+    {
+        let fit: Vec<&str> = Act::ALL.iter().filter(|act| act.fits(point)).map(|act| act.name()).collect();
+        say(format!("{}: no `{}` there, only {}", point.name(), act.name(), fit.join(", ")));
+    }
+    match (fault.action == Some(Act::Sleep), fault.by) {
+        (true, None) => say("a sleep needs `by`".to_owned()),
+        (false, Some(_)) => say("only a sleep takes `by`".to_owned()),
+        _ => {}
+    }
+    if fault.hits.is_some_and(|hits| hits == 0 || hits > TIMES) {
+        say(format!("hits: from 1 to {TIMES}"));
+    }
+    if fault.file.is_some() {
+        say("it takes no `file`".to_owned());
     }
 }
 

@@ -12,6 +12,7 @@ pub mod write;
 
 use std::collections::BTreeMap;
 
+use reveille_protocol::fail_point::Point;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -19,7 +20,7 @@ use toml::Spanned;
 pub use self::kind::{KINDS, Kind, KindInfo};
 pub use self::load::{LoadError, load};
 pub use self::target::{ROLES, Role, Target, Which};
-pub use self::value::{Share, Size, Time, When};
+pub use self::value::{At, Share, Size, Time, When};
 pub use self::write::write;
 
 /// A scenario.
@@ -202,9 +203,53 @@ pub struct Fault {
     /// Of which files.
     #[serde(default)]
     pub file: Option<FileKind>,
-    /// At which fail point.
+    /// At which fail point: see `chaos list points`.
     #[serde(default)]
-    pub point: Option<String>,
+    pub point: Option<At>,
+    /// What happens there.
+    #[serde(default)]
+    pub action: Option<Act>,
+    /// How often it happens at most, at whomever it hits together. Missing: once.
+    #[serde(default)]
+    pub hits: Option<u64>,
+}
+
+/// What happens at a fail point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Act {
+    /// The node ends there, as by kill -9.
+    Kill,
+    /// The task panics there; its node must end by it.
+    Panic,
+    /// The step fails.
+    Error,
+    /// The step takes so much longer: `by`.
+    Sleep,
+}
+
+impl Act {
+    /// All of them.
+    pub const ALL: [Act; 4] = [Act::Kill, Act::Panic, Act::Error, Act::Sleep];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Act::Kill => "kill",
+            Act::Panic => "panic",
+            Act::Error => "error",
+            Act::Sleep => "sleep",
+        }
+    }
+
+    /// Can this happen there?
+    pub fn fits(self, point: Point) -> bool {
+        match self {
+            Act::Kill | Act::Panic => true,
+            Act::Error => point.fails(),
+            Act::Sleep => point.waits(),
+        }
+    }
 }
 
 /// A kind of a node's files.

@@ -1,9 +1,12 @@
 //! Values of a scenario as they are written: times, sizes, shares, triggers. Each refuses what it cannot mean, so that
 //! the reader of a scenario names the line.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
+use reveille_protocol::fail_point::Point;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::near;
@@ -143,5 +146,43 @@ impl<'de> Deserialize<'de> for When {
 impl Serialize for When {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
         out.serialize_str(self.name())
+    }
+}
+
+/// A fail point, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At(pub Point);
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.name())
+    }
+}
+
+fn points() -> Vec<&'static str> {
+    Point::ALL.iter().map(|point| point.name()).collect()
+}
+
+impl<'de> Deserialize<'de> for At {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<At, D::Error> {
+        let text = String::deserialize(input)?;
+        let found = Point::find(&text).map(At);
+        found.ok_or_else(|| de::Error::custom(near::unknown("fail point", &text, &points())))
+    }
+}
+
+impl Serialize for At {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(self.0.name())
+    }
+}
+
+impl JsonSchema for At {
+    fn schema_name() -> Cow<'static, str> {
+        "FailPoint".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "enum": points() })
     }
 }

@@ -7,8 +7,10 @@ use toml::{Table, Value};
 use super::{Blast, Cluster, Expected, Scenario, Workload};
 
 /// In which order a fault's keys stand: when, what, to whom, how long, how much.
-const FAULT: [&str; 13] =
-    ["at", "every", "when", "times", "kind", "target", "from", "to", "for", "share", "by", "file", "point"];
+const FAULT: [&str; 15] = [
+    "at", "every", "when", "times", "kind", "target", "from", "to", "for", "point", "action", "hits",
+    "share", "by", "file",
+];
 
 /// The text of a scenario, TOML.
 pub fn write(scenario: &Scenario) -> String {

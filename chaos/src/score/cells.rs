@@ -128,7 +128,7 @@ fn faults(kind: &KindInfo) -> Vec<String> {
         (Takes::By, _) => "by = '5s'\n",
         (Takes::File, "bit-flip" | "truncate") => "file = 'tables'\n",
         (Takes::File, _) => "file = 'log'\n",
-        (Takes::Point, _) => "point = 'before.apply'\n",
+        (Takes::Point, _) => "point = 'apply.before'\naction = 'panic'\n",
     };
     let whole = |fault: &&str| match fault.contains("kind = ") {
         true => (*fault).to_owned(),

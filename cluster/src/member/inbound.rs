@@ -12,6 +12,7 @@ use openraft::alias::{InstantOf, SnapshotOf};
 use openraft::raft::{AppendEntriesRequest, SnapshotResponse, TransferLeaderRequest, VoteRequest};
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::canary::{Canary, canary};
+use reveille_protocol::fail_point::{Point, pass, try_pass};
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::Command;
 use reveille_protocol::wire::codec;
@@ -21,7 +22,6 @@ use serde::Serialize;
 use super::{Group, Member};
 use crate::admission::Admit;
 use crate::env::{Env, Transport};
-use crate::guard;
 use crate::host::Taken;
 use crate::link::Lane;
 use crate::propose::Outcome;
@@ -32,6 +32,7 @@ use crate::raft::network::{Chunk, ChunkAnswer, MAX_MESSAGE, envelope, open};
 use crate::rpc::{Frame, Method};
 use crate::shape::Step;
 use crate::tables::{Installer, Tables};
+use crate::{fail, guard};
 
 /// Appends of one stream that wait for raft: the sender's pipeline, twice over for a stream that was replaced.
 const APPENDS: usize = 128;
@@ -119,6 +120,7 @@ impl<E: Env> Member<E> {
         let member = self.clone();
         guard::spawn::<E>(self.shared.host.clone(), "an answer to a peer", async move {
             if let Some(body) = body.await {
+                fail::at::<E::Cfg>(Point::Answer).await;
                 // Lost with the link: the caller learns of the break by itself.
                 let response = Frame::Response { id, body }.encode();
                 let _ = member.shared.calls.transport().send(to, lane, response);
@@ -191,6 +193,9 @@ impl<E: Env> Member<E> {
                     let _answering = answering;
                     let mut answers = std::pin::pin!(raft.stream_append(incoming));
                     while let Some(Ok(answer)) = answers.next().await {
+                        if fail::try_at::<E::Cfg>(Point::AppendAnswer).await.is_err() {
+                            break;
+                        }
                         let body = codec::encode(&answer).into();
                         let frame = Frame::Appended { group, stream, body }.encode();
                         if member.shared.calls.transport().send(from, Lane::Data, frame).is_err() {
@@ -228,7 +233,7 @@ impl<E: Env> Member<E> {
                 }
             }
             Ok(SessionMessage::Notify(order)) => {
-                if !self.shared.host.notify(order.clone()) {
+                if try_pass(Point::RingAccept).is_err() || !self.shared.host.notify(order.clone()) {
                     self.notified(&order, Notified::NotTried);
                 }
             }
@@ -242,7 +247,12 @@ impl<E: Env> Member<E> {
     /// For a session of this node; if there is none, the leader learns so.
     fn to_session(&self, from: NodeId, message: SessionMessage) {
         let session = message.session();
-        if self.shared.host.session(message) != Taken::NoSession {
+        if try_pass(Point::Accept).is_err() {
+            return;
+        }
+        let taken = self.shared.host.session(message);
+        pass(Point::Accepted);
+        if taken != Taken::NoSession {
             return;
         }
         if let Some((group, terminal, epoch)) = session {
@@ -303,6 +313,7 @@ impl<E: Env> Member<E> {
 
     /// Takes one chunk of a peer's snapshot; the last one installs it.
     async fn snapshot_chunk(&self, from: NodeId, body: &[u8]) -> Result<ChunkAnswer<E::Cfg>, String> {
+        fail::try_at::<E::Cfg>(Point::SnapshotTake).await.map_err(|error| error.to_string())?;
         let chunk = codec::decode::<Chunk<E::Cfg>, MAX_MESSAGE>(body).map_err(|error| error.to_string())?;
         let group = GroupId(chunk.group);
         let known = self.groups.get(&group).ok_or_else(|| format!("group {group} is not on this node"))?;

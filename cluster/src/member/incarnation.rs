@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::directory::{Change, Directory, Outcome, Refused};
+use reveille_protocol::fail_point::Point;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::{Command, Refusal, Reply};
 
 use super::{Member, START_PATIENCE, Unavailable};
 use crate::env::Env;
-use crate::guard;
+use crate::{fail, guard};
 
 const META: GroupId = GroupId::META;
 /// Silence after which a node's sessions are fenced. Much longer than an election, so that a pause which raft
@@ -87,7 +88,9 @@ impl<E: Env> Member<E> {
                 Change::Return { node, boot, before, store, addresses }
             }
         };
+        fail::at::<E::Cfg>(Point::Incarnation).await;
         let granted = self.propose(META, Command::Directory(Box::new(start)), PROPOSAL).await?;
+        fail::at::<E::Cfg>(Point::Incarnated).await;
         match granted {
             Reply::Directory(Outcome::Started(incarnation)) => {
                 // The leader has applied it; this node decides by its own copy, and must not use an older one.

@@ -14,6 +14,7 @@ use openraft::impls::BasicNode;
 use openraft::type_config::TypeConfigExt;
 use openraft::{ChangeMembers, Precondition, ServerState};
 use reveille_protocol::directory::{Change, Directory, FORMAT, Node, Refused, Standing};
+use reveille_protocol::fail_point::Point;
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::{Command, Refusal, Reply};
@@ -22,6 +23,7 @@ use reveille_protocol::wire::codec;
 use super::Member;
 use super::route::Unavailable;
 use crate::env::Env;
+use crate::fail;
 use crate::link::Lane;
 use crate::query::{Answer, Query};
 use crate::raft::network::MAX_MESSAGE;
@@ -54,6 +56,7 @@ pub(super) async fn run<E: Env>(member: Weak<Member<E>>) {
     let mut handed = Handed::<E>::default();
     loop {
         E::Cfg::sleep(LOOK.0).await;
+        fail::at::<E::Cfg>(Point::Steward).await;
         let mut idle = true;
         if let Some(member) = member.upgrade() {
             if member.leads(META) {

@@ -16,12 +16,13 @@ use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
 use openraft::type_config::TypeConfigExt;
+use reveille_protocol::fail_point::Point;
 use reveille_protocol::id::*;
 
 use super::{Group, Member, incarnation};
 use crate::env::{Env, Transport};
-use crate::guard;
 use crate::propose::GroupRaft;
+use crate::{fail, guard};
 
 /// The first survivor asks this long after the break, so that the others have seen it, too; each further one this much
 /// later, so that they do not split the votes.
@@ -87,6 +88,7 @@ pub(super) async fn mind_quorum<E: Env>(member: Weak<Member<E>>) {
     let mut last = awake_since;
     loop {
         E::Cfg::sleep(LOOK).await;
+        fail::at::<E::Cfg>(Point::Quorum).await;
         let Some(member) = member.upgrade() else { return };
         let now = E::Cfg::now();
         if now - last > LOOK * 2 {
@@ -106,6 +108,7 @@ impl<E: Env> Member<E> {
     /// Has another lead a group that this node leads, if it answers: one that was cut off just now would leave the group to
     /// a timer.
     pub(super) async fn transfer(raft: &GroupRaft<E>, heir: NodeId) -> Result<(), String> {
+        fail::try_at::<E::Cfg>(Point::Transfer).await.map_err(|error| error.to_string())?;
         let answered =
             raft.metrics().borrow_watched().heartbeat.as_ref().and_then(|acks| *acks.get(&heir.0)?);
         match answered {
@@ -146,6 +149,7 @@ async fn elect<E: Env>(raft: GroupRaft<E>, dead: NodeId, rank: u32, spread: u64)
         return;
     }
     E::Cfg::sleep(FIRST.0 + FIRST.1 * rank).await;
+    fail::at::<E::Cfg>(Point::Elect).await;
     for number in 0..TRIES {
         let now = raft.server_metrics().borrow_watched().clone();
         if now.vote != vote || now.state == ServerState::Leader || raft.trigger().elect(true).await.is_err() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::type_config::TypeConfigExt;
+use reveille_protocol::fail_point::Point;
 use reveille_protocol::id::*;
 use reveille_protocol::time::Instant;
 
@@ -16,6 +17,7 @@ use self::cut::Load;
 use super::{Group, Member};
 use crate::clock::EXCHANGE;
 use crate::env::{Env, Transport};
+use crate::fail;
 use crate::link::Lane;
 use crate::rpc::Frame;
 use crate::tables::Tables;
@@ -47,6 +49,7 @@ async fn mind_clocks<E: Env>(member: Weak<Member<E>>) {
     let mut told = None;
     loop {
         E::Cfg::sleep(EXCHANGE).await;
+        fail::at::<E::Cfg>(Point::Clocks).await;
         let Some(member) = member.upgrade() else { return };
         if let Some(why) = member.stopped() {
             member.shared.host.failed(why);
@@ -65,6 +68,7 @@ async fn mind_silence<E: Env>(member: Weak<Member<E>>) {
     let mut leads_meta_since = None;
     loop {
         E::Cfg::sleep(EXCHANGE).await;
+        fail::at::<E::Cfg>(Point::Silence).await;
         let Some(member) = member.upgrade() else { return };
         let now = member.shared.clocks.monotonic();
         if member.leads(GroupId::META) {
@@ -78,6 +82,7 @@ async fn mind_silence<E: Env>(member: Weak<Member<E>>) {
 async fn mind_groups<E: Env>(member: Weak<Member<E>>) {
     loop {
         E::Cfg::sleep(EXCHANGE).await;
+        fail::at::<E::Cfg>(Point::Groups).await;
         let Some(member) = member.upgrade() else { return };
         if let Some(why) = member.dead().await {
             member.shared.host.failed(why);
@@ -89,6 +94,7 @@ async fn mind_groups<E: Env>(member: Weak<Member<E>>) {
 async fn mind_disks<E: Env>(member: Weak<Member<E>>) {
     for tick in 0u32.. {
         E::Cfg::sleep(EXCHANGE).await;
+        fail::at::<E::Cfg>(Point::Disks).await;
         let Some(member) = member.upgrade() else { return };
         if tick % FLUSH.0 == FLUSH.0 - 1 {
             let worth = if tick % FLUSH.1 == FLUSH.1 - 1 { 1 } else { WORTH_A_FLUSH };
@@ -135,11 +141,17 @@ fn check_clock<E: Env>(member: &Member<E>, told: &mut Option<Instant>) {
 async fn flush<E: Env>(member: &Member<E>, worth: usize) {
     for (id, Group { shard, .. }) in &member.groups {
         if shard.tables().unflushed() >= worth
-            && let Err(error) = shard.tables().flush().await
+            && let Err(error) = flush_group::<E>(shard.tables()).await
         {
             tracing::error!(group = id.0, %error, "tables could not be flushed");
         }
     }
+}
+
+async fn flush_group<E: Env>(tables: &E::Tables) -> Result<(), String> {
+    fail::try_at::<E::Cfg>(Point::Flush).await.map_err(|error| error.to_string())?;
+    tables.flush().await.map_err(|error| error.to_string())?;
+    fail::try_at::<E::Cfg>(Point::Flushed).await.map_err(|error| error.to_string())
 }
 
 /// Cuts logs that hold much, each tick: between two, the log takes what its disk does in a second.

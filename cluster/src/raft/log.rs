@@ -10,13 +10,14 @@ use openraft::alias::{EntryOf, LogIdOf, VoteOf};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
+use reveille_protocol::fail_point::Point;
 use reveille_protocol::wire::codec;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::types::Cfg;
-use crate::guard;
 pub use crate::wal::LogStore;
+use crate::{fail, guard};
 
 /// Bytes that a reader takes from the log at once: what one append to a peer carries.
 const READ_BYTES: usize = 1024 * 1024;
@@ -97,8 +98,11 @@ impl<C: Cfg, L: LogStore> RaftLogReader<C> for GroupLog<C, L> {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<EntryOf<C>>> {
-        let entries = self.entries(start, end, READ_BYTES);
-        let entries = guard::caught("what reads entries for a follower", entries).await?;
+        let entries = guard::caught("what reads entries for a follower", async {
+            fail::try_at::<C>(Point::Read).await?;
+            self.entries(start, end, READ_BYTES).await
+        });
+        let entries = entries.await?;
         // What was purged under a replication that is being stopped leaves a hole before the rest. openraft sends
         // what it gets as following what it sent before; of nothing it makes a heartbeat.
         let follows = entries.first().is_none_or(|first| first.log_id().index == start);
@@ -133,10 +137,13 @@ impl<C: Cfg, L: LogStore> RaftLogStorage<C> for GroupLog<C, L> {
     }
 
     async fn save_vote(&mut self, vote: &VoteOf<C>) -> io::Result<()> {
-        self.log.save_vote(encode(vote)).await
+        fail::try_at::<C>(Point::Vote).await?;
+        self.log.save_vote(encode(vote)).await?;
+        fail::try_at::<C>(Point::Voted).await
     }
 
     async fn save_committed(&mut self, committed: Option<LogIdOf<C>>) -> io::Result<()> {
+        fail::try_at::<C>(Point::Committed).await?;
         self.log.save_committed(encode(&committed)).await
     }
 
@@ -153,14 +160,20 @@ impl<C: Cfg, L: LogStore> RaftLogStorage<C> for GroupLog<C, L> {
         I::IntoIter: OptionalSend,
     {
         let entries = entries.into_iter().map(|entry| (entry.log_id().index, encode(&entry))).collect();
-        self.log.append(entries, Box::new(move |result| callback.io_completed(result))).await
+        fail::try_at::<C>(Point::Append).await?;
+        self.log.append(entries, Box::new(move |result| callback.io_completed(result))).await?;
+        fail::try_at::<C>(Point::Appended).await
     }
 
     async fn truncate_after(&mut self, last: Option<LogIdOf<C>>) -> io::Result<()> {
-        self.log.truncate_after(last.map(|id| id.index)).await
+        fail::try_at::<C>(Point::Truncate).await?;
+        self.log.truncate_after(last.map(|id| id.index)).await?;
+        fail::try_at::<C>(Point::Truncated).await
     }
 
     async fn purge(&mut self, upto: LogIdOf<C>) -> io::Result<()> {
-        self.log.purge(upto.index, encode(&upto)).await
+        fail::try_at::<C>(Point::Purge).await?;
+        self.log.purge(upto.index, encode(&upto)).await?;
+        fail::try_at::<C>(Point::Purged).await
     }
 }

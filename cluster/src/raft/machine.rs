@@ -10,6 +10,7 @@ use futures::{Stream, TryStreamExt};
 use openraft::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, StoredMembership};
+use reveille_protocol::fail_point::Point;
 use reveille_protocol::id::GroupId;
 use reveille_protocol::service_list::{self, Applied, Command, Table, TableError, TableMut};
 use reveille_protocol::wire::codec;
@@ -18,8 +19,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::types::{Batch, Cfg, Replies};
-use crate::guard;
 use crate::tables::{Installer, Tables};
+use crate::{fail, guard};
 
 /// Keys of this adapter in the group's tables; below `key::FIRST_TAG`.
 const APPLIED: &[u8] = &[0x00];
@@ -106,6 +107,7 @@ impl<C: Cfg, T: Tables> Machine<C, T> {
         while let Some((entry, responder)) = entries.try_next().await? {
             self.tables.wait_for_room().await.map_err(broken)?;
             let id = entry.log_id;
+            fail::try_at::<C>(Point::Apply).await?;
             let commands = match &entry.payload {
                 EntryPayload::Normal(batch) => Some(self.decoded(batch, &id)?),
                 EntryPayload::Blank | EntryPayload::Membership(_) => None,
@@ -127,9 +129,12 @@ impl<C: Cfg, T: Tables> Machine<C, T> {
                     None => None,
                 }
             };
+            fail::try_at::<C>(Point::Applied).await?;
             self.observer.applied(id.leader_id.term, id.leader_id.node_id, applied.as_ref());
             if let Some(responder) = responder {
+                fail::try_at::<C>(Point::Ack).await?;
                 responder.send(Replies(applied.map(|applied| applied.replies).unwrap_or_default()));
+                fail::try_at::<C>(Point::Acked).await?;
             }
         }
         Ok(())
@@ -139,7 +144,9 @@ impl<C: Cfg, T: Tables> Machine<C, T> {
         // The applied log id and the membership are keys of the tables: they came with the rest.
         match snapshot {
             SnapshotData::Staged(installer) => {
+                fail::try_at::<C>(Point::Install).await?;
                 installer.finish().await.map_err(broken)?;
+                fail::try_at::<C>(Point::Installed).await?;
             }
             SnapshotData::View(_) => {
                 return Err(io::Error::other("a snapshot of our own tables cannot be installed on them"));
@@ -150,7 +157,9 @@ impl<C: Cfg, T: Tables> Machine<C, T> {
     }
 
     async fn view(&mut self) -> io::Result<SnapshotOf<C, SnapshotData<T>>> {
+        fail::try_at::<C>(Point::Snapshot).await?;
         let view = self.tables.snapshot().await.map_err(broken)?;
+        fail::try_at::<C>(Point::Snapshotted).await?;
         let meta = SnapshotMetaOf::<C> {
             last_log_id: read(&view, APPLIED)?,
             last_membership: read(&view, MEMBERSHIP)?.unwrap_or_default(),

@@ -26,6 +26,7 @@ use openraft::raft::{
 };
 use openraft::type_config::TypeConfigExt;
 use openraft::{AnyError, OptionalSend};
+use reveille_protocol::fail_point::{Point, try_pass};
 use reveille_protocol::id::{GroupId, NodeId};
 use reveille_protocol::wire::codec;
 use serde::de::DeserializeOwned;
@@ -34,11 +35,11 @@ use serde::{Deserialize, Serialize};
 use super::machine::SnapshotData;
 use super::types::Cfg;
 use crate::env::{Env, Transport};
-use crate::guard;
 use crate::host::Host;
 use crate::link::Lane;
 use crate::rpc::{CallError, Calls, Frame, Method};
 use crate::tables::Snapshot as _;
+use crate::{fail, guard};
 
 /// Bytes of a raft message that a decoder takes; the link allows no longer frame on the data lane.
 pub(crate) const MAX_MESSAGE: usize = 8 * 1024 * 1024;
@@ -213,6 +214,7 @@ impl<E: Env> Client<E> {
                 last: if pairs.is_none() { last.take() } else { None },
                 pairs: pairs.unwrap_or_default(),
             };
+            fail::try_at::<E::Cfg>(Point::SnapshotSend).await.map_err(|error| failed(error.to_string()))?;
             let answer = self.send_chunk(codec::encode(&chunk).into()).await;
             let answer = answer.map_err(|error| failed(error.to_string()))?;
             match codec::decode::<ChunkAnswer<E::Cfg>, MAX_MESSAGE>(&answer) {
@@ -345,6 +347,7 @@ impl<E: Env, S> Pipeline<'_, E, S> {
             body: codec::encode(request).into(),
         };
         let target = self.client.target;
+        try_pass(Point::AppendSend).map_err(|_| CallError::NotSent(target))?;
         let sent = self.client.calls.transport().send(target, Lane::Data, frame.encode());
         sent.map_err(|_| CallError::NotSent(target))?;
         self.on_the_way += 1;

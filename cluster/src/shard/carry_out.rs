@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use reveille_protocol::dispatch::{Command, Event, HandOffOrder};
+use reveille_protocol::fail_point::{Point, pass, try_pass};
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list;
@@ -88,7 +89,9 @@ impl<E: Env> Shard<E> {
         let check = order.stream.check();
         let upto = hand_off.pushes.last().map(|push| push.seq);
         let seqs: Vec<Seq> = hand_off.pushes.iter().map(|push| push.seq).collect();
-        let sent = self.tell(node, SessionMessage::HandOff(hand_off));
+        let offered = try_pass(Point::Offer).is_ok();
+        let sent =
+            offered && self.tell(node, SessionMessage::HandOff(hand_off)) && try_pass(Point::Offered).is_ok();
         for seq in seqs.into_iter().filter(|_| sent) {
             let id = MessageId { terminal, check, seq };
             state.traces.add(&id, self.traced(Stage::Attached, node));
@@ -101,7 +104,11 @@ impl<E: Env> Shard<E> {
     pub(super) fn tell(&self, node: NodeId, message: SessionMessage) -> bool {
         if node == self.shared.me {
             let session = message.session();
+            if try_pass(Point::Accept).is_err() {
+                return false;
+            }
             let taken = self.shared.host.session(message);
+            pass(Point::Accepted);
             if let (Taken::NoSession, Some((group, terminal, epoch))) = (taken, session) {
                 let incarnation = self.shared.directory().incarnation(node);
                 let what = Reported::NoSuchSession { incarnation };
@@ -138,10 +145,13 @@ impl<E: Env> Shard<E> {
             Reachability::Pinned { anchor, .. } => anchor,
             _ => self.shared.me,
         };
-        let taken = match by == self.shared.me {
-            true => self.shared.host.notify(order),
-            false => self.tell(by, SessionMessage::Notify(order)),
-        };
+        let may = try_pass(Point::Ring).is_ok();
+        let taken = may
+            && match by == self.shared.me {
+                true => self.shared.host.notify(order),
+                false => self.tell(by, SessionMessage::Notify(order)),
+            };
+        let taken = taken && try_pass(Point::Rung).is_ok();
         if taken {
             let check = row.stream.check();
             let (from, to) = (row.acked.next().0, row.next_seq.0);

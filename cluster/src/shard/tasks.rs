@@ -9,12 +9,14 @@ use openraft::async_runtime::Select2;
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::canary::{Canary, canary};
 use reveille_protocol::dispatch::Event;
+use reveille_protocol::fail_point::Point;
 use reveille_protocol::service_list::{self, Reply};
 use reveille_protocol::time::Instant;
 use tokio::sync::mpsc;
 
 use super::Shard;
 use crate::env::Env;
+use crate::fail;
 use crate::propose::Outcome;
 use crate::tables::Tables;
 
@@ -31,6 +33,7 @@ pub(super) async fn rebuild<E: Env>(shard: Arc<Shard<E>>, term: u64) {
         return;
     }
     loop {
+        fail::at::<E::Cfg>(Point::Rebuild).await;
         let found = shard.checked(shard.next_waiting(after)).unwrap_or_default();
         {
             let mut state = shard.state();
@@ -89,6 +92,7 @@ pub(super) async fn timers<E: Env>(shard: std::sync::Weak<Shard<E>>, mut woken: 
                 }
             }
         }
+        fail::at::<E::Cfg>(Point::Timers).await;
         let Some(shard) = shard.upgrade() else { return };
         let leads = {
             let mut state = shard.state();
@@ -114,6 +118,7 @@ pub(super) async fn timers<E: Env>(shard: std::sync::Weak<Shard<E>>, mut woken: 
 /// Proposes Expires until nothing is due; an entry takes up a bounded number of matters.
 async fn expire<E: Env>(shard: &Arc<Shard<E>>) {
     loop {
+        fail::at::<E::Cfg>(Point::Expire).await;
         let next = shard.checked(service_list::next_deadline(&shard.tables.read())).flatten();
         let (Some(proposer), true) = (shard.proposer(), next.is_some_and(|at| at <= shard.group_time()))
         else {

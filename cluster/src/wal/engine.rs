@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use reveille_protocol::canary::{Canary, canary};
+use reveille_protocol::fail_point::{Point, try_pass};
 use reveille_protocol::wire::codec;
 
 use super::disk::Disk;
@@ -163,10 +164,13 @@ impl Engine {
     fn write(&mut self) -> io::Result<()> {
         if !self.buffer.is_empty() {
             let name = segment_name(self.current);
+            try_pass(Point::LogWrite)?;
             self.disk.write_at(&name, self.offset as u64, &self.buffer)?;
+            try_pass(Point::LogSync)?;
             if !canary(Canary::AckBeforeSync) {
                 self.disk.sync(&name)?;
             }
+            try_pass(Point::LogSynced)?;
             self.offset += self.buffer.len();
             self.buffer.clear();
         }
@@ -178,7 +182,9 @@ impl Engine {
     fn rotate(&mut self) -> io::Result<()> {
         let next = self.current + 1;
         let back = (self.seq - self.batch_start) as u32;
+        try_pass(Point::LogRotate)?;
         begin_segment(&*self.disk, &self.config, &mut self.spares, next, self.seq + 1)?;
+        try_pass(Point::LogBegun)?;
         record::put(&mut self.buffer, self.current, self.seq, back, 0, Kind::End, &[]);
         self.write()?;
         self.seq += 1;
@@ -187,6 +193,7 @@ impl Engine {
         self.newest.store(next, Ordering::Relaxed);
         self.offset = HEADER;
         self.batch_start = self.seq;
+        try_pass(Point::LogEnded)?;
         for group in 0..self.groups.len() {
             let checkpoint: Checkpoint = {
                 let index = lock(&self.groups[group]);
@@ -214,9 +221,11 @@ impl Engine {
                 }
                 self.rewrite(oldest)?;
             }
+            try_pass(Point::LogFree)?;
             self.segments.remove(&oldest);
             let spare = spare_name(oldest);
             self.disk.rename(&segment_name(oldest), &spare)?;
+            try_pass(Point::LogFreed)?;
             self.spares.push(spare);
         }
         self.watch();

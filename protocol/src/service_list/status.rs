@@ -6,12 +6,17 @@ use super::key::{self, Due};
 use super::row::{self, Current, Quota, Reachability, Row};
 use super::{TableError, TableMut};
 use crate::canary::{Canary, canary};
+use crate::fail_point::{Point, try_pass};
 use crate::id::*;
 use crate::limits;
 use crate::stage::End;
 
 /// Refusals are answers; a `TableError` stops the node.
 pub(super) type Outcome = Result<Result<Reply, Refusal>, TableError>;
+
+fn at(point: Point) -> Result<(), TableError> {
+    try_pass(point).map_err(|error| TableError(error.to_string()))
+}
 
 impl<T: TableMut> Context<'_, T> {
     pub(super) fn register(&mut self, register: &Register) -> Outcome {
@@ -91,7 +96,9 @@ impl<T: TableMut> Context<'_, T> {
         row.linger = attach.linger.granted();
         row.min_urgency = attach.min_urgency;
         row.last_seen = self.now;
+        at(Point::StatusWrite)?;
         self.put_row(&attach.terminal, &row);
+        at(Point::StatusWritten)?;
         self.effects.push(Effect::StatusChanged { terminal: attach.terminal });
         Ok(Ok(Reply::Attached(Attached {
             stream: row.stream,

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use reveille_chaos::scenario::{Act, At};
 use reveille_cluster::wal::disk::Fault as DiskFault;
+use reveille_protocol::fail_point::Action;
 use reveille_protocol::id::NodeId;
+use reveille_simulation::fail_points::Armed;
 use reveille_simulation::ills::Ill;
 use reveille_simulation::node::{End, Tear};
 use reveille_simulation::world::{lock, now};
@@ -46,6 +50,7 @@ impl There {
 impl Striker {
     pub(super) async fn break_it(&mut self, there: &There) {
         match &there.victims {
+            Victims::Nodes(ids) if there.kind() == "fail-point" => self.arm(there, ids),
             Victims::Nodes(ids) => {
                 for id in ids.clone() {
                     self.break_node(there, NodeId(id)).await;
@@ -90,6 +95,27 @@ impl Striker {
             // What lasts and comes again and again does so from `again`.
             _ => {}
         }
+    }
+
+    /// What is to happen at a fail point does from now on, at any of these nodes.
+    fn arm(&self, there: &There, ids: &[u64]) {
+        let fault = &there.fault;
+        // Both are there: a scenario without them is refused.
+        let (Some(At(point)), Some(act)) = (fault.point, fault.action) else { return };
+        let action = match act {
+            Act::Kill => Action::Kill,
+            Act::Panic => Action::Panic,
+            Act::Error => Action::Error,
+            Act::Sleep => Action::Sleep(Duration::from_millis(there.by_ms())),
+        };
+        self.run.world.arm(Armed {
+            fault: there.id,
+            nodes: ids.iter().copied().map(NodeId).collect(),
+            point,
+            action,
+            share: there.share(),
+            left: fault.hits.unwrap_or(1),
+        });
     }
 
     fn break_way(&self, there: &There, from: NodeId, to: NodeId) {
@@ -188,6 +214,7 @@ impl Striker {
     pub(super) async fn undo(&mut self, there: &There) {
         let world = self.run.world.clone();
         world.cure(there.id);
+        world.disarm(there.id);
         match &there.victims {
             Victims::Nodes(ids) => {
                 for id in ids.iter().map(|id| NodeId(*id)) {

@@ -3,6 +3,7 @@
 
 pub(crate) mod canaries;
 mod deeds;
+pub(crate) mod fail_points;
 mod folders;
 mod members;
 mod observe;
@@ -14,11 +15,12 @@ mod whom;
 
 use reveille_chaos::plan;
 use reveille_chaos::scenario::{Role, Scenario, When};
+use reveille_protocol::canary::PLANTABLE;
 
 pub(crate) use self::run::{Ran, run};
 
 /// What it does.
-pub(crate) const KINDS: &[&str] = &[
+const KINDS: &[&str] = &[
     "kill",
     "stop",
     "pause",
@@ -66,7 +68,13 @@ pub(crate) const KINDS: &[&str] = &[
     "ack-withheld",
     "reconnect",
     "retry-storm",
+    "fail-point",
 ];
+
+/// Does this build of it do faults of this kind?
+pub(crate) fn does(kind: &str) -> bool {
+    KINDS.contains(&kind) && (kind != "fail-point" || PLANTABLE)
+}
 
 /// What it can wait for.
 const SEEN: [When; 4] = [When::LeaderChanged, When::NodeReady, When::Attached, When::SnapshotStarted];
@@ -84,6 +92,8 @@ pub(crate) fn cannot(scenario: &Scenario) -> Vec<String> {
         let mut no = |what: String| cannot.push(format!("{} of {}: {what}", kind.name, plan::target(fault)));
         if !KINDS.contains(&kind.name) {
             no("this is none of its kinds; `chaos list faults` shows them".to_owned());
+        } else if !does(kind.name) {
+            no("this build has no fail points: it is made with --features canary".to_owned());
         }
         if kind.name == "roll-back" && fault.when.is_some() {
             no("a folder is copied before, so its time must be known".to_owned());

@@ -1,0 +1,79 @@
+//! At each fail point each thing happens once that can happen there, and nothing is lost by it. Needs the feature `canary`:
+//! `cargo test --workspace --features chaos/canary --test fail_points`.
+#![cfg(feature = "canary")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test stops where it is surprised"
+)]
+
+use std::path::Path;
+use std::process::Command;
+
+/// Its output, if it comes to this exit code.
+fn chaos(code: i32, arguments: &[&str]) -> String {
+    let ran = Command::new(env!("CARGO_BIN_EXE_chaos")).args(arguments).output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    println!("{said}");
+    assert_eq!(ran.status.code(), Some(code), "{said}");
+    said
+}
+
+#[test]
+fn nothing_is_lost_at_any_point() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("runs");
+    chaos(0, &["fail-points", "--out", out.to_str().unwrap()]);
+}
+
+/// A log that says of a write that it is durable before it is: then its node ends between the two.
+const POWER: &str = r#"
+name = "early"
+about = "an ack before the sync"
+claims = ["no-acked-loss", "coverage"]
+[workload]
+terminals = 6
+connected = 0.5
+rate = 60
+[phases]
+warmup = "1s"
+chaos = "10s"
+heal = "3s"
+drain = "60s"
+[blast]
+max_dead = "all"
+[[fault]]
+at = "1s"
+kind = "lose-unsynced"
+target = "all"
+[[fault]]
+every = "1500ms"
+kind = "fail-point"
+target = "all"
+for = "1s"
+point = "ack.after"
+action = "kill"
+hits = 3
+[expect]
+cover = { "fail-point.ack.after.kill" = 6 }
+"#;
+
+#[test]
+fn a_promise_that_is_broken_between_two_points_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("early.toml"), POWER).unwrap();
+    let run = |code, out: &str, more: &[&str]| {
+        let by = ["run", &at("early.toml"), "--quiet", "--backend", "sim", "--seed", "1", "--out", &at(out)];
+        chaos(code, &[&by[..], more].concat())
+    };
+    run(0, "sound", &[]);
+    let said = run(1, "early", &["--canary", "ack-before-sync"]);
+    assert!(said.contains("FAIL    C1"), "{said}");
+    // What happened at the point is in the history, and the same run again has the same.
+    let history = std::fs::read_to_string(Path::new(&at("early")).join("history.jsonl")).unwrap();
+    assert!(history.contains("fail-point.ack.after.kill"), "{history}");
+    let said = chaos(1, &["replay", &at("early"), "--quiet", "--out", &at("again")]);
+    assert!(said.contains("the same, byte for byte"), "{said}");
+}
