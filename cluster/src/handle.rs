@@ -12,13 +12,13 @@ use reveille_protocol::directory::{Change, Directory, Refused};
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::{Command, Reply};
 use reveille_protocol::wire::peer::{Notified, NotifyOrder, Report};
-use tokio::net::TcpListener;
 
 use crate::admission::NotAdmitted;
 use crate::backup::Reading;
 use crate::door::Door;
 use crate::env::Env;
 use crate::folder::{Account, Folder, FolderError};
+use crate::ground::{self, TcpListener};
 use crate::host::Host;
 use crate::link::{Identity, LinkConfig, Links};
 use crate::member::{GroupStorage, JoinError, Member, MemberConfig, Start, Unavailable};
@@ -222,7 +222,7 @@ impl ClusterHandle {
             let disk = RealDisk::open(&data.join("log"))?;
             let wal =
                 WalConfig { create, segment_bytes: config.segment_bytes, ..WalConfig::new(owner, groups) };
-            Ok(Wal::open(Arc::new(disk), wal)?)
+            Ok(ground::open_log(Arc::new(disk), wal)?)
         };
         let tables = || {
             let (cache_bytes, overlay_bytes) = (config.cache_bytes, config.overlay_bytes);

@@ -12,6 +12,7 @@ pub mod door;
 pub mod env;
 mod fail;
 mod folder;
+pub mod ground;
 mod guard;
 mod handle;
 pub mod host;

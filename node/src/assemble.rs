@@ -2,29 +2,29 @@
 //! it in order. No rules.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use actix_web::{App, HttpServer, web};
+use actix_web::web;
 use anyhow::{Context, anyhow};
 use reveille_cluster::member::{Beginning, MemberConfig, Start};
 use reveille_cluster::{ClusterConfig, ClusterHandle};
 use reveille_protocol::directory::{self, Directory, Rights, Tenant, Token};
 use reveille_protocol::id::*;
 use reveille_protocol::session::server::AnchorAt;
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::certificates::{self, Certificates, Shown};
 use crate::config::Config;
 use crate::ending::{self, Final};
+use crate::ground::{self, Actors, Calling};
 use crate::host::NodeHost;
-use crate::http::{self, Api, limits};
+use crate::http::Api;
 use crate::notify::dial::Dialler;
 use crate::notify::own::Own;
 use crate::notify::pace::{Pace, Rates};
@@ -51,28 +51,15 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// no harm to them, and all at once would be to the others.
 const LEAVE_SPREAD: u64 = 1000;
 
-/// Connections that the system takes before the node does: it takes them as they come, so this is for a moment in which its
-/// thread has other work. The system may have a lower bound (net.core.somaxconn).
-const BACKLOG: u32 = 4096;
-
-fn bind(what: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    listen().with_context(|| format!("{what}.listen: cannot listen on {address}"))
-}
-
 /// Runs a node until `stop` resolves or it must end. `create` makes its data folder.
 ///
 /// Runs raft and links on the calling runtime; sessions, notifications and HTTP on threads of their own. `hangups` are
-/// made by the caller before anything else: without them SIGHUP would end a node that is still starting.
+/// made by the caller before anything else: without them SIGHUP would end a node that is still starting. `None`: nobody
+/// sends any.
 pub async fn run(
     config: Config,
     create: bool,
-    hangups: Signal,
+    hangups: Option<Signal>,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let cluster_id = config.cluster_id()?;
@@ -83,9 +70,9 @@ pub async fn run(
         false => Final::of(error),
     })?;
     let shown = Shown::new(&certificates)?;
-    let metrics = telemetry::init_metrics()?;
-    let peer_listener = bind("peer", config.peer.listen)?;
-    let session_listener = bind("session", config.session.listen)?.into_std()?;
+    let metrics = ground::metrics()?;
+    let peer_listener = ground::listen("peer", config.peer.listen)?;
+    let session_listener = ground::listen("session", config.session.listen)?;
     let admission = Admission::new(config.admission_limits());
     let addresses = addresses(&config);
 
@@ -172,13 +159,10 @@ pub async fn run(
         metrics,
         leaving: leaving.clone(),
     });
-    let actors = Actors::start(&config, shown.clone(), api)?;
+    let actors = Actors::start(&config, shown.clone(), api).await?;
     let closing = CancellationToken::new();
     let door = Door::new(TlsAcceptor::from(Arc::new(acceptor)), context, admission, closing.clone());
-    for arbiter in &actors.arbiters {
-        arbiter.spawn(door.clone().accept(session_listener.try_clone()?));
-    }
-    drop(session_listener);
+    actors.accept(&door, session_listener)?;
     let keeping = tokio::spawn(certificates::keep(
         config.clone(),
         certificates,
@@ -260,7 +244,6 @@ fn member(config: &Config, cluster: u64, addresses: directory::Node) -> anyhow::
         tokens,
         secret: random(),
     };
-    let wall = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
     Ok(MemberConfig {
         node: NodeId(config.node),
         cluster,
@@ -272,148 +255,6 @@ fn member(config: &Config, cluster: u64, addresses: directory::Node) -> anyhow::
         // The folder knows.
         start: Start::unaccounted(0),
         beginning: Some(beginning),
-        wall: Arc::new(wall),
+        wall: Arc::new(ground::wall),
     })
-}
-
-/// The threads that notify: handshakes with terminals, which must not stand in front of the cluster's own work.
-struct Calling(Option<tokio::runtime::Runtime>);
-
-impl Calling {
-    fn start() -> anyhow::Result<Calling> {
-        const MOST: usize = 4;
-        let threads = (std::thread::available_parallelism().map_or(1, usize::from) / 4).clamp(1, MOST);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .thread_name("notifier")
-            .worker_threads(threads)
-            .enable_all()
-            .build()
-            .context("the notifier's threads")?;
-        Ok(Calling(Some(runtime)))
-    }
-
-    fn enter(&self) -> Option<tokio::runtime::EnterGuard<'_>> {
-        self.0.as_ref().map(tokio::runtime::Runtime::enter)
-    }
-}
-
-impl Drop for Calling {
-    fn drop(&mut self) {
-        // Not by its own end, which would wait for what runs there.
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
-/// Threads of sessions, their TLS included: half of the processors, up to so many. The other half has raft, publishers and
-/// the disks.
-fn threads_of_sessions() -> usize {
-    const MOST: usize = 8;
-    (std::thread::available_parallelism().map_or(1, usize::from) / 2).clamp(1, MOST)
-}
-
-/// The threads of actors and HTTP.
-struct Actors {
-    arbiters: Vec<actix::ArbiterHandle>,
-    system: actix::System,
-    servers: Vec<actix_web::dev::ServerHandle>,
-    thread: std::thread::JoinHandle<std::io::Result<()>>,
-}
-
-impl Actors {
-    /// Starts an actix system on a thread of its own, and waits until its ports are open.
-    fn start(config: &Config, shown: Arc<Shown>, api: web::Data<Api>) -> anyhow::Result<Actors> {
-        let guarded = !config.admin.listen.ip().is_loopback();
-        let admin = web::Data::new(http::Admin { guarded });
-        let tls_if = |wanted: bool| wanted.then(|| https(shown.clone())).transpose();
-        let tls = tls_if(config.http.tls).context("http: TLS cannot be set up")?;
-        // What admin tokens and backups hold is for no wire to see.
-        let operators_tls = tls_if(guarded).context("admin: TLS cannot be set up")?;
-        let (http, workers, operator) = (config.http.listen, config.http.workers, config.admin.listen);
-        let (started, starting) = std::sync::mpsc::channel();
-        let thread = std::thread::Builder::new().name("actors".to_owned()).spawn(move || {
-            let runner = actix::System::new();
-            let servers = runner.block_on(async move {
-                let publishers = {
-                    let api = api.clone();
-                    let server =
-                        HttpServer::new(move || App::new().app_data(api.clone()).configure(http::publisher))
-                            .workers(workers)
-                            .max_connections(limits::publishers_of_one(workers))
-                            .tls_handshake_timeout(limits::TLS_DEADLINE)
-                            .client_request_timeout(limits::HEAD_DEADLINE)
-                            .client_disconnect_timeout(limits::LAST_WORDS)
-                            .keep_alive(limits::KEEP_ALIVE)
-                            .disable_signals()
-                            .shutdown_timeout(limits::LEAVE);
-                    let bound = match tls {
-                        Some(tls) => server.bind_rustls_0_23(http, tls),
-                        None => server.bind(http),
-                    };
-                    bound.with_context(|| format!("http.listen: cannot listen on {http}"))?.run()
-                };
-                let operators = {
-                    let server = HttpServer::new(move || {
-                        App::new().app_data(api.clone()).app_data(admin.clone()).configure(http::operator)
-                    })
-                    .workers(1)
-                    .max_connections(limits::OPERATOR_CONNECTIONS)
-                    .tls_handshake_timeout(limits::TLS_DEADLINE)
-                    .client_request_timeout(limits::HEAD_DEADLINE)
-                    .client_disconnect_timeout(limits::LAST_WORDS)
-                    .keep_alive(limits::KEEP_ALIVE)
-                    .disable_signals()
-                    .shutdown_timeout(limits::LEAVE);
-                    let bound = match operators_tls {
-                        Some(tls) => server.bind_rustls_0_23(operator, tls),
-                        None => server.bind(operator),
-                    };
-                    bound.with_context(|| format!("admin.listen: cannot listen on {operator}"))?.run()
-                };
-                let handles = vec![publishers.handle(), operators.handle()];
-                // They end when their handles stop them.
-                actix::spawn(publishers);
-                actix::spawn(operators);
-                let arbiters: Vec<_> =
-                    (0..threads_of_sessions()).map(|_| actix::Arbiter::new().handle()).collect();
-                anyhow::Ok((handles, actix::System::current(), arbiters))
-            });
-            let run = servers.is_ok();
-            // The receiver waits for exactly this.
-            let _ = started.send(servers);
-            if run { runner.run() } else { Ok(()) }
-        })?;
-        let (servers, system, arbiters) =
-            starting.recv().context("the actors' thread ended at its start")??;
-        Ok(Actors { arbiters, system, servers, thread })
-    }
-
-    /// Takes no more requests, and answers those that are there.
-    async fn close(&self) {
-        for server in &self.servers {
-            // Its workers end before it ceases to accept; without a pause it may look for one in vain, which is an error in
-            // the log.
-            server.pause().await;
-            server.stop(true).await;
-        }
-    }
-
-    /// Ends the threads.
-    async fn stop(self) {
-        self.system.stop();
-        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
-        if !matches!(joined, Ok(Ok(Ok(())))) {
-            tracing::warn!("the actors' thread did not end cleanly");
-        }
-    }
-}
-
-fn https(shown: Arc<Shown>) -> anyhow::Result<rustls::ServerConfig> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-        .with_no_client_auth()
-        .with_cert_resolver(shown);
-    Ok(config)
 }

@@ -330,10 +330,11 @@ pub async fn keep(
     shown: Arc<Shown>,
     notifier: Notifier,
     cluster: ClusterHandle,
-    mut hangups: Signal,
+    hangups: Option<Signal>,
 ) {
     let (replaced, end) = watch::channel(certificates.end());
     let reading = async {
+        let Some(mut hangups) = hangups else { return };
         while let Some(()) = hangups.recv().await {
             match replace(&config, &certificates, &shown, &notifier, &cluster) {
                 Ok(new) => {

@@ -7,6 +7,7 @@ mod cli;
 mod config;
 mod ending;
 mod enrolment;
+mod ground;
 mod host;
 mod http;
 mod join;
@@ -23,6 +24,11 @@ use reveille_protocol::canary;
 const _: () = assert!(
     !canary::PLANTABLE,
     "`reveille` is not to be built with bugs that can be planted and fail points: the feature `canary` is for `chaos` alone"
+);
+
+#[cfg(all(feature = "turmoil", not(test)))]
+compile_error!(
+    "`reveille` is not to be built on a simulated network: the feature `turmoil` is for its tests alone"
 );
 
 /// A publish is some hundred small allocations on one thread, freed on another: glibc's allocator took a sixth of

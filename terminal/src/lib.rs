@@ -48,6 +48,7 @@ mod aligned;
 pub mod connect;
 pub mod disconnect;
 mod event;
+pub mod ground;
 pub mod identity;
 pub mod listen;
 mod network;

@@ -7,18 +7,19 @@ mod networks;
 pub mod sieve;
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Endpoint, EndpointConfig, IdleTimeout, Runtime, ServerConfig, TokioRuntime, TransportConfig};
+use quinn::{Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig};
 use reveille_protocol::wire::notification::{Notification, NotificationAck};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 pub(crate) use self::binding::{Binding, Told};
 pub use self::gate::{Gate, ListenStats};
+use crate::ground;
 use crate::identity::Identity;
 use crate::network::Watching;
 
@@ -54,11 +55,9 @@ impl Listener {
         watching: Watching,
         moved: watch::Sender<()>,
     ) -> io::Result<Listener> {
-        let socket = UdpSocket::bind(address)?;
+        let socket = ground::udp(address, None)?;
         let address = socket.local_addr()?;
         let gate = Arc::new(Gate::default());
-        let runtime = Arc::new(TokioRuntime);
-        let socket = runtime.wrap_udp_socket(socket)?;
         let binding = Binding::start(socket.clone(), gate.clone(), state, watching, moved);
         let socket = sieve::Sieved::new(socket, gate.clone());
         let crypto = QuicServerConfig::try_from(identity.server.clone()).map_err(io::Error::other)?;
@@ -70,7 +69,12 @@ impl Listener {
             .incoming_buffer_size_total(BUFFERED.1);
         let mut config = EndpointConfig::default();
         config.grease_quic_bit(false);
-        let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), Arc::new(socket), runtime)?;
+        let endpoint = Endpoint::new_with_abstract_socket(
+            config,
+            Some(server),
+            Arc::new(socket),
+            Arc::new(TokioRuntime),
+        )?;
         let (queue, notifications) = mpsc::channel(QUEUE);
         tokio::spawn(accept(endpoint.clone(), queue, gate.clone()));
         Ok(Listener { notifications, binding, gate, address, endpoint })

@@ -2,13 +2,14 @@
 //! address that the device has on the way to its node. Costs no packet. What follows from it is not decided here.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reveille_protocol::time::Instant;
 
 use crate::aligned::look_at;
+use crate::ground::own_address;
 
 /// A device that stood still for less has lost nothing: routers keep a binding for 30 s at least, and a phone dozes for
 /// seconds all day. A clock that is set by less is not taken for a sleep either.
@@ -132,19 +133,10 @@ impl Device {
     }
 }
 
-/// The device's own address on the way to a node. Only asks the routing table: connecting a UDP socket sends nothing.
-fn own_address(node: SocketAddr) -> Option<IpAddr> {
-    let any: IpAddr = match node {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect(node).ok()?;
-    Some(socket.local_addr().ok()?.ip())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     const HOME: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::new(192, 168, 1, 2)));
@@ -200,11 +192,5 @@ mod tests {
         assert_eq!(watch.look(look(0, HOME)), None);
         watch.begin(look(5000, WORK));
         assert_eq!(watch.look(look(5000, WORK)), None);
-    }
-
-    #[test]
-    fn the_own_address_is_the_one_towards_the_node() {
-        let own = own_address(SocketAddr::from(([127, 0, 0, 1], 9)));
-        assert_eq!(own, Some(IpAddr::V4(Ipv4Addr::LOCALHOST)));
     }
 }

@@ -2,11 +2,12 @@
 //! binding came to, and why nothing reaches it. Decides nothing.
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use reveille_protocol::session::reach as rules;
 use reveille_protocol::wire::session::{Cause, Class, Offer};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::listen::Told;
 use crate::receive::now;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant as Clock};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use reveille_protocol::id::*;
@@ -14,11 +14,12 @@ use reveille_protocol::time::Instant;
 use reveille_protocol::wire::notification::Notification;
 use reveille_protocol::wire::session::{Frame, NodeFrame, TerminalFrame, Welcome};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant as Clock;
 use tokio_rustls::client::TlsStream;
 
 use crate::event::{Confirmed, Event, Received};
+use crate::ground::TcpStream;
 use crate::listen::{Binding, Gate, Told};
 use crate::reach::Reach;
 use crate::store::Store;

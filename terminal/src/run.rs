@@ -1,7 +1,7 @@
 //! The life of a terminal: connect once, then listen, and connect again because of a notification or a check-in.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rand::Rng;
@@ -14,6 +14,7 @@ use reveille_protocol::session::terminal::{self as rules, Closed, Memory};
 use reveille_protocol::wire::notification::Notification;
 use reveille_protocol::wire::session::{Cause, Class, Listening};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::connect::connect;
 use crate::disconnect::{self, Next};
@@ -170,7 +171,7 @@ impl Run {
         let spread = 0.9 + 0.2 * rand::rng().random::<f64>();
         self.listener.binding.check_in(check_in.mul_f64(spread));
         // The nodes that a notification named which has to wait, and until when.
-        let mut held: Option<(Vec<String>, tokio::time::Instant)> = None;
+        let mut held: Option<(Vec<String>, Instant)> = None;
         loop {
             let until = held.as_ref().map(|(_, until)| *until);
             let waited = async {
@@ -236,8 +237,8 @@ impl Run {
         &mut self,
         id: u64,
         pending: u32,
-        held: Option<tokio::time::Instant>,
-    ) -> Result<Option<tokio::time::Instant>, End> {
+        held: Option<Instant>,
+    ) -> Result<Option<Instant>, End> {
         if held.is_some() {
             return Ok(held);
         }
@@ -249,7 +250,7 @@ impl Run {
         }
         self.listener.gate().count_held();
         tracing::info!(?wait, "the last notifications brought nothing; this one waits");
-        Ok(Some(tokio::time::Instant::now() + wait))
+        Ok(Some(Instant::now() + wait))
     }
 
     /// What a session that a notification caused came to.

@@ -11,9 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use reveille_protocol::id::NodeId;
-use socket2::{SockRef, Socket, TcpKeepalive};
+use socket2::Socket;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -21,10 +20,11 @@ use super::connection::{self, Outgoing};
 use super::handshakes::Handshakes;
 use super::hello::{self, Answer, Hello};
 use super::identity::{Identity, node_of, server_name};
-use super::limits::{CONNECT, HANDSHAKE, PATIENCE, REDIAL, SILENCE};
+use super::limits::{CONNECT, HANDSHAKE, PATIENCE, REDIAL};
 use super::metrics::{Refusal, Refused, Told};
 use super::{Inbound, Lane, SendError, TurnedAway};
 use crate::env::Transport;
+use crate::ground::{self, TcpListener, TcpStream};
 use crate::guard;
 
 /// What links must know.
@@ -247,23 +247,13 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
-/// Sets a socket up: frames go at once, and a peer that is gone or cut off is noticed.
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    // Without it a small frame waits for the acknowledgement of the one before.
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    socket.set_tcp_user_timeout(Some(SILENCE))?;
-    let probe = SILENCE / 3;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(probe).with_interval(probe).with_retries(2))
-}
-
 type Server = tokio_rustls::server::TlsStream<TcpStream>;
 
 /// The acceptor's half of the handshake: who is it, and may it?
 async fn greet(shared: &Shared, stream: TcpStream) -> Result<(Server, NodeId, Lane, u8), Refused> {
     let config = shared.identity.read().unwrap_or_else(PoisonError::into_inner).server.clone();
     let tls = |error| Refused::because(Refusal::Tls, error);
-    prepare(&stream).map_err(tls)?;
+    ground::prepare(&stream).map_err(tls)?;
     let mut stream = TlsAcceptor::from(config).accept(stream).await.map_err(tls)?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = certificate.and_then(|certificate| node_of(certificate, shared.config.cluster));
@@ -366,9 +356,9 @@ async fn connect(
     lane: Lane,
 ) -> Result<(Client, u8), DialError> {
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
-    let connecting = tokio::time::timeout(CONNECT, TcpStream::connect(&addresses[..]));
+    let connecting = tokio::time::timeout(CONNECT, ground::connect(&addresses));
     let stream = connecting.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-    prepare(&stream)?;
+    ground::prepare(&stream)?;
     let cluster = shared.config.cluster;
     let name = server_name(peer, cluster).ok_or(Refusal::Identity)?;
     let config = shared.identity.read().unwrap_or_else(PoisonError::into_inner).client.clone();
@@ -396,10 +386,9 @@ async fn connect(
     Ok((stream, version))
 }
 
-/// A second handle of a control lane's socket, so that it can be told how to close after its stream is gone.
+/// A second handle of a control lane's socket.
 fn handle(stream: &TcpStream, lane: Lane) -> Option<Socket> {
-    // Without one, for want of descriptors, it closes as others do.
-    (lane == Lane::Control).then(|| SockRef::from(stream).try_clone().ok()).flatten()
+    (lane == Lane::Control).then(|| ground::handle(stream)).flatten()
 }
 
 /// Makes a connection its peer's on the lane, and runs it to its end.

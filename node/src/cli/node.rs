@@ -60,7 +60,7 @@ impl NodeArgs {
                     () = parent => {}
                 }
             };
-            assemble::run(config, self.create, hangups, stop).await
+            assemble::run(config, self.create, Some(hangups), stop).await
         });
         // Not dropped: that would wait for a read of standard input that may never end.
         runtime.shutdown_background();

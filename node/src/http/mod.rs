@@ -7,6 +7,10 @@ mod backup;
 mod body;
 mod cluster;
 mod error;
+#[cfg_attr(
+    feature = "turmoil",
+    allow(dead_code, reason = "some are of servers that a simulation has none of")
+)]
 pub mod limits;
 mod messages;
 mod restore;

@@ -3,22 +3,23 @@
 //! that nothing is while the node is cut off is decided here.
 
 use std::fmt;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant as Clock};
+use std::time::Duration;
 
 use metrics::Counter;
+use quinn::AsyncUdpSocket;
 use quinn::udp::Transmit;
-use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
 use reveille_protocol::anchor::table::{Anchor, Answer};
 use reveille_protocol::directory::Directory;
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::peer::NotifyOrder;
 use reveille_protocol::wire::stun::{self, Handle};
+use reveille_terminal::ground;
 use reveille_terminal::listen::sieve::{Sieve, Sieved};
-use socket2::SockRef;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::Instant as Clock;
 
 use super::dial::{Dialler, Identity};
 use super::pace::Pace;
@@ -27,7 +28,8 @@ use crate::telemetry::{Count, Gauge};
 
 /// Terminals that one node may be the anchor of; some 90 bytes each.
 const TERMINALS: usize = 4_000_000;
-/// Bytes that may wait in the socket: a tenth of a second of a million terminals' keepalives, with the kernel's own part.
+/// Bytes that may wait in the socket, as far as the system allows: keepalives gather between two reads, and what has no
+/// room is lost. A tenth of a second of a million terminals' keepalives, with the kernel's own part.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// How often silent terminals are forgotten, and how many are looked at: all of them within a few minutes.
 const SWEEP: (Duration, usize) = (Duration::from_secs(1), 20_000);
@@ -62,11 +64,8 @@ impl AnchorPort {
         serves: Serves,
         due: mpsc::Sender<Waiting>,
     ) -> std::io::Result<AnchorPort> {
-        let socket = UdpSocket::bind(bind)?;
-        // As far as the system allows: keepalives gather between two reads, and what has no room is lost.
-        let _ = SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER);
+        let socket = ground::udp(bind, Some(RECEIVE_BUFFER))?;
         let port = socket.local_addr()?.port();
-        let socket = TokioRuntime.wrap_udp_socket(socket)?;
         let keepalives = Arc::new(Keepalives {
             socket: socket.clone(),
             table: Mutex::new(Anchor::new(random(), TERMINALS)),

@@ -1,7 +1,7 @@
 //! One notification: dial the terminal's QUIC endpoint, send the datagram until it is acknowledged, close. No QUIC
 //! connection outlives it.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use futures::future::Shared;
 use moka::sync::Cache;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
-    AsyncUdpSocket, ClientConfig, Connection, ConnectionId, Endpoint, EndpointConfig, Runtime, TokioRuntime,
+    AsyncUdpSocket, ClientConfig, Connection, ConnectionId, Endpoint, EndpointConfig, TokioRuntime,
     TransportConfig, ZeroRttAccepted,
 };
 use reveille_protocol::id::{KeyFingerprint, TerminalId};
@@ -22,6 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{Error, NamedGroup};
 use tokio::sync::Notify;
 
+use reveille_terminal::ground;
 use reveille_terminal::identity::provider;
 use reveille_terminal::listen::one_datagram_each_way;
 
@@ -183,7 +184,7 @@ impl Clone for Identity {
 impl Dialler {
     /// A dialler on a socket of its own.
     pub fn new(bind: SocketAddr, identity: Identity) -> std::io::Result<Dialler> {
-        Dialler::on(TokioRuntime.wrap_udp_socket(UdpSocket::bind(bind)?)?, identity)
+        Dialler::on(ground::udp(bind, None)?, identity)
     }
 
     /// A dialler on a socket that also takes something else.

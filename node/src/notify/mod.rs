@@ -229,6 +229,7 @@ impl Shared {
     /// Counts how it ended, and tells the shard's leader.
     fn tell(&self, order: &NotifyOrder, outcome: Outcome) {
         Count::Notifications.one(outcome.label());
+        tracing::debug!(terminal = %order.terminal, outcome = outcome.label(), "a notification is over");
         if let Some(cluster) = self.cluster.get() {
             cluster.notified(order, outcome.told());
         }

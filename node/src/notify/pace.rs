@@ -67,7 +67,7 @@ pub struct Pace {
     prefixes: PerPrefix,
     challenges: PerPrefix,
     budgets: Mutex<Budgets>,
-    origin: std::time::Instant,
+    origin: tokio::time::Instant,
     forbid: Vec<Network>,
     own: RwLock<BTreeSet<IpAddr>>,
     /// Loopback is allowed.
@@ -85,7 +85,7 @@ impl Pace {
             prefixes: RateLimiter::hashmap(Quota::per_second(rates.per_prefix)),
             challenges: RateLimiter::hashmap(Quota::per_second(CHALLENGES)),
             budgets: Mutex::default(),
-            origin: std::time::Instant::now(),
+            origin: tokio::time::Instant::now(),
             forbid,
             own: RwLock::default(),
             loopback,

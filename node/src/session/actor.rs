@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant as Clock};
+use std::time::Duration;
 
 use actix::{
     Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context as ActorCtx, Handler, Message,
@@ -19,6 +19,7 @@ use reveille_protocol::time::Instant;
 use reveille_protocol::wire::peer::{NotifyOrder, SessionMessage};
 use reveille_protocol::wire::session::{Class, Frame, TerminalFrame, Tried};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant as Clock;
 
 use super::admission::Place;
 use super::registry::Registry;

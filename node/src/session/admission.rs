@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use crate::telemetry::Gauge;
 
@@ -137,7 +138,7 @@ impl Admission {
 impl Place {
     /// Waits for its turn. The place is in the works from then on.
     pub async fn turn(&mut self) -> Result<(), Refused> {
-        tokio::time::sleep_until(self.begins.into()).await;
+        tokio::time::sleep_until(self.begins).await;
         let works = self.admission.0.works.clone().acquire_owned();
         match tokio::time::timeout(LONGEST_WAIT, works).await {
             // Closed never: it is ours.

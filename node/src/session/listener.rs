@@ -3,17 +3,16 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::{Actor, Addr};
 use bytes::BytesMut;
-use futures::FutureExt;
 use reveille_protocol::limits;
 use reveille_protocol::wire::session::{Frame, TerminalFrame};
 use rustls::HandshakeKind;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -22,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::actor::{Closed, Context, Incoming, SessionActor, Stalled};
 use super::admission::{Admission, Place, Refused};
 use crate::bare_key::fingerprint;
+use crate::ground::{self, TcpListener, TcpStream};
 use crate::telemetry::Count;
 
 /// TLS must be done within this; then Hello has its own deadline.
@@ -68,11 +68,7 @@ impl Door {
 
     /// Accepts on the calling thread, an arbiter's, which does everything for the connections that it takes: a herd of
     /// handshakes must not stand in front of the cluster's own work, and what a session reads stays on its actor's thread.
-    pub async fn accept(self, listener: std::net::TcpListener) {
-        let listener = match TcpListener::from_std(listener) {
-            Ok(listener) => listener,
-            Err(error) => return tracing::error!(%error, "terminals cannot be accepted"),
-        };
+    pub async fn accept(self, listener: TcpListener) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -111,7 +107,8 @@ impl Door {
         if let Err(refused) = place.turn().await {
             return turn_away(&stream, refused);
         }
-        if has_gone(&stream) {
+        // Its first words are there all the same, and would be answered.
+        if ground::has_gone(&stream) {
             return Count::SessionsRefused.one("gone");
         }
         match tokio::time::timeout(HANDSHAKE, greet(stream, self.acceptor)).await {
@@ -122,18 +119,10 @@ impl Door {
     }
 }
 
-/// Ends a connection that nothing was done for. With a reset: the terminal hears at once that it must go elsewhere, and the
-/// system keeps nothing of it.
+/// Ends a connection that nothing was done for.
 fn turn_away(stream: &TcpStream, refused: Refused) {
     Count::SessionsRefused.one(refused.label());
-    // Not set: then it is closed in the usual way.
-    let _ = stream.set_zero_linger();
-}
-
-/// Did the terminal close while it waited? Its first words are there all the same, and would be answered.
-fn has_gone(stream: &TcpStream) -> bool {
-    let ready = stream.ready(Interest::READABLE).now_or_never();
-    ready.is_some_and(|ready| ready.map_or(true, |ready| ready.is_read_closed()))
+    ground::reset(stream);
 }
 
 async fn greet(stream: TcpStream, acceptor: TlsAcceptor) -> Option<TlsStream<TcpStream>> {

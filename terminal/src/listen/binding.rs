@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant as Clock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::AsyncUdpSocket;
@@ -17,12 +17,13 @@ use reveille_protocol::limits;
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::session::Anchor;
 use reveille_protocol::wire::stun::Handle;
-use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant as Clock;
 
 use super::Gate;
 use super::networks::Networks;
 use crate::aligned::check_in_at;
+use crate::ground::UdpSocket;
 use crate::network::{Change, Device, Watching};
 
 /// Orders that wait: a session gives a few at most.

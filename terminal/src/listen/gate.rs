@@ -11,12 +11,13 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use reveille_protocol::wire::notification::check_first_cid;
 use reveille_protocol::wire::stun;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::sieve::Sieve;
 

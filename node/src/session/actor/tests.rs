@@ -15,9 +15,9 @@ use reveille_cluster::query::{Answer, Query};
 use reveille_protocol::directory::{Directory, Node, Tenant};
 use reveille_protocol::service_list::row::{Linger, Urgency};
 use reveille_protocol::wire::session::{Ack, Bye, ByeReason, Cause, Hello, NodeFrame, Nonce, Offer};
+use reveille_terminal::ground::TcpListener;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::TcpListener;
 
 use super::*;
 use crate::cli::certs::Ca;
