@@ -7,6 +7,8 @@ mod cli;
 mod config;
 mod ending;
 mod enrolment;
+#[cfg(all(test, feature = "turmoil"))]
+mod floor;
 mod ground;
 mod host;
 mod http;
