@@ -27,6 +27,15 @@ fn nothing_is_lost_at_any_point() {
     chaos(0, &["fail-points", "--out", out.to_str().unwrap()]);
 }
 
+/// Of six seeds two had a replica that differed from the others for ever, as long as what was there in part could be flushed.
+#[test]
+fn an_entry_that_fails_in_its_middle_never_becomes_durable() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("runs");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fail-points/half-applied.toml");
+    chaos(0, &["run", file, "--backend", "sim", "--seeds", "6", "--out", out.to_str().unwrap()]);
+}
+
 /// A log that says of a write that it is durable before it is: then its node ends between the two.
 const POWER: &str = r#"
 name = "early"

@@ -208,6 +208,33 @@ async fn tables_on_disk_stay_behind_the_log_on_disk() {
     assert_eq!(tables.read().get(b"row").unwrap(), Some(value(1)));
 }
 
+#[tokio::test]
+async fn what_is_there_in_part_never_becomes_durable() {
+    async fn spoilt(tables: &impl Tables) {
+        tables.write().put(&key(1), value(1));
+        tables.flush().await.unwrap();
+        {
+            let mut table = tables.write();
+            table.put(&key(2), value(2));
+            tables.spoil();
+        }
+        assert!(tables.flush().await.is_err());
+        assert!(tables.snapshot().await.is_err());
+    }
+    let expected = Map::from([(key(1), value(1))]);
+    let memory = MemoryTables::default();
+    spoilt(&memory).await;
+    memory.crash();
+    assert_eq!(contents(&memory.read()), expected);
+    let folder = tempfile::tempdir().unwrap();
+    let (store, tables) = open(folder.path());
+    spoilt(&tables).await;
+    drop((store, tables));
+    let (_store, tables) = open(folder.path());
+    assert_eq!(contents(&tables.read()), expected);
+    tables.flush().await.unwrap();
+}
+
 /// Two peers send their snapshots at once, or one sends a second while the first is on its way: the latest counts, and
 /// nothing of the others is left.
 #[tokio::test]

@@ -78,6 +78,15 @@ pub(crate) fn applied_among<C: Cfg>(pairs: &[(Bytes, Bytes)]) -> Option<LogIdOf<
     codec::decode::<LogIdOf<C>, MAX_HOST_VALUE>(bytes).ok()
 }
 
+/// An entry that is being applied. Dropped, it is there in part: an error or a panic came in between.
+struct Part<'a, T: Tables>(&'a T);
+
+impl<T: Tables> Drop for Part<'_, T> {
+    fn drop(&mut self) {
+        self.0.spoil();
+    }
+}
+
 impl<C: Cfg, T: Tables> Machine<C, T> {
     pub(crate) fn new(group: GroupId, tables: T, observer: Arc<dyn Observer>) -> Self {
         Machine { group, tables, observer, cfg: PhantomData }
@@ -120,14 +129,18 @@ impl<C: Cfg, T: Tables> Machine<C, T> {
             }
             let applied = {
                 let mut table = self.tables.write();
+                // Before the tables are let go: a flush may wait for them.
+                let part = Part(&self.tables);
                 table.put(APPLIED, value(&id));
                 if let EntryPayload::Membership(membership) = &entry.payload {
                     table.put(MEMBERSHIP, value(&StoredMembership::new(Some(id), membership.clone())));
                 }
-                match &commands {
+                let applied = match &commands {
                     Some(entry) => Some(service_list::apply(&mut table, self.group, entry).map_err(broken)?),
                     None => None,
-                }
+                };
+                std::mem::forget(part);
+                applied
             };
             fail::try_at::<C>(Point::Applied).await?;
             self.observer.applied(id.leader_id.term, id.leader_id.node_id, applied.as_ref());

@@ -28,9 +28,9 @@ use reveille_protocol::wire::codec;
 pub use self::store::{Store, StoreConfig, StoreError};
 use self::store::{generation_key, prefix, stored};
 pub use self::transfer::{FjallInstaller, FjallSnapshot};
-use super::Tables;
 use super::cache::Cache;
 use super::overlay::{Found, Overlay, merge};
+use super::{SPOILED, Tables};
 
 /// Rows that are removed at once while garbage is: bounds its memory.
 const BATCH: usize = 4096;
@@ -51,6 +51,7 @@ impl Store {
             flushing: Mutex::new(()),
             newest: AtomicU32::new(generation),
             ahead: AtomicBool::new(false),
+            spoiled: AtomicBool::new(false),
         };
         let tables = FjallTables(Arc::new(tables));
         tables.remove_generations_but([generation; 2])?;
@@ -74,6 +75,8 @@ struct GroupInner {
     newest: AtomicU32,
     /// A flush ahead of need is on its way.
     ahead: AtomicBool,
+    /// Set while `state` is held.
+    spoiled: AtomicBool,
 }
 
 struct State {
@@ -214,6 +217,9 @@ impl FjallTables {
     fn flush_locked(&self) -> Result<(), TableError> {
         let (frozen, generation) = {
             let mut state = self.state();
+            if self.0.spoiled.load(Ordering::Relaxed) {
+                return Err(TableError(SPOILED.to_owned()));
+            }
             (state.overlay.freeze(), state.generation)
         };
         if let Some(frozen) = frozen {
@@ -279,6 +285,10 @@ impl Tables for FjallTables {
 
     fn write(&self) -> FjallWriter<'_> {
         FjallWriter(&self.0, self.state())
+    }
+
+    fn spoil(&self) {
+        self.0.spoiled.store(true, Ordering::Relaxed);
     }
 
     /// Must not run beside a writer: what it finds on disk must still count when it is remembered.

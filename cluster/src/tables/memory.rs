@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use reveille_protocol::service_list::{MemoryTable, Table, TableError, TableMut};
 
-use super::{Installer, Snapshot, Tables};
+use super::{Installer, SPOILED, Snapshot, Tables};
 
 /// One group's tables in memory.
 #[derive(Clone, Default)]
@@ -17,6 +18,7 @@ pub struct MemoryTables {
     held: Arc<RwLock<Held>>,
     behind: Arc<RwLock<Option<Barrier>>>,
     watch: Arc<RwLock<Option<Watch>>>,
+    spoiled: Arc<AtomicBool>,
 }
 
 /// What they hold, and what a crash takes back: neither a flush nor a view copies all of it.
@@ -85,6 +87,7 @@ impl MemoryTables {
     pub fn crash(&self) {
         let mut held = write(&self.held);
         *held = Held::of(held.durable());
+        self.spoiled.store(false, Ordering::Relaxed);
     }
 
     /// Everything they hold, as it is now.
@@ -157,6 +160,10 @@ impl Tables for MemoryTables {
         MemoryWriter(write(&self.held), watch)
     }
 
+    fn spoil(&self) {
+        self.spoiled.store(true, Ordering::Relaxed);
+    }
+
     async fn fetch(&self, _keys: Vec<Vec<u8>>) -> Result<(), TableError> {
         Ok(())
     }
@@ -172,7 +179,13 @@ impl Tables for MemoryTables {
 
     async fn flush(&self) -> Result<(), TableError> {
         // What is written while the log is made durable waits for the next flush.
-        let changed = std::mem::take(&mut write(&self.held).undo);
+        let changed = {
+            let mut held = write(&self.held);
+            if self.spoiled.load(Ordering::Relaxed) {
+                return Err(TableError(SPOILED.to_owned()));
+            }
+            std::mem::take(&mut held.undo)
+        };
         if let Some(barrier) = &*self.behind.read().unwrap_or_else(PoisonError::into_inner)
             && let Err(error) = barrier()
         {

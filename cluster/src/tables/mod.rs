@@ -38,6 +38,10 @@ pub trait Tables: Clone + Send + Sync + 'static {
     /// Writes.
     fn write(&self) -> Self::Writer<'_>;
 
+    /// What was changed last is there in part: from now on nothing of these tables becomes durable. The next start has them
+    /// as they were flushed last, and the log from there.
+    fn spoil(&self);
+
     /// Fetches what is under these keys, so that applying an entry does not wait for the disk while it holds the tables.
     fn fetch(&self, keys: Vec<Vec<u8>>) -> impl Future<Output = Result<(), TableError>> + Send;
 
@@ -56,6 +60,9 @@ pub trait Tables: Clone + Send + Sync + 'static {
     /// Begins to replace the tables. Dropped before `finish`, it leaves them as they are.
     fn installer(&self) -> Result<Self::Installer, TableError>;
 }
+
+/// Why tables that are spoiled are not flushed.
+const SPOILED: &str = "not flushed: an entry was applied in part, and is whole in the log";
 
 /// A consistent view of one group's tables.
 pub trait Snapshot: Table + Send + Sync + 'static {
