@@ -20,6 +20,8 @@ const SLOW: Duration = Duration::from_millis(400);
 enum Kind {
     /// A node's process is killed: its connections close.
     Kill,
+    /// A node is told to end: it gives away what it leads, and tells its terminals to go elsewhere.
+    Stop,
     /// A node's machine is gone: nobody hears of its end.
     Vanish,
     /// Nothing passes between a node and all others, each way, until it is over; then all of it at once, as after TCP's
@@ -34,12 +36,13 @@ enum Kind {
 }
 
 const KINDS: [Kind; 8] =
-    [Kind::Kill, Kind::Vanish, Kind::Cut, Kind::Loss, Kind::Kill, Kind::Cut, Kind::Delay, Kind::TerminalKill];
+    [Kind::Kill, Kind::Vanish, Kind::Cut, Kind::Loss, Kind::Stop, Kind::Cut, Kind::Delay, Kind::TerminalKill];
 
 impl Kind {
     fn name(self) -> &'static str {
         match self {
             Kind::Kill => "kill",
+            Kind::Stop => "stop",
             Kind::Vanish => "vanish",
             Kind::Cut => "cut",
             Kind::Loss => "loss",
@@ -91,6 +94,7 @@ fn others(world: &World, whom: &str) -> Vec<String> {
 fn begin(world: &mut World, kind: Kind, whom: &str, draw: u64) {
     match kind {
         Kind::Kill => world.sim.crash(whom),
+        Kind::Stop => world.stop(whom),
         Kind::Vanish => {
             for other in others(world, whom) {
                 world.sim.partition(whom, other.as_str());
@@ -116,7 +120,7 @@ fn begin(world: &mut World, kind: Kind, whom: &str, draw: u64) {
 
 fn over(world: &mut World, kind: Kind, whom: &str) {
     match kind {
-        Kind::Kill | Kind::TerminalKill => world.sim.bounce(whom),
+        Kind::Kill | Kind::Stop | Kind::TerminalKill => world.sim.bounce(whom),
         Kind::Vanish => {
             for other in others(world, whom) {
                 world.sim.repair(whom, other.as_str());

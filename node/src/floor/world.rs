@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use reveille_chaos::history::Observation;
 use reveille_protocol::hash::sha256;
 use reveille_terminal::{Builder, Event};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use turmoil::Sim;
 
@@ -28,6 +29,8 @@ const SESSIONS: u16 = 8443;
 const PEERS: u16 = 7100;
 /// The publishers' port.
 pub const HTTP: u16 = 8080;
+/// A node that is told to end has ended within this.
+const LEAVE: Duration = Duration::from_secs(8);
 /// A terminal to which nothing happens for so long says how it stands, in the log.
 const LOOK: Duration = Duration::from_secs(10);
 /// What waits in the kernels of the hosts.
@@ -44,6 +47,8 @@ pub struct World {
     pub terminals: Vec<String>,
     folder: PathBuf,
     sessions: Vec<String>,
+    /// What tells each node to end.
+    stops: Vec<watch::Sender<bool>>,
 }
 
 impl World {
@@ -64,7 +69,10 @@ impl World {
         let ips: Vec<IpAddr> = names.iter().map(|name| sim.lookup(name.as_str())).collect();
         let (ca, _) = Ca::new().unwrap();
         fs::write(folder.join("ca.pem"), &ca.pem).unwrap();
+        let mut stops = Vec::new();
         for (id, name) in (1..).zip(&names) {
+            let (stop, stopped) = watch::channel(false);
+            stops.push(stop);
             let ip = ips[id as usize - 1];
             let (certificate, key) = ca.node(id, CLUSTER, vec![ip.to_string()], 1).unwrap();
             fs::write(folder.join(format!("{name}.pem")), certificate).unwrap();
@@ -74,9 +82,11 @@ impl World {
             sim.host(name.as_str(), move || {
                 starts.set(starts.get() + 1);
                 let config = Config { data: data(&config.data, starts.get()), ..config.clone() };
+                let mut stopped = stopped.clone();
                 async move {
-                    let run = assemble::run(config, true, None, std::future::pending());
-                    Ok(Box::pin(run).await?)
+                    // An error is the end of the run.
+                    let stop = async move { drop(stopped.wait_for(|stopped| *stopped).await) };
+                    Ok(Box::pin(assemble::run(config, true, None, stop)).await?)
                 }
             });
         }
@@ -88,6 +98,7 @@ impl World {
             terminals: Vec::new(),
             folder: folder.to_owned(),
             sessions: ips.iter().map(|ip| SocketAddr::new(*ip, SESSIONS).to_string()).collect(),
+            stops,
         }
     }
 
@@ -102,6 +113,18 @@ impl World {
             self.sim.host(name.as_str(), move || live(host.clone(), builder.clone(), record.clone()));
             self.terminals.push(name);
         }
+    }
+
+    /// Tells a node to end, and lets time pass until it has.
+    pub fn stop(&mut self, node: &str) {
+        let at = self.nodes.iter().position(|name| name == node).unwrap();
+        self.stops[at].send_replace(true);
+        let end = self.sim.elapsed() + LEAVE;
+        while self.sim.is_host_running(node) {
+            assert!(self.sim.elapsed() < end, "{node} does not end");
+            self.step();
+        }
+        self.stops[at].send_replace(false);
     }
 
     /// Lets time pass until this is so; false if it is not so in time.
