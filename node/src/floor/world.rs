@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use reveille_chaos::history::Observation;
 use reveille_protocol::hash::sha256;
-use reveille_terminal::{Builder, Event};
+use reveille_terminal::{Builder, Event, Linger};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use turmoil::Sim;
@@ -29,6 +29,8 @@ const SESSIONS: u16 = 8443;
 const PEERS: u16 = 7100;
 /// The publishers' port.
 pub const HTTP: u16 = 8080;
+/// One terminal in so many stays connected.
+const STAYS: usize = 3;
 /// A node that is told to end has ended within this.
 const LEAVE: Duration = Duration::from_secs(8);
 /// A terminal to which nothing happens for so long says how it stands, in the log.
@@ -108,6 +110,10 @@ impl World {
             let name = format!("t{number}");
             let builder =
                 Builder::new(self.sessions.clone(), self.folder.join("ca.pem"), self.folder.join(&name));
+            let builder = builder.linger(match number % STAYS {
+                0 => Linger::Forever,
+                _ => Linger::AtOnce,
+            });
             let record = self.record.clone();
             let host = name.clone();
             self.sim.host(name.as_str(), move || live(host.clone(), builder.clone(), record.clone()));
