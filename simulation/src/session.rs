@@ -135,12 +135,32 @@ impl World {
         });
     }
 
+    /// A session asks for its epoch; not if another one at its node has asked with this attempt.
+    fn register(&self, number: u64, node: NodeId, attempt: Attempt) -> bool {
+        let mut connections = lock(&self.connections);
+        let terminal = |known: &Connection| known.server.as_ref().map(Server::terminal);
+        let Some(mine) = connections.get(&number).and_then(terminal) else { return true };
+        let taken = connections.iter().any(|(other, known)| {
+            *other != number
+                && known.node == node
+                && known.registered == Some(attempt)
+                && terminal(known) == Some(mine)
+        });
+        if !taken && let Some(connection) = connections.get_mut(&number) {
+            connection.registered = Some(attempt);
+        }
+        !taken
+    }
+
     fn server_command(self: &Arc<World>, number: u64, node: NodeId, command: Command) {
         match command {
             Command::Send(frame) => self.send_to_terminal(number, frame),
             Command::Attach(attach) => {
-                if let Some(connection) = lock(&self.connections).get_mut(&number) {
-                    connection.registered = Some(attach.attempt);
+                if !self.register(number, node, attach.attempt) {
+                    let refusal = Refusal::StaleAttempt { current: attach.attempt };
+                    return self.after(0, move |world| {
+                        world.server_event(number, Event::Attached(Some(Err(refusal))));
+                    });
                 }
                 let member = self.node(node).member();
                 if member.is_none_or(|member| member.incarnation() != attach.incarnation) {

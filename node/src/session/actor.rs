@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use actix::{
-    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context as ActorCtx, Handler, Message,
-    SpawnHandle, WrapFuture,
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context as ActorCtx, Handler, Message, SpawnHandle,
+    WrapFuture,
 };
 use reveille_cluster::ClusterHandle;
 use reveille_protocol::directory::NOTIFY_ANCHORS;
@@ -18,7 +18,7 @@ use reveille_protocol::session::server::{self as rules, AnchorAt, Event, Server}
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::peer::{NotifyOrder, SessionMessage};
 use reveille_protocol::wire::session::{Class, Frame, TerminalFrame, Tried};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant as Clock;
 
 use super::admission::Place;
@@ -30,9 +30,6 @@ use crate::telemetry::{Count, Gauge};
 /// An attach, an ack or a detach is tried for this long: longer than any failover, shorter than a terminal waits for
 /// its Welcome.
 const PROPOSAL: Duration = Duration::from_secs(8);
-/// A session waits this long for an older one with its attempt to end: a detach takes milliseconds while the shard has a
-/// leader, and with the attach after it a terminal is answered in time.
-const OLDER: Duration = Duration::from_secs(2);
 /// Messages that may wait for an actor: a window of hand-offs and what its own connection brings.
 const MAILBOX: usize = 256;
 
@@ -100,18 +97,6 @@ pub struct Leave {
     pub retry_after: u64,
 }
 
-/// Another connection of the terminal asks for the same attempt, and so may get the same epoch.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Replaced {
-    /// Dropped once this session has ended and proposes nothing any more.
-    ended: oneshot::Sender<DetachUnknown>,
-}
-
-/// A session ended, but whether its detach will still come into force is not known.
-#[derive(Debug)]
-struct DetachUnknown;
-
 /// See the module.
 pub struct SessionActor {
     context: Arc<Context>,
@@ -124,10 +109,6 @@ pub struct SessionActor {
     registered: Option<Attempt>,
     timer: Option<(Instant, SpawnHandle)>,
     online: bool,
-    /// A detach is proposed, and its outcome not known.
-    detaching: bool,
-    /// Later sessions with this one's attempt: they attach when this one has ended.
-    later: Vec<oneshot::Sender<DetachUnknown>>,
 }
 
 impl SessionActor {
@@ -148,8 +129,6 @@ impl SessionActor {
             registered: None,
             timer: None,
             online: false,
-            detaching: false,
-            later: Vec::new(),
         }
     }
 
@@ -202,31 +181,20 @@ impl SessionActor {
             rules::Command::Send(frame) => frame.encode(bytes),
             rules::Command::Attach(attach) => {
                 self.leave_works();
-                let older = match self.registered {
-                    Some(_) => Vec::new(),
-                    None => {
-                        self.registered = Some(attach.attempt);
-                        self.context.registry.insert(self.terminal(), attach.attempt, ctx.address())
-                    }
-                };
-                match older.is_empty() {
-                    true => self.attach(attach, ctx),
-                    false => self.attach_after(older, attach, ctx),
+                let current = attach.attempt;
+                let registry = &self.context.registry;
+                if self.registered.is_none() && !registry.insert(self.terminal(), current, ctx.address()) {
+                    // The same attempt at the same node gets the same epoch. A terminal that lost its memory, or a copy
+                    // of one, takes the next.
+                    let refusal = list::Refusal::StaleAttempt { current };
+                    return self.soon(Event::Attached(Some(Err(refusal))), ctx);
                 }
+                self.registered = Some(current);
+                self.attach(attach, ctx);
             }
             rules::Command::Ack(ack) => self.propose(Command::Ack(ack), ctx, |_, _| Event::AckDone),
             rules::Command::Detach(detach) => {
-                self.detaching = true;
-                self.propose(Command::Detach(detach), ctx, |session, outcome| {
-                    session.detaching = false;
-                    if outcome.is_none() {
-                        for later in session.later.drain(..) {
-                            // It does not wait any more.
-                            let _ = later.send(DetachUnknown);
-                        }
-                    }
-                    Event::DetachDone
-                });
+                self.propose(Command::Detach(detach), ctx, |_, _| Event::DetachDone);
             }
             rules::Command::Enrol(token) => {
                 self.leave_works();
@@ -301,28 +269,6 @@ impl SessionActor {
                 _ => None,
             })
         });
-    }
-
-    /// Ends the older sessions with this one's attempt, and attaches once none of them can detach any more. The same
-    /// attempt at the same node gets the same epoch, so their detach would be this one's.
-    fn attach_after(
-        &self,
-        older: Vec<Addr<SessionActor>>,
-        attach: Box<list::Attach>,
-        ctx: &mut ActorCtx<Self>,
-    ) {
-        let all = older.into_iter().map(|older| async move {
-            let (ended, over) = oneshot::channel();
-            // Not sent, or dropped with the session: it has ended.
-            older.send(Replaced { ended }).await.is_err() || over.await.is_err()
-        });
-        let all = tokio::time::timeout(OLDER, futures::future::join_all(all));
-        ctx.spawn(all.into_actor(self).map(|over, session, ctx| {
-            match over.is_ok_and(|all| all.into_iter().all(|over| over)) {
-                true => session.attach(attach, ctx),
-                false => session.handle_event(Event::Attached(None), ctx),
-            }
-        }));
     }
 
     /// Not at once: the rules are in the middle of an event.
@@ -409,9 +355,9 @@ impl Actor for SessionActor {
         }
     }
 
-    fn stopped(&mut self, ctx: &mut ActorCtx<Self>) {
+    fn stopped(&mut self, _: &mut ActorCtx<Self>) {
         if let Some(attempt) = self.registered {
-            self.context.registry.remove(&self.terminal(), attempt, &ctx.address());
+            self.context.registry.remove(&self.terminal(), attempt);
         }
         if self.online {
             Gauge::Sessions.add(-1.0);
@@ -461,27 +407,6 @@ impl Handler<ToSession> for SessionActor {
     }
 }
 
-impl Handler<Replaced> for SessionActor {
-    type Result = ();
-
-    fn handle(&mut self, Replaced { ended }: Replaced, ctx: &mut ActorCtx<Self>) {
-        self.later.retain(|later| !later.is_closed());
-        self.later.push(ended);
-        if self.detaching {
-            // Its outcome ends this session.
-            return;
-        }
-        match self.rules.as_ref().map(Server::epoch) {
-            // Its epoch may be the other's as well, so nothing is detached.
-            Some(epoch) if epoch != Epoch(0) => self.handle_event(Event::Supersede(epoch), ctx),
-            _ => {
-                self.outgoing = None;
-                ctx.stop();
-            }
-        }
-    }
-}
-
 impl Handler<Leave> for SessionActor {
     type Result = ();
 
@@ -491,7 +416,7 @@ impl Handler<Leave> for SessionActor {
 }
 
 // A terminal waits twice the time that it has for its Hello.
-const _: () = assert!(OLDER.as_secs() + PROPOSAL.as_secs() <= 2 * limits::HELLO_DEADLINE.as_secs());
+const _: () = assert!(PROPOSAL.as_secs() <= 2 * limits::HELLO_DEADLINE.as_secs());
 
 #[cfg(test)]
 mod tests;

@@ -40,28 +40,23 @@ impl Registry {
         self.parts[part].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A session asks for its epoch: hand-offs for it may come from now on. Returns those that asked with the same
-    /// attempt before, which a terminal that lost its memory can use twice. They are over by that, but stay known until
-    /// they have ended: what they still propose would count for this one's epoch.
-    pub fn insert(
-        &self,
-        terminal: TerminalId,
-        attempt: Attempt,
-        session: Addr<SessionActor>,
-    ) -> Vec<Addr<SessionActor>> {
+    /// A session asks for its epoch: hand-offs for it may come from now on. Not if another one that has not ended asked
+    /// with this attempt.
+    pub fn insert(&self, terminal: TerminalId, attempt: Attempt, session: Addr<SessionActor>) -> bool {
         let mut part = self.part(&terminal);
         let open = part.entry(terminal).or_default();
-        let older = open.iter().filter(|(known, _)| *known == attempt).map(|(_, older)| older.clone());
-        let older = older.collect();
-        open.push((attempt, session));
-        older
+        let new = open.iter().all(|(known, _)| *known != attempt);
+        if new {
+            open.push((attempt, session));
+        }
+        new
     }
 
     /// A session is over.
-    pub fn remove(&self, terminal: &TerminalId, attempt: Attempt, session: &Addr<SessionActor>) {
+    pub fn remove(&self, terminal: &TerminalId, attempt: Attempt) {
         let mut part = self.part(terminal);
         if let Some(open) = part.get_mut(terminal) {
-            open.retain(|(known, addr)| *known != attempt || addr != session);
+            open.retain(|(known, _)| *known != attempt);
             if open.is_empty() {
                 part.remove(terminal);
             }
@@ -79,8 +74,7 @@ impl Registry {
             SessionMessage::HandOff(hand_off) => {
                 let part = self.part(&hand_off.terminal);
                 let mut open = part.get(&hand_off.terminal).into_iter().flatten();
-                // The latest of those with the attempt: the others are over.
-                let session = open.rfind(|(attempt, _)| *attempt == hand_off.attempt);
+                let session = open.find(|(attempt, _)| *attempt == hand_off.attempt);
                 session.map_or(Taken::NoSession, |(_, session)| give(session))
             }
             // The epoch decides, and each session knows its own.
