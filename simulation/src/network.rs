@@ -69,6 +69,17 @@ impl Transport for Wire {
         lock(&world.network).links.contains_key(&pair(self.from, peer)).then_some(FORMAT)
     }
 
+    fn abandon(&self, peer: NodeId) {
+        let Some(world) = self.world.upgrade() else { return };
+        let (from, life) = (self.from, self.life);
+        // Not from here: it is a member that says so.
+        world.after(0, move |world| {
+            if lock(&world.network).ports.get(&from).is_some_and(|port| port.life == life) {
+                world.abandon(from, peer);
+            }
+        });
+    }
+
     fn set_format(&self, _format: u32) {}
 }
 
@@ -287,6 +298,14 @@ impl World {
     /// The link between two nodes is reset; it is made anew at once.
     pub fn reset_link(self: &Arc<World>, one: NodeId, other: NodeId) {
         self.break_link(pair(one, other));
+    }
+
+    /// A node closes its link to a peer, which learns of it if what the node says gets there.
+    fn abandon(self: &Arc<World>, node: NodeId, peer: NodeId) {
+        if lock(&self.network).cut.contains_key(&(node, peer)) {
+            return self.half_open(node, peer);
+        }
+        self.break_link(pair(node, peer));
     }
 
     /// One end of a link is gone. The other does not know until it has heard nothing for a while.
