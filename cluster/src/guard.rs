@@ -54,7 +54,7 @@ fn end_node(host: &dyn Host, what: &str, panic: Box<dyn Any + Send>) {
 }
 
 /// What a panic said. The end of a node at a fail point is none, and goes on.
-pub(crate) fn said(panic: Box<dyn Any + Send>) -> String {
+pub fn said(panic: Box<dyn Any + Send>) -> String {
     if fail_point::is_kill(&*panic) {
         resume_unwind(panic);
     }

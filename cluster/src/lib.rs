@@ -13,7 +13,7 @@ pub mod env;
 mod fail;
 mod folder;
 pub mod ground;
-mod guard;
+pub mod guard;
 mod handle;
 pub mod host;
 pub mod link;

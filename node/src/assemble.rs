@@ -23,6 +23,7 @@ use crate::certificates::{self, Certificates, Shown};
 use crate::config::Config;
 use crate::ending::{self, Final};
 use crate::ground::{self, Actors, Calling};
+use crate::guard::Guard;
 use crate::host::NodeHost;
 use crate::http::Api;
 use crate::notify::dial::Dialler;
@@ -81,6 +82,7 @@ pub async fn run(
     let latest = Arc::new(RwLock::new(Arc::new(Directory::default())));
     let running = Arc::new(OnceLock::new());
     let (failed, mut failures) = mpsc::channel(1);
+    let guard = Guard::new(failed.clone());
     let mut own = Own::new(config.cluster.nodes.values());
     let rates =
         Rates { per_second: config.notify.per_second, per_prefix: config.notify.per_prefix_per_second };
@@ -108,6 +110,7 @@ pub async fn run(
             serves: Box::new(serves),
             directory: latest.clone(),
             hint: vec![addresses.session.clone()],
+            guard: guard.clone(),
         };
         Notifier::start(around)
             .with_context(|| format!("notify.anchor: cannot take keepalives at UDP {anchor}"))?
@@ -161,16 +164,11 @@ pub async fn run(
     });
     let actors = Actors::start(&config, shown.clone(), api).await?;
     let closing = CancellationToken::new();
-    let door = Door::new(TlsAcceptor::from(Arc::new(acceptor)), context, admission, closing.clone());
+    let door =
+        Door::new(TlsAcceptor::from(Arc::new(acceptor)), context, admission, closing.clone(), guard.clone());
     actors.accept(&door, session_listener)?;
-    let keeping = tokio::spawn(certificates::keep(
-        config.clone(),
-        certificates,
-        shown,
-        notifier,
-        cluster.clone(),
-        hangups,
-    ));
+    let keep = certificates::keep(config.clone(), certificates, shown, notifier, cluster.clone(), hangups);
+    let keeping = tokio::spawn(guard.watch("keeping certificates", keep));
     tracing::info!(
         node = node.0,
         incarnation = cluster.incarnation().0,

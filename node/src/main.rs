@@ -10,6 +10,7 @@ mod enrolment;
 #[cfg(all(test, feature = "turmoil"))]
 mod floor;
 mod ground;
+mod guard;
 mod host;
 mod http;
 mod join;

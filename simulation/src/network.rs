@@ -300,7 +300,8 @@ impl World {
         self.break_link(pair(one, other));
     }
 
-    /// A node closes its link to a peer, which learns of it if what the node says gets there.
+    /// A node closes its link to a peer, which learns of it if what the node says gets there. Of a link in production only the
+    /// control lane is closed, by which peers judge each other; here all lanes are one link.
     fn abandon(self: &Arc<World>, node: NodeId, peer: NodeId) {
         if lock(&self.network).cut.contains_key(&(node, peer)) {
             return self.half_open(node, peer);

@@ -324,7 +324,14 @@ pub(super) fn finish(inner: &Inner, ops: Vec<Op>, commit: impl FnOnce(&[Op]) -> 
         }),
     };
     for done in ops.into_iter().filter_map(|op| op.done) {
-        done(result.clone().map_err(|failed| stopped(&failed)));
+        let told = caught(|| {
+            done(result.clone().map_err(|failed| stopped(&failed)));
+            Ok(())
+        });
+        if let Err(error) = told {
+            tracing::error!(%error, "somebody who waited for the log panicked; nothing more is written");
+            inner.queue().failed.get_or_insert_with(|| error.to_string());
+        }
     }
 }
 

@@ -52,7 +52,7 @@ impl Kind {
     }
 }
 
-/// Strikes by the seed for so long; each kind at its turn, from a drawn one on, so that a run has them all.
+/// Strikes by the seed for so long; each kind at its turn, from a drawn one on, so that a run has most of them, and a few seeds all.
 pub fn strike(world: &mut World, seed: u64, time: Duration) {
     let mut draws = Draws::new(seed, "faults");
     let between =

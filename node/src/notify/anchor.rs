@@ -23,6 +23,7 @@ use tokio::time::Instant as Clock;
 
 use super::dial::{Dialler, Identity};
 use super::pace::Pace;
+use crate::guard::Guard;
 use crate::random::random;
 use crate::telemetry::{Count, Gauge};
 
@@ -63,6 +64,7 @@ impl AnchorPort {
         directory: Arc<RwLock<Arc<Directory>>>,
         serves: Serves,
         due: mpsc::Sender<Waiting>,
+        guard: &Guard,
     ) -> std::io::Result<AnchorPort> {
         let socket = ground::udp(bind, Some(RECEIVE_BUFFER))?;
         let port = socket.local_addr()?.port();
@@ -77,7 +79,7 @@ impl AnchorPort {
             answered: Count::Keepalives.of("answered"),
         });
         let dialler = Arc::new(Dialler::over(Sieved::new(socket, keepalives.clone()), identity)?);
-        tokio::spawn(sweep(Arc::downgrade(&keepalives)));
+        tokio::spawn(guard.watch("sweeping bindings", sweep(Arc::downgrade(&keepalives))));
         Ok(AnchorPort { dialler, keepalives, port })
     }
 

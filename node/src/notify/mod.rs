@@ -23,6 +23,7 @@ use self::anchor::{AnchorPort, Serves, Waiting};
 use self::dial::{Answered, Dialler, Identity, Outcome};
 use self::own::Own;
 use self::pace::{Pace, Place, Verdict};
+use crate::guard::Guard;
 use crate::session::admission::Admission;
 use crate::telemetry::Count;
 
@@ -77,6 +78,8 @@ pub struct Surroundings {
     pub directory: Arc<RwLock<Arc<Directory>>>,
     /// Names the nodes that a terminal tries first.
     pub hint: Vec<String>,
+    /// Watches the notifier's tasks.
+    pub guard: Guard,
 }
 
 impl Notifier {
@@ -92,6 +95,7 @@ impl Notifier {
             directory.clone(),
             around.serves,
             orders.clone(),
+            &around.guard,
         )?;
         let shared = Arc::new(Shared {
             cluster: around.cluster,
@@ -105,12 +109,10 @@ impl Notifier {
             tries: Semaphore::new(TRIES),
             changed: Arc::default(),
         });
-        tokio::spawn(run(shared.clone(), waiting));
-        tokio::spawn(around.own.follow(
-            shared.directory.clone(),
-            shared.changed.clone(),
-            Arc::downgrade(&shared.pace),
-        ));
+        tokio::spawn(around.guard.watch("notifying terminals", run(shared.clone(), waiting)));
+        let follow =
+            around.own.follow(shared.directory.clone(), shared.changed.clone(), Arc::downgrade(&shared.pace));
+        tokio::spawn(around.guard.watch("following the directory for notifications", follow));
         Ok(Notifier { orders, shared })
     }
 

@@ -43,6 +43,7 @@ fn notifier(node: u64, ca: &Ca) -> Notifier {
         serves: Box::new(|| true),
         directory: Arc::new(RwLock::new(Arc::new(directory))),
         hint: vec!["n1.example.org:8443".to_owned()],
+        guard: Guard::new(mpsc::channel(1).0),
     })
     .unwrap()
 }

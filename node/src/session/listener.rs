@@ -22,6 +22,7 @@ use super::actor::{Closed, Context, Incoming, SessionActor, Stalled};
 use super::admission::{Admission, Place, Refused};
 use crate::bare_key::fingerprint;
 use crate::ground::{self, TcpListener, TcpStream};
+use crate::guard::Guard;
 use crate::telemetry::Count;
 
 /// TLS must be done within this; then Hello has its own deadline.
@@ -48,6 +49,7 @@ pub struct Door {
     admission: Admission,
     sessions: Arc<Semaphore>,
     leaving: CancellationToken,
+    guard: Guard,
 }
 
 impl Door {
@@ -57,8 +59,9 @@ impl Door {
         context: Arc<Context>,
         admission: Admission,
         leaving: CancellationToken,
+        guard: Guard,
     ) -> Door {
-        Door { acceptor, context, admission, sessions: Arc::new(Semaphore::new(SESSIONS)), leaving }
+        Door { acceptor, context, admission, sessions: Arc::new(Semaphore::new(SESSIONS)), leaving, guard }
     }
 
     /// Connections that are open.
@@ -69,6 +72,10 @@ impl Door {
     /// Accepts on the calling thread, an arbiter's, which does everything for the connections that it takes: a herd of
     /// handshakes must not stand in front of the cluster's own work, and what a session reads stays on its actor's thread.
     pub async fn accept(self, listener: TcpListener) {
+        self.guard.watch("accepting terminals", self.take(listener)).await;
+    }
+
+    async fn take(&self, listener: TcpListener) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,

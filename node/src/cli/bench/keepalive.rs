@@ -18,6 +18,7 @@ use std::io::{BufRead, BufReader, Read};
 
 use super::super::certs::Ca;
 use super::{Report, usage};
+use crate::guard::Guard;
 use crate::notify::anchor::AnchorPort;
 use crate::notify::dial::Identity;
 use crate::notify::pace::{Pace, Rates};
@@ -240,8 +241,17 @@ async fn stand_alone() -> anyhow::Result<()> {
     let rates = Rates { per_second: any, per_prefix: any };
     let pace = Arc::new(Pace::new(rates, Vec::new(), true));
     let (due, _nobody) = tokio::sync::mpsc::channel(1);
-    let anchor =
-        AnchorPort::new(([127, 0, 0, 1], 0).into(), identity, pace, directory, Box::new(|| true), due)?;
+    // Nobody waits for its word: a bench that panics says so itself.
+    let guard = Guard::new(tokio::sync::mpsc::channel(1).0);
+    let anchor = AnchorPort::new(
+        ([127, 0, 0, 1], 0).into(),
+        identity,
+        pace,
+        directory,
+        Box::new(|| true),
+        due,
+        &guard,
+    )?;
     super::super::output::line(format!("127.0.0.1:{}", anchor.port()));
     tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
     Ok(())
