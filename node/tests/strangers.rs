@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use rcgen::{CertificateParams, Issuer, KeyPair};
-use reveille_protocol::id::{Seq, TerminalId};
+use reveille_protocol::id::{Attempt, Seq, TerminalId};
 use reveille_protocol::wire::session::{
     Bye, ByeReason, Frame, HEADER, Hello, NodeFrame, TerminalFrame, VERSION,
 };
@@ -206,9 +206,10 @@ async fn the_last_word_is_heard_by_a_terminal_that_still_talks() {
     assert_eq!(session.stream.read(&mut [0; 1]).await.unwrap(), 0, "an end, not a reset");
 }
 
-/// A terminal that lost its memory asks for the same attempt again: the later connection is the session.
+/// A terminal that lost its memory asks for the same attempt again: it is told which one was used, and with the next the later
+/// connection is the session.
 #[tokio::test]
-async fn of_two_connections_with_one_attempt_the_later_one_gets_the_pushes() {
+async fn of_two_connections_with_one_attempt_the_later_one_gets_the_pushes_with_the_next() {
     let dev = Dev::start();
     let raw = Raw::new(&dev.ca());
     let address = dev.node(1)["session"].as_str().unwrap().to_owned();
@@ -217,6 +218,11 @@ async fn of_two_connections_with_one_attempt_the_later_one_gets_the_pushes() {
     assert!(matches!(first.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
     let mut second = raw.connect(&address).await;
     second.say(TerminalFrame::Hello(raw.hello(1))).await;
+    let said = second.hear(PATIENCE).await;
+    let used = Bye { reason: ByeReason::StaleAttempt(Attempt(1)), retry_after: 0 };
+    assert_eq!(said, Some(NodeFrame::Bye(used)));
+    let mut second = raw.connect(&address).await;
+    second.say(TerminalFrame::Hello(raw.hello(2))).await;
     assert!(matches!(second.hear(PATIENCE).await, Some(NodeFrame::Welcome(_))));
     let said = first.hear(PATIENCE).await;
     assert_eq!(said, Some(NodeFrame::Bye(Bye { reason: ByeReason::Superseded, retry_after: 0 })));
