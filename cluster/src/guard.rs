@@ -23,16 +23,21 @@ pub(crate) fn spawn<E: Env>(
     let _detached = E::Cfg::spawn(async move { run(&*host, what, task).await.unwrap_or(()) });
 }
 
+/// Does something, and has `failed` told why the node must end if it panics; `what` names it for an operator.
+pub async fn watch<T>(what: &str, work: impl Future<Output = T>, failed: impl FnOnce(String)) -> Option<T> {
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    done.map_err(|panic| failed(told(what, panic))).ok()
+}
+
 /// Does something on a task that is not the cluster's: raft's.
 pub(crate) async fn run<T>(host: &dyn Host, what: &str, work: impl Future<Output = T>) -> Option<T> {
-    let done = AssertUnwindSafe(work).catch_unwind().await;
-    done.map_err(|panic| end_node(host, what, panic)).ok()
+    watch(what, work, |why| host.failed(why)).await
 }
 
 /// The same for what does not wait: on a task of a link's, of a session's.
 pub(crate) fn within<T>(host: &dyn Host, what: &str, work: impl FnOnce() -> T) -> Option<T> {
     let done = catch_unwind(AssertUnwindSafe(work));
-    done.map_err(|panic| end_node(host, what, panic)).ok()
+    done.map_err(|panic| host.failed(told(what, panic))).ok()
 }
 
 /// A step of raft's that is done on a task of which nobody would miss anything. An error stops the group, and so the node.
@@ -45,16 +50,14 @@ pub(crate) async fn caught<T>(what: &str, step: impl Future<Output = io::Result<
     })
 }
 
-fn end_node(host: &dyn Host, what: &str, panic: Box<dyn Any + Send>) {
+fn told(what: &str, panic: Box<dyn Any + Send>) -> String {
     let why = said(panic);
     tracing::error!(what, why, "a task panicked; the node ends");
-    host.failed(format!(
-        "{what} panicked: {why}; this is a defect: please report it with the log before this line"
-    ));
+    format!("{what} panicked: {why}; this is a defect: please report it with the log before this line")
 }
 
 /// What a panic said. The end of a node at a fail point is none, and goes on.
-pub fn said(panic: Box<dyn Any + Send>) -> String {
+pub(crate) fn said(panic: Box<dyn Any + Send>) -> String {
     if fail_point::is_kill(&*panic) {
         resume_unwind(panic);
     }

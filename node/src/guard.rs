@@ -2,11 +2,8 @@
 //! ready and notifies nobody, or takes no terminals: so it ends, says what panicked, and is started again. Knows nothing
 //! of what the tasks do.
 
-use std::panic::AssertUnwindSafe;
-
 use anyhow::anyhow;
-use futures::FutureExt;
-use reveille_cluster::guard::said;
+use reveille_cluster::guard;
 use tokio::sync::mpsc;
 
 /// Ends the node if a task panics.
@@ -29,13 +26,11 @@ impl Guard {
     ) -> impl Future<Output = ()> + use<T> {
         let failed = self.failed.clone();
         async move {
-            let Err(panic) = AssertUnwindSafe(task).catch_unwind().await else { return };
-            let why = said(panic);
-            tracing::error!(what, why, "a task panicked; the node ends");
-            // Full: it is ending already.
-            let _ = failed.try_send(anyhow!(
-                "{what} panicked: {why}; this is a defect: please report it with the log before this line"
-            ));
+            let tell = |why: String| {
+                // Full: it is ending already.
+                let _ = failed.try_send(anyhow!(why));
+            };
+            guard::watch(what, task, tell).await.unwrap_or(());
         }
     }
 }

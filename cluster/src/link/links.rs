@@ -3,13 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt;
 use reveille_protocol::id::NodeId;
 use socket2::Socket;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -200,11 +198,7 @@ impl Transport for Links {
 async fn until_stopped(shared: Arc<Shared>, work: impl Future<Output = ()>) {
     let mut stop = shared.stop.subscribe();
     tokio::select! {
-        done = AssertUnwindSafe(work).catch_unwind() => {
-            if let Err(panic) = done {
-                shared.inbound.panicked(format!("a link panicked: {}", guard::said(panic)));
-            }
-        }
+        _ = guard::watch("a link", work, |why| shared.inbound.panicked(why)) => {}
         // An error says that the links are gone, which is a stop as well.
         _ = stop.wait_for(|stop| *stop) => {}
     }
