@@ -9,18 +9,12 @@
 )]
 
 use std::path::Path;
-use std::process::Command;
 
+#[path = "support/planted.rs"]
+mod planted;
+
+use planted::chaos;
 use reveille_chaos::scenario::{Scenario, load};
-
-/// Its output, if it comes to this exit code.
-fn chaos(code: i32, arguments: &[&str]) -> String {
-    let ran = Command::new(env!("CARGO_BIN_EXE_chaos")).args(arguments).output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
-    println!("{said}");
-    assert_eq!(ran.status.code(), Some(code), "{said}");
-    said
-}
 
 #[test]
 fn each_bug_is_found_by_the_checker_that_it_is_for() {

@@ -9,16 +9,11 @@
 )]
 
 use std::path::Path;
-use std::process::Command;
 
-/// Its output, if it comes to this exit code.
-fn chaos(code: i32, arguments: &[&str]) -> String {
-    let ran = Command::new(env!("CARGO_BIN_EXE_chaos")).args(arguments).output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
-    println!("{said}");
-    assert_eq!(ran.status.code(), Some(code), "{said}");
-    said
-}
+#[path = "support/planted.rs"]
+mod planted;
+
+use planted::chaos;
 
 #[test]
 fn nothing_is_lost_at_any_point() {

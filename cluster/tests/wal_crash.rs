@@ -650,15 +650,20 @@ fn what_a_restart_read_after_a_failed_sync_stays_when_the_power_goes() {
     assert_eq!(failed, 40);
 }
 
-#[test]
-fn what_a_restart_found_is_sealed() {
+/// A disk with a log in which something is.
+fn written() -> SimDisk {
     let disk = SimDisk::default();
     let wal = open(&disk, true).unwrap();
     let mut model: State = vec![Model::default(); GROUPS as usize];
     for (number, step) in steps().iter().take(9).enumerate() {
         act(&wal, &mut model, number, step).unwrap();
     }
-    drop(wal);
+    disk
+}
+
+#[test]
+fn what_a_restart_found_is_sealed() {
+    let disk = written();
     drop(open(&disk, false).unwrap());
     let name = segments(&disk).pop().unwrap();
     let mut bytes = vec![0; disk.len(&name).unwrap() as usize];
@@ -675,13 +680,7 @@ fn what_a_restart_found_is_sealed() {
 /// What was cut off may have been acknowledged, and nothing behind it tells.
 #[test]
 fn a_file_that_was_cut_short_is_refused_wherever_it_ends() {
-    let disk = SimDisk::default();
-    let wal = open(&disk, true).unwrap();
-    let mut model: State = vec![Model::default(); GROUPS as usize];
-    for (number, step) in steps().iter().take(9).enumerate() {
-        act(&wal, &mut model, number, step).unwrap();
-    }
-    drop(wal);
+    let disk = written();
     for name in segments(&disk) {
         let made = disk.len(&name).unwrap() as usize;
         for len in (0..made).step_by(5).chain([made - 1]) {

@@ -2,7 +2,6 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{anyhow, bail, ensure};
@@ -11,7 +10,7 @@ use reveille_chaos::check::Verdict;
 use reveille_chaos::scenario::{self, Scenario, near};
 use reveille_protocol::canary::{Canary, PLANTABLE};
 
-use super::{output, seeds};
+use super::{output, seeds, threads};
 use crate::backend::sim::canaries::{CANARIES, Planted};
 
 /// Plant a bug in the simulation and see that it is found: each of them, or the one that is named. Only in a build with the
@@ -55,12 +54,7 @@ impl CanaryArgs {
             }
             Ok(())
         };
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        thread::scope(|scope| {
-            let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            all.into_iter()
-                .try_for_each(|one| one.join().map_err(|_| anyhow!("a canary's thread panicked"))?)
-        })?;
+        threads::share(threads::processors(), "canaries", work)?;
         let missed = missed.into_inner().map_err(|_| anyhow!("a canary ended the run"))?;
         let (count, seconds) = (wanted.len(), began.elapsed().as_secs_f64());
         output::line(format!("{count} canaries, {missed} of them not as they should be, {seconds:.0} s"));

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -16,7 +15,7 @@ use reveille_protocol::fail_point::Point;
 
 use super::made::Made;
 use super::run::{Backend, new_folder};
-use super::{output, seeds};
+use super::{output, seeds, threads};
 use crate::backend::sim::fail_points::{Case, ENDED, fired};
 
 /// Run the simulation once for each fail point and each of kill, panic, error and sleep that is possible there, under load
@@ -52,12 +51,7 @@ impl FailPointsArgs {
             }
             Ok(())
         };
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        thread::scope(|scope| {
-            let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            all.into_iter()
-                .try_for_each(|one| one.join().map_err(|_| anyhow!("a fail point's thread panicked"))?)
-        })?;
+        threads::share(threads::processors(), "fail points", work)?;
         let Sum { worst, missed, .. } =
             sum.into_inner().map_err(|_| anyhow!("a fail point ended the run"))?;
         let points: std::collections::BTreeSet<Point> = wanted.iter().map(|case| case.point).collect();

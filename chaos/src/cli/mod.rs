@@ -17,6 +17,7 @@ mod score;
 mod seeds;
 mod shrink;
 mod source;
+mod threads;
 mod view;
 
 use std::process::ExitCode;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -17,7 +16,7 @@ use reveille_chaos::score::{self, Came, Cell, Ran, Row, Safety, Score, badge, me
 use super::live::Runs;
 use super::made::Made;
 use super::run::{Backend, Real, new_folder};
-use super::{output, seeds};
+use super::{output, seeds, threads};
 
 /// Run each kind of fault with each workload, and say as one number how well the cluster does: 0 and UNSAFE if a promise
 /// about pushes was broken anywhere, else 100 for a cluster that keeps to its budgets everywhere. Leaves score.json,
@@ -192,14 +191,10 @@ impl Grid {
         };
         // Worlds need a processor each; processes need all of them.
         let threads = match self.made.backend {
-            Backend::Sim => thread::available_parallelism().map_or(1, usize::from),
+            Backend::Sim => threads::processors(),
             Backend::Proc | Backend::Compose | Backend::Attach => 1,
         };
-        thread::scope(|scope| {
-            let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            all.into_iter()
-                .try_for_each(|one| one.join().map_err(|_| anyhow!("a thread of cells panicked"))?)
-        })?;
+        threads::share(threads, "cells", work)?;
         drop(seen);
         let ran = ran.into_inner().map_err(|_| anyhow!("a cell ended the score"))?;
         let done: usize = ran.iter().map(Vec::len).sum();

@@ -15,7 +15,7 @@ use reveille_protocol::canary::Canary;
 
 use super::live::Runs;
 use super::made::Made;
-use super::output;
+use super::{output, threads};
 use crate::backend::sim::{self, Ran};
 
 /// A world's tasks nest deeply where openraft's do.
@@ -128,11 +128,7 @@ pub(super) fn run(
             }
         }
     };
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    thread::scope(|scope| {
-        let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        all.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow!("a thread of seeds panicked"))?)
-    })?;
+    threads::share(threads::processors(), "seeds", work)?;
     drop(seen);
     let Sum { verdicts, world, failed, waits } =
         sum.into_inner().map_err(|_| anyhow!("a seed ended the run"))?;
