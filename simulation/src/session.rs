@@ -182,7 +182,7 @@ impl World {
                     })
                 });
             }
-            Command::Ack(ack) => self.propose(number, node, list::Command::Ack(ack), |_| Event::AckDone),
+            Command::Ack(ack) => self.propose(number, node, list::Command::Ack(ack), Event::AckDone),
             Command::Detach(detach) => {
                 self.propose(number, node, list::Command::Detach(detach), |_| Event::DetachDone);
             }

@@ -273,6 +273,15 @@ impl FjallTables {
     }
 }
 
+/// A flush ahead of need: over when it is dropped, also by a panic.
+struct Early(FjallTables);
+
+impl Drop for Early {
+    fn drop(&mut self) {
+        self.0.0.ahead.store(false, Ordering::Relaxed);
+    }
+}
+
 impl Tables for FjallTables {
     type Reader<'a> = FjallReader<'a>;
     type Writer<'a> = FjallWriter<'a>;
@@ -314,12 +323,13 @@ impl Tables for FjallTables {
     async fn wait_for_room(&self) -> Result<(), TableError> {
         let limit = self.0.store.0.overlay_bytes;
         if self.unflushed() > limit / 2 && !self.0.ahead.swap(true, Ordering::Relaxed) {
-            // Before it is needed and beside the work, so that nothing has to wait for it. Its error poisons the store;
-            // whoever uses that next learns of it.
-            let tables = self.clone();
+            // Before it is needed and beside the work, so that nothing has to wait for it.
+            let early = Early(self.clone());
             tokio::task::spawn_blocking(move || {
-                let _ = tables.flush_blocking();
-                tables.0.ahead.store(false, Ordering::Relaxed);
+                // The one that is needed does the same again, and what that comes to counts.
+                if let Err(error) = early.0.flush_blocking() {
+                    tracing::warn!(group = early.0.0.group, %error, "an early flush failed");
+                }
             });
         }
         while self.unflushed() > limit {

@@ -12,11 +12,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use reveille_protocol::destination::Learned;
+use reveille_protocol::dispatch::ladder::BUDGET_PERIOD;
 use reveille_protocol::id::KeyFingerprint;
 use reveille_protocol::time::Instant;
 
 /// What a budget is for, from its first notification on.
-pub const PERIOD: Duration = Duration::from_secs(60);
+pub const PERIOD: Duration = BUDGET_PERIOD;
 /// Unanswered notifications to an address at which nobody has answered with this terminal's key.
 const UNPROVEN: u32 = 1;
 /// To one at which it has, or from which its keepalives come: as many as the retry ladder has in its first minute.

@@ -192,7 +192,7 @@ impl SessionActor {
                 self.registered = Some(current);
                 self.attach(attach, ctx);
             }
-            rules::Command::Ack(ack) => self.propose(Command::Ack(ack), ctx, |_, _| Event::AckDone),
+            rules::Command::Ack(ack) => self.propose(Command::Ack(ack), ctx, |_, reply| Event::AckDone(reply)),
             rules::Command::Detach(detach) => {
                 self.propose(Command::Detach(detach), ctx, |_, _| Event::DetachDone);
             }

@@ -18,6 +18,8 @@ const STEPS: [Duration; 5] = [
 const TOP: Duration = Duration::from_secs(3600);
 /// The longest wait, its spread included.
 pub const LONGEST: Duration = Duration::from_secs(TOP.as_secs() * 6 / 5);
+/// An address that has had what it gets has room again within this.
+pub const BUDGET_PERIOD: Duration = Duration::from_secs(60);
 /// A terminal that acknowledged a notification gets this long to connect and attach.
 pub(super) const CONNECTING: Duration = Duration::from_secs(5);
 /// After so many notifications without an attach a terminal counts as unreachable. It is still tried.
@@ -43,6 +45,17 @@ pub(super) fn after(step: u32, terminal: &TerminalId) -> Duration {
             (STEPS[STEPS.len() - 1] * 2u32.pow(doublings)).min(TOP)
         }
     };
+    spread(wait, step, terminal)
+}
+
+/// The wait after a notification that its address had no budget for. It counts as a step, or one whose address is never
+/// answered would be tried so often for as long as a push waits; but a reachable terminal whose first notification was lost is
+/// tried again as soon as there can be room.
+pub(super) fn after_spent(step: u32, terminal: &TerminalId) -> Duration {
+    after(step, terminal).max(spread(BUDGET_PERIOD, step, terminal))
+}
+
+fn spread(wait: Duration, step: u32, terminal: &TerminalId) -> Duration {
     let spread = u32::from(terminal.0[15].wrapping_add((step as u8).wrapping_mul(97)));
     wait + wait / 5 * spread / 255
 }

@@ -476,9 +476,12 @@ impl Dispatch {
         if waiting.facts.session.is_some() {
             return;
         }
-        // A terminal that answered is on its way: give it the time of one connect before asking again.
-        let wait = ladder::after(waiting.step, &terminal);
-        let wait = if failed.is_none() { wait.max(ladder::CONNECTING) } else { wait };
+        let wait = match failed {
+            // A terminal that answered is on its way: give it the time of one connect before asking again.
+            None => ladder::after(waiting.step, &terminal).max(ladder::CONNECTING),
+            Some(Why::Budget) => ladder::after_spent(waiting.step, &terminal),
+            Some(_) => ladder::after(waiting.step, &terminal),
+        };
         self.set_timer(&terminal, Some(now + wait));
     }
 

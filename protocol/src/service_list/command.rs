@@ -384,6 +384,13 @@ pub enum Refusal {
     Fenced,
 }
 
+impl Refusal {
+    /// Of an ack, a detach or a reachability: the session that proposed it is over, and its epoch will never count again.
+    pub fn ends_session(&self) -> bool {
+        matches!(self, Refusal::UnknownTerminal | Refusal::StaleStream | Refusal::StaleEpoch { .. })
+    }
+}
+
 /// A fact that apply established, for the dispatcher at the shard leader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {

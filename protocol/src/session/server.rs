@@ -9,7 +9,7 @@ use crate::directory::Secret;
 use crate::id::*;
 use crate::limits;
 use crate::service_list::row::{Linger, Reachability, Urgency};
-use crate::service_list::{self as list, Attached, Refusal};
+use crate::service_list::{self as list, Attached, Refusal, Reply};
 use crate::time::Instant;
 use crate::wire::notification::notify_secret;
 use crate::wire::peer::{HandOff, NotifyOrder, Report, Reported};
@@ -63,8 +63,8 @@ pub enum Event {
     Attached(Option<Result<Attached, Refusal>>),
     /// What enrolling the unknown key came to: `true` if it is registered now, `None` if that is unknown.
     Enrolled(Option<bool>),
-    /// The proposed ack is done with, one way or the other.
-    AckDone,
+    /// What the proposed ack came to; `None`: unknown.
+    AckDone(Option<Reply>),
     /// The proposed detach is done with, one way or the other.
     DetachDone,
     /// What a dial that the terminal wanted came to.
@@ -242,7 +242,7 @@ impl Server {
             (Phase::Attaching { .. }, Event::Attached(answer)) => self.attached(now, answer, &mut out),
             (Phase::Attaching { .. }, Event::Enrolled(answer)) => self.enrolled(answer, &mut out),
             (_, Event::HandOff(hand_off)) => self.hand_off(now, hand_off, &mut out),
-            (_, Event::AckDone) => self.ack_done(&mut out),
+            (_, Event::AckDone(reply)) => self.ack_done(reply, &mut out),
             (Phase::Leaving { bye }, Event::DetachDone) => {
                 if bye {
                     out.push(Command::Send(NodeFrame::Bye(Bye { reason: ByeReason::Done, retry_after: 0 })));
@@ -250,12 +250,7 @@ impl Server {
                 self.close(&mut out);
             }
             (_, Event::Supersede(epoch)) if epoch == self.epoch && self.epoch != Epoch(0) => {
-                // Detaching would be refused: the epoch is over.
-                out.push(Command::Send(NodeFrame::Bye(Bye {
-                    reason: ByeReason::Superseded,
-                    retry_after: 0,
-                })));
-                self.close(&mut out);
+                self.superseded(&mut out);
             }
             (_, Event::Timeout) => self.timeout(now, &mut out),
             (phase, Event::Tried(tried)) => {
@@ -625,8 +620,12 @@ impl Server {
         }
     }
 
-    fn ack_done(&mut self, out: &mut Vec<Command>) {
+    fn ack_done(&mut self, reply: Option<Reply>, out: &mut Vec<Command>) {
         let done = self.ack_in_flight.take();
+        // The word that another session took over can be lost.
+        if self.phase == Phase::Online && matches!(&reply, Some(Reply::Refused(refusal)) if refusal.ends_session()) {
+            return self.superseded(out);
+        }
         if self.phase == Phase::Online && done.is_some_and(|done| done < self.confirmed) {
             self.propose_ack(out);
         }
@@ -665,6 +664,12 @@ impl Server {
             Phase::Leaving { .. } => self.phase = Phase::Leaving { bye: false },
             _ => self.close(out),
         }
+    }
+
+    /// Another session took over, or the terminal is gone. Detaching would be refused: the epoch is over.
+    fn superseded(&mut self, out: &mut Vec<Command>) {
+        out.push(Command::Send(NodeFrame::Bye(Bye { reason: ByeReason::Superseded, retry_after: 0 })));
+        self.close(out);
     }
 
     fn close(&mut self, out: &mut Vec<Command>) {

@@ -207,7 +207,7 @@ pub fn server(seed: u64) {
     for _ in 0..20 {
         let event = match dice.below(5) {
             0 => server::Event::Frame(terminal_frame(&mut dice)),
-            1 => server::Event::AckDone,
+            1 => server::Event::AckDone(None),
             3 => server::Event::Tried(Tried { class: class(&mut dice), reached: dice.permille(500) }),
             2 => server::Event::Timeout,
             _ => server::Event::HandOff(hand_off(&mut dice)),

@@ -255,7 +255,7 @@ impl World {
                 _ => None,
             }),
             Origin::Enrol(_) => Event::Enrolled(reply.map(|reply| matches!(reply, Reply::Registered { .. }))),
-            Origin::Ack(_) => Event::AckDone,
+            Origin::Ack(_) => Event::AckDone(reply),
             Origin::Detach(_) => Event::DetachDone,
             Origin::Reached(_) => Event::ReachedDone(matches!(reply, Some(Reply::Done))),
             Origin::Publish(_) | Origin::Nobody => return,

@@ -108,6 +108,10 @@ pub fn run(world: &mut World, line: &str) {
             let terminal = world.device(name).id;
             world.dispatch(dispatch::Event::Notified { terminal, failed: Some(Why::NoAnswer) });
         }
+        ["spent", name] => {
+            let terminal = world.device(name).id;
+            world.dispatch(dispatch::Event::Notified { terminal, failed: Some(Why::Budget) });
+        }
         ["advance", time] => world.advance(parse_time(time)),
         ["expire"] => {
             let reply = world.propose(Command::Expire);

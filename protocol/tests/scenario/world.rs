@@ -348,10 +348,8 @@ impl World {
                     self.say(format!("n{node} sees that no notification came through"))
                 }
                 server::Command::Ack(ack) => {
-                    if !self.leader_away {
-                        self.propose(Command::Ack(ack));
-                    }
-                    self.server(connection, server::Event::AckDone);
+                    let reply = (!self.leader_away).then(|| self.propose(Command::Ack(ack)));
+                    self.server(connection, server::Event::AckDone(reply));
                 }
                 server::Command::Detach(detach) => {
                     if !self.leader_away {
