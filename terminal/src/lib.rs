@@ -44,6 +44,11 @@
 //! }
 //! ```
 
+#[cfg(all(feature = "turmoil", not(debug_assertions)))]
+compile_error!(
+    "no device is on a simulated network: the feature `turmoil` is for tests of a debug build alone"
+);
+
 mod aligned;
 pub mod connect;
 pub mod disconnect;

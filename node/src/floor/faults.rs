@@ -16,8 +16,9 @@ const LASTS: (u64, u64) = (500, 6000);
 /// What a message takes at most while there is a delay.
 const SLOW: Duration = Duration::from_millis(400);
 
+/// A kind of fault.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+pub enum Kind {
     /// A node's process is killed: its connections close.
     Kill,
     /// A node is told to end: it gives away what it leads, and tells its terminals to go elsewhere.
@@ -35,11 +36,12 @@ enum Kind {
     TerminalKill,
 }
 
-const KINDS: [Kind; 8] =
+/// In the order of their turns.
+pub const KINDS: [Kind; 8] =
     [Kind::Kill, Kind::Vanish, Kind::Cut, Kind::Loss, Kind::Stop, Kind::Cut, Kind::Delay, Kind::TerminalKill];
 
 impl Kind {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Kind::Kill => "kill",
             Kind::Stop => "stop",

@@ -1,7 +1,12 @@
 //! The floor of the tests: real nodes and real terminals, with actors, TLS, QUIC, HTTP and raft, in one thread on turmoil's
 //! network and on virtual time; schedules, ways and faults by seed. TLS and QUIC draw from the system, so a seed tells what
 //! was done to the cluster and not each packet. What happened is judged by the checkers of `chaos`.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test stops where it is surprised, and says what it found"
+)]
 
 mod faults;
 mod publish;
@@ -9,6 +14,7 @@ mod record;
 mod world;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -94,9 +100,10 @@ fn run(seed: u64, nodes: u64, terminals: usize, chaos: Duration) -> Vec<Event> {
     phase(&world, Phase::Heal);
     world.pass(QUIET);
     load.set(false);
-    world.until(Duration::from_secs(60), |_| !publishing.get());
+    assert!(world.until(Duration::from_secs(60), |_| !publishing.get()), "publishers do not come to an end");
     phase(&world, Phase::Drain);
-    world.until(DRAIN, |world| world.record.waiting().is_empty());
+    // What waits even then is the checkers' to judge.
+    let _all_given = world.until(DRAIN, |world| world.record.waiting().is_empty());
     world.pass(QUIET);
     // What the cluster says at the end.
     let asked = Rc::new(Cell::new(false));
@@ -116,8 +123,8 @@ fn run(seed: u64, nodes: u64, terminals: usize, chaos: Duration) -> Vec<Event> {
     record.end(at)
 }
 
-/// Runs a seed, and has it judged.
-fn judged(seed: u64, nodes: u64, terminals: usize, chaos: Duration) {
+/// Runs a seed, and has it judged; the kinds of faults that it had.
+fn judged(seed: u64, nodes: u64, terminals: usize, chaos: Duration) -> BTreeSet<String> {
     logs();
     let began = Instant::now();
     let events = run(seed, nodes, terminals, chaos);
@@ -146,6 +153,11 @@ fn judged(seed: u64, nodes: u64, terminals: usize, chaos: Duration) {
     }
     assert!(passes, "seed {seed}; again, as far as it can be: SEED={seed}");
     assert!(given > 0 && notified > 0, "seed {seed}: nothing happened");
+    let kinds = events.into_iter().filter_map(|event| match event.what {
+        What::Fault(fault) => Some(fault.kind),
+        _ => None,
+    });
+    kinds.collect()
 }
 
 #[test]
@@ -156,14 +168,22 @@ fn a_push_wakes_a_terminal_of_one_node() {
 #[test]
 fn what_was_promised_is_kept_under_faults() {
     let one = std::env::var("SEED").ok().map(|seed| seed.parse().unwrap());
-    let seeds: Vec<u64> = one.map_or_else(|| SEEDS.collect(), |seed| vec![seed]);
+    let seeds: Vec<u64> = one.map_or_else(|| SEEDS.collect(), |seed: u64| vec![seed]);
     // Each seed has a world and a thread of its own.
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut struck = BTreeSet::new();
     for together in seeds.chunks(threads) {
         std::thread::scope(|scope| {
-            for seed in together {
-                scope.spawn(|| judged(*seed, 3, TERMINALS, CHAOS));
-            }
+            let begin = |seed: &u64| {
+                let seed = *seed;
+                scope.spawn(move || judged(seed, 3, TERMINALS, CHAOS))
+            };
+            let runs: Vec<_> = together.iter().map(begin).collect();
+            runs.into_iter().for_each(|run| struck.extend(run.join().unwrap()));
         });
+    }
+    if one.is_none() {
+        let all = faults::KINDS.iter().map(|kind| kind.name().to_owned());
+        assert_eq!(struck, all.collect(), "kinds of faults that struck in some seed");
     }
 }

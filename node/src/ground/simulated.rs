@@ -68,7 +68,7 @@ impl Actors {
     /// Opens both ports of HTTP.
     pub async fn start(config: &Config, _: Arc<Shown>, api: web::Data<Api>) -> anyhow::Result<Actors> {
         let admin = web::Data::new(http::Admin { guarded: false });
-        let publishers = serve(listen("http", config.http.listen)?, api.clone(), |app| http::publisher(app));
+        let publishers = serve(listen("http", config.http.listen)?, api.clone(), http::publisher);
         let operator = move |app: &mut web::ServiceConfig| http::operator(app.app_data(admin));
         let operators = serve(listen("admin", config.admin.listen)?, api, operator);
         Ok(Actors { serving: [publishers.await?, operators.await?] })
