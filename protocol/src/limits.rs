@@ -75,6 +75,10 @@ pub const SESSION_WINDOW: usize = 64;
 pub const SESSION_WINDOW_BYTES: usize = 256 * 1024;
 /// A connected terminal must say Hello within this.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// A session's attach, ack or detach is tried for this long: longer than any failover, shorter than a terminal waits for its
+/// Welcome, which is twice the time that it has for its Hello.
+pub const SESSION_PROPOSAL: Duration = Duration::from_secs(8);
+const _: () = assert!(SESSION_PROPOSAL.as_secs() < 2 * HELLO_DEADLINE.as_secs());
 /// A terminal that waits for its Welcome pings after this, and again after each answer: a node that was stopped still holds
 /// the connection, and what the terminal could be notified with may be on its way in that Welcome.
 pub const WELCOME_DOUBT: Duration = Duration::from_secs(1);

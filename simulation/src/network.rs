@@ -25,8 +25,8 @@ pub struct Network {
     links: BTreeMap<(NodeId, NodeId), Link>,
     dialling: BTreeSet<(NodeId, NodeId)>,
     cut: BTreeMap<(NodeId, NodeId), u64>,
-    /// Nodes that have not noticed yet that the other one is gone.
-    unaware: BTreeSet<(NodeId, NodeId)>,
+    /// Nodes that have not noticed yet that the other one is gone, and which of its ends that was.
+    unaware: BTreeMap<(NodeId, NodeId), u64>,
 }
 
 struct Port {
@@ -204,24 +204,31 @@ impl World {
 
     /// Its process is gone; its peers learn so from their sockets, or by silence.
     pub fn close_port(self: &Arc<World>, node: NodeId, silent: bool) {
+        let number = self.number();
         let gone: Vec<NodeId> = {
             let mut network = lock(&self.network);
             network.ports.remove(&node);
-            network.unaware.retain(|(at, _)| *at != node);
+            network.unaware.retain(|(at, _), _| *at != node);
             let links = network.links.extract_if(.., |(one, other), _| *one == node || *other == node);
             let gone = links.map(|((one, other), _)| if one == node { other } else { one });
             let gone: Vec<NodeId> = gone.collect();
-            network.unaware.extend(gone.iter().map(|peer| (*peer, node)));
+            network.unaware.extend(gone.iter().map(|peer| ((*peer, node), number)));
             gone
         };
         let wait = if silent { SILENCE } else { self.below(3) };
         for peer in gone {
-            self.after(wait, move |world| world.notice(peer, node));
+            self.after(wait, move |world| world.notice(peer, node, number));
         }
     }
 
-    fn notice(&self, node: NodeId, gone: NodeId) {
-        if lock(&self.network).unaware.remove(&(node, gone)) {
+    /// A node learns that its link of then is gone, unless it knows: it may have lost another one to the same peer since.
+    fn notice(&self, node: NodeId, gone: NodeId, number: u64) {
+        let unaware = {
+            let mut network = lock(&self.network);
+            let of_then = network.unaware.get(&(node, gone)) == Some(&number);
+            of_then && network.unaware.remove(&(node, gone)).is_some()
+        };
+        if unaware {
             self.tell_down(node, gone);
         }
     }
@@ -281,7 +288,10 @@ impl World {
         };
         for (node, peer, door) in doors {
             let Some(door) = door else { continue };
-            self.notice(node, peer);
+            // Before its new link is up.
+            if lock(&self.network).unaware.remove(&(node, peer)).is_some() {
+                self.tell_down(node, peer);
+            }
             self.at_door(node, || Lane::ALL.into_iter().for_each(|lane| door.up(peer, lane)));
         }
     }
@@ -311,15 +321,16 @@ impl World {
 
     /// One end of a link is gone. The other does not know until it has heard nothing for a while.
     pub fn half_open(self: &Arc<World>, gone: NodeId, unaware: NodeId) {
+        let number = self.number();
         {
             let mut network = lock(&self.network);
             if network.links.remove(&pair(gone, unaware)).is_none() {
                 return;
             }
-            network.unaware.insert((unaware, gone));
+            network.unaware.insert((unaware, gone), number);
         }
         self.tell_down(gone, unaware);
-        self.after(SILENCE, move |world| world.notice(unaware, gone));
+        self.after(SILENCE, move |world| world.notice(unaware, gone, number));
         self.mind_links();
     }
 

@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
@@ -19,9 +18,6 @@ use reveille_protocol::wire::session::{Class, Frame, NodeFrame, TerminalFrame};
 
 use crate::notifier::{ANCHOR, Asked};
 use crate::world::{PERIOD, World, instant, lock, now};
-
-/// How long a session's proposals are tried.
-const PROPOSAL: Duration = Duration::from_secs(8);
 
 /// A connection with both its ends.
 pub struct Connection {
@@ -243,7 +239,7 @@ impl World {
         let Some(process) = self.process(node) else { return };
         let world = self.clone();
         let _detached = SimRuntime::spawn(process.run(async move {
-            let reply = member.propose(group, command, PROPOSAL).await.ok();
+            let reply = member.propose(group, command, limits::SESSION_PROPOSAL).await.ok();
             world.server_event(number, event(reply));
         }));
     }

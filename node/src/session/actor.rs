@@ -27,9 +27,6 @@ use crate::enrolment;
 use crate::notify::Notifier;
 use crate::telemetry::{Count, Gauge};
 
-/// An attach, an ack or a detach is tried for this long: longer than any failover, shorter than a terminal waits for
-/// its Welcome.
-const PROPOSAL: Duration = Duration::from_secs(8);
 /// Messages that may wait for an actor: a window of hand-offs and what its own connection brings.
 const MAILBOX: usize = 256;
 
@@ -192,7 +189,9 @@ impl SessionActor {
                 self.registered = Some(current);
                 self.attach(attach, ctx);
             }
-            rules::Command::Ack(ack) => self.propose(Command::Ack(ack), ctx, |_, reply| Event::AckDone(reply)),
+            rules::Command::Ack(ack) => {
+                self.propose(Command::Ack(ack), ctx, |_, reply| Event::AckDone(reply))
+            }
             rules::Command::Detach(detach) => {
                 self.propose(Command::Detach(detach), ctx, |_, _| Event::DetachDone);
             }
@@ -286,7 +285,7 @@ impl SessionActor {
     ) {
         let Some(cluster) = self.context.cluster.get().cloned() else { return };
         let group = cluster.group_of(&self.terminal());
-        let proposal = async move { cluster.propose(group, command, PROPOSAL).await.ok() };
+        let proposal = async move { cluster.propose(group, command, limits::SESSION_PROPOSAL).await.ok() };
         ctx.spawn(proposal.into_actor(self).map(|outcome, session, ctx| {
             let event = event(session, outcome);
             session.handle_event(event, ctx);
@@ -414,9 +413,3 @@ impl Handler<Leave> for SessionActor {
         self.handle_event(Event::Leave { retry_after }, ctx);
     }
 }
-
-// A terminal waits twice the time that it has for its Hello.
-const _: () = assert!(PROPOSAL.as_secs() <= 2 * limits::HELLO_DEADLINE.as_secs());
-
-#[cfg(test)]
-mod tests;

@@ -623,7 +623,9 @@ impl Server {
     fn ack_done(&mut self, reply: Option<Reply>, out: &mut Vec<Command>) {
         let done = self.ack_in_flight.take();
         // The word that another session took over can be lost.
-        if self.phase == Phase::Online && matches!(&reply, Some(Reply::Refused(refusal)) if refusal.ends_session()) {
+        if self.phase == Phase::Online
+            && matches!(&reply, Some(Reply::Refused(refusal)) if refusal.ends_session())
+        {
             return self.superseded(out);
         }
         if self.phase == Phase::Online && done.is_some_and(|done| done < self.confirmed) {
