@@ -63,9 +63,13 @@ impl Story {
     }
 
     fn status(self, online: bool, epoch: u64, acked: u64) -> Story {
+        self.status_of("t", online, epoch, acked)
+    }
+
+    fn status_of(self, terminal: &str, online: bool, epoch: u64, acked: u64) -> Story {
         let op = 1000 + self.events.len() as u64;
         let got = Got::Status { online, node: online.then_some(1), epoch, acked, next_seq: acked + 1 };
-        self.invoke(op, Call::Status { terminal: "t".to_owned() }).tell(What::Ok { op, got })
+        self.invoke(op, Call::Status { terminal: terminal.to_owned() }).tell(What::Ok { op, got })
     }
 
     fn look(self, payload: &str, state: &str) -> Story {
@@ -300,6 +304,7 @@ fn c8_remembers_what_the_cluster_said() {
         .status(true, 1, 0)
         .fails("C8", "confirmed up to 1 according to the cluster, and later only up to 0");
     acked().status(true, 1, 2).fails("C8", "and its application had confirmed 1");
+    acked().status_of("other", true, 1, 1).fails("C8", "other: confirmed up to 1 according to the cluster");
     acked().again("a", 1).passes("C8");
     acked().disconnect().connect(1, 2).again("a", 1).fails("C8", "came again in a session that opened after");
     acked().look("a", "acked").look("a", "acked").passes("C8");

@@ -5,14 +5,14 @@ mod carry_out;
 mod tasks;
 mod waiters;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use futures::channel::oneshot;
 use reveille_protocol::directory::{self, Directory};
-use reveille_protocol::dispatch::{Dispatch, Event, Facts};
+use reveille_protocol::dispatch::{Dispatch, Event, Facts, Stored, Touched};
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::row::{Row, Urgency};
@@ -235,9 +235,10 @@ impl<E: Env> Shard<E> {
         if applied.effects.iter().any(|effect| matches!(effect, Effect::Restored)) {
             self.begin("what waits after a restore", tasks::rebuild(self.clone(), leads));
         }
-        let mut touched: BTreeMap<TerminalId, Option<Urgency>> = BTreeMap::new();
+        let mut touched = Touched::default();
         for effect in &applied.effects {
-            self.take_effect(&mut state, effect, &mut touched);
+            touched.add(effect);
+            self.take_effect(&mut state, effect);
         }
         for (terminal, stored) in touched {
             self.look_at(&mut state, terminal, stored);
@@ -245,34 +246,25 @@ impl<E: Env> Shard<E> {
         self.rearm();
     }
 
-    fn take_effect(
-        &self,
-        state: &mut State,
-        effect: &Effect,
-        touched: &mut BTreeMap<TerminalId, Option<Urgency>>,
-    ) {
+    fn take_effect(&self, state: &mut State, effect: &Effect) {
         match effect {
-            Effect::Stored { message, urgency } => {
-                let stored = touched.entry(message.terminal).or_default();
-                *stored = (*stored).max(Some(*urgency));
+            Effect::Stored { message, .. } => {
                 state.traces.begin(*message, self.traced(Stage::Stored, self.shared.me));
             }
             Effect::Ended { message, end } => {
-                touched.entry(message.terminal).or_default();
                 state.traces.add(message, self.traced(end.stage(), self.shared.me));
                 metrics::counter!("reveille_pushes_ended_total", "end" => end.stage().name()).increment(1);
                 state.waiters.ended(message, *end);
-            }
-            Effect::Acked { terminal, .. }
-            | Effect::StatusChanged { terminal }
-            | Effect::Gone { terminal } => {
-                touched.entry(*terminal).or_default();
             }
             Effect::Superseded { terminal, session } => {
                 let message = SessionMessage::Supersede { terminal: *terminal, epoch: session.epoch };
                 self.tell(session.node, message);
             }
-            Effect::DirectoryChanged | Effect::Restored => {}
+            Effect::Acked { .. }
+            | Effect::StatusChanged { .. }
+            | Effect::Gone { .. }
+            | Effect::DirectoryChanged
+            | Effect::Restored => {}
         }
     }
 
@@ -280,9 +272,8 @@ impl<E: Env> Shard<E> {
         self.checked(view::terminal(table, terminal)).flatten()
     }
 
-    /// Hands the terminal's facts to the dispatcher and does what it decides. `stored`: urgency of a push that was
-    /// stored just now.
-    fn look_at(&self, state: &mut State, terminal: TerminalId, stored: Option<Urgency>) {
+    /// Hands the terminal's facts to the dispatcher and does what it decides. `stored`: what was stored for it just now.
+    fn look_at(&self, state: &mut State, terminal: TerminalId, stored: Option<Stored>) {
         self.look(state, terminal, |facts| Event::Changed { terminal, facts, stored });
     }
 
@@ -394,7 +385,7 @@ impl<E: Env> Shard<E> {
         (state.dispatch.len(), state.dispatch.unreachable())
     }
 
-    /// The next terminals that something waits for, with the highest urgency of their first pushes.
+    /// The next terminals that something waits for, with the highest urgency of their pushes.
     fn next_waiting(
         &self,
         after: Option<TerminalId>,
@@ -403,11 +394,7 @@ impl<E: Env> Shard<E> {
         let waiting = view::waiting(&table, after, tasks::REBUILD_STEP)?;
         waiting
             .into_iter()
-            .map(|terminal| {
-                let all = (Seq(0), Seq(u64::MAX));
-                let pushes = view::pending(&table, &terminal, all.0, all.1, limits::SESSION_WINDOW)?;
-                Ok((terminal, pushes.iter().map(|(_, message)| message.urgency).max()))
-            })
+            .map(|terminal| Ok((terminal, view::highest_urgency(&table, &terminal)?)))
             .collect()
     }
 

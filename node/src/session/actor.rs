@@ -184,7 +184,7 @@ impl SessionActor {
                     // The same attempt at the same node gets the same epoch. A terminal that lost its memory, or a copy
                     // of one, takes the next.
                     let refusal = list::Refusal::StaleAttempt { current };
-                    return self.soon(Event::Attached(Some(Err(refusal))), ctx);
+                    return self.soon([Event::Attached(Some(Err(refusal)))], ctx);
                 }
                 self.registered = Some(current);
                 self.attach(attach, ctx);
@@ -255,11 +255,12 @@ impl SessionActor {
     fn attach(&self, attach: Box<list::Attach>, ctx: &mut ActorCtx<Self>) {
         // Looked at after the insert: a leave or a fence that comes later finds this session there.
         if self.context.registry.leaving() {
-            return self.soon(Event::Leave { retry_after: 0 }, ctx);
+            // Nothing was proposed.
+            return self.soon([Event::Leave { retry_after: 0 }, Event::Attached(None)], ctx);
         }
         let incarnation = self.context.cluster.get().map(ClusterHandle::incarnation);
         if incarnation != Some(attach.incarnation) {
-            return self.soon(Event::Attached(None), ctx);
+            return self.soon([Event::Attached(None)], ctx);
         }
         self.propose(Command::Attach(attach), ctx, |_, outcome| {
             Event::Attached(match outcome {
@@ -271,9 +272,11 @@ impl SessionActor {
     }
 
     /// Not at once: the rules are in the middle of an event.
-    fn soon(&self, event: Event, ctx: &mut ActorCtx<Self>) {
+    fn soon<const N: usize>(&self, events: [Event; N], ctx: &mut ActorCtx<Self>) {
         let soon = async {}.into_actor(self);
-        ctx.spawn(soon.map(|(), session, ctx| session.handle_event(event, ctx)));
+        ctx.spawn(soon.map(|(), session, ctx| {
+            events.into_iter().for_each(|event| session.handle_event(event, ctx));
+        }));
     }
 
     /// Proposes to the terminal's group; what it comes to is an event of the session.
@@ -297,7 +300,7 @@ impl SessionActor {
         let Some(cluster) = self.context.cluster.get() else { return };
         let Some(tenant) = enrolment::admit(&cluster.directory(), token.as_deref()) else {
             Count::SessionsRefused.one("not_enrolled");
-            return self.soon(Event::Enrolled(Some(false)), ctx);
+            return self.soon([Event::Enrolled(Some(false))], ctx);
         };
         let register =
             list::Register { tenant, session_key: self.session_key, stream: crate::random::new_stream() };
@@ -318,7 +321,7 @@ impl SessionActor {
         if full {
             // Its frames are more than a window's: the terminal does not read. It is told by the close.
             self.outgoing = None;
-            self.soon(Event::WriteStalled, ctx);
+            self.soon([Event::WriteStalled], ctx);
         }
     }
 

@@ -8,6 +8,7 @@
 mod hand_off;
 pub mod ladder;
 mod line;
+mod touched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::hand_off::HandOffOrder;
 use self::line::{Line, Place};
+pub use self::touched::{Stored, Touched};
 use crate::id::*;
 use crate::limits;
 use crate::service_list::row::{Current, Reachability, Row, Urgency};
@@ -96,8 +98,8 @@ pub enum Event {
         terminal: TerminalId,
         /// What it says now.
         facts: Option<Facts>,
-        /// The urgency of a push that was stored just now.
-        stored: Option<Urgency>,
+        /// What was stored for it just now.
+        stored: Option<Stored>,
     },
     /// A new leader found that something waits, with this highest urgency. Unlike a push that is stored now, the
     /// leader before may have handed it off.
@@ -183,7 +185,7 @@ pub enum Command {
 /// What a look at a terminal's facts brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum News {
-    /// A push was stored just now, and nothing else waits.
+    /// Pushes were stored just now, and nothing else waits.
     Alone,
     /// A push was stored just now.
     Stored,
@@ -221,7 +223,7 @@ struct Waiting {
 
 impl Waiting {
     fn unreachable(&self) -> bool {
-        self.step > ladder::UNREACHABLE_AFTER
+        self.facts.session.is_none() && self.step > ladder::UNREACHABLE_AFTER
     }
 
     /// Can it be notified at all, and does what waits call for it?
@@ -298,11 +300,12 @@ impl Dispatch {
             Event::Pace { per_second } => self.line.pace(now, per_second),
             Event::Changed { terminal, facts, stored } => {
                 let news = match stored {
-                    Some(_) if facts.is_some_and(|facts| facts.pending == 1) => News::Alone,
+                    Some(stored) if facts.is_some_and(|facts| facts.pending == stored.waiting) => News::Alone,
                     Some(_) => News::Stored,
                     None => News::Nothing,
                 };
-                self.changed(now, terminal, facts, stored, news, &mut out);
+                let urgency = stored.map(|stored| stored.urgency);
+                self.changed(now, terminal, facts, urgency, news, &mut out);
             }
             Event::Found { terminal, facts, urgency } => {
                 self.changed(now, terminal, facts, urgency, News::Nothing, &mut out);
@@ -311,7 +314,6 @@ impl Dispatch {
                 if let (Some(waiting), Some(upto)) = (self.of_epoch(&terminal, epoch), upto) {
                     waiting.handed = waiting.handed.max(upto);
                     waiting.reached = waiting.reached.max(upto);
-                    self.set_timer(&terminal, Some(now + SILENCE));
                 }
             }
             Event::Reported { terminal, epoch, node, what } => {
@@ -345,8 +347,8 @@ impl Dispatch {
             facts,
             handed: facts.acked,
             reached: facts.acked,
-            // A terminal first met while something waits: with a push stored just now nothing but that push is
-            // new; otherwise, at a new leader, all of it may have been handed off by the one before.
+            // A terminal first met while something waits: nobody has seen what was stored just now; otherwise, at a new leader,
+            // all of it may have been handed off by the one before.
             exposed: if news == News::Alone { facts.acked } else { Seq(facts.next_seq.0 - 1) },
             urgency: Urgency::VeryLow,
             step: 0,
@@ -368,12 +370,12 @@ impl Dispatch {
             };
             waiting.handed = facts.acked;
             waiting.reached = facts.acked;
-            waiting.step = 0;
         }
         waiting.handed = waiting.handed.max(facts.acked);
         let progress = facts.acked > before.acked;
         if facts.session.is_some() {
             if new_session || progress {
+                waiting.step = 0;
                 self.leave_line(&terminal);
             }
             self.hand_off(now, terminal, new_session || progress, out);
@@ -485,21 +487,23 @@ impl Dispatch {
         self.set_timer(&terminal, Some(now + wait));
     }
 
-    /// Begins anew with those whose anchor could not be told, or may not have been: what the link lost says nothing of itself.
+    /// Begins anew with those whose session or anchor could not be told, or may not have been: what the link lost says nothing of
+    /// itself.
     fn linked(&mut self, now: Instant, node: NodeId, out: &mut Vec<Command>) {
+        let here = |waiting: &Waiting| waiting.facts.session.is_some_and(|session| session.node == node);
+        for terminal in self.those(here) {
+            if let Some(waiting) = self.waiting.get_mut(&terminal) {
+                (waiting.handed, waiting.step) = (waiting.facts.acked, 0);
+            }
+            self.hand_off(now, terminal, true, out);
+        }
         let untold = |waiting: &Waiting| {
             let pinned =
                 matches!(waiting.facts.reachability, Reachability::Pinned { anchor, .. } if anchor == node);
             let lost = waiting.notifying.is_some() || waiting.failed == Some(Why::AnchorGone);
             pinned && lost && waiting.facts.session.is_none()
         };
-        let untold: Vec<TerminalId> = self
-            .waiting
-            .iter()
-            .filter(|(_, waiting)| untold(waiting))
-            .map(|(terminal, _)| *terminal)
-            .collect();
-        for terminal in untold {
+        for terminal in self.those(untold) {
             if let Some(waiting) = self.waiting.get_mut(&terminal) {
                 // Tried in vain before: behind those with a first try, until a push is stored.
                 waiting.found |= waiting.step > 1;
@@ -508,6 +512,11 @@ impl Dispatch {
             self.set_timer(&terminal, Some(now));
         }
         self.timeout(now, out);
+    }
+
+    fn those(&self, wanted: impl Fn(&Waiting) -> bool) -> Vec<TerminalId> {
+        let those = self.waiting.iter().filter(|(_, waiting)| wanted(waiting));
+        those.map(|(terminal, _)| *terminal).collect()
     }
 
     /// The same step of the ladder again, a little later.
@@ -562,8 +571,9 @@ impl Dispatch {
         let Some(waiting) = self.waiting.get_mut(&terminal) else { return };
         waiting.step += 1;
         waiting.handed = acked;
-        let at = now + SILENCE.max(ladder::after(waiting.step, &terminal));
-        self.set_timer(&terminal, Some(at));
+        // A session that has what was handed off and does not confirm it ends within that deadline.
+        let wait = ladder::after(waiting.step, &terminal).clamp(SILENCE, limits::ACK_DEADLINE);
+        self.set_timer(&terminal, Some(now + wait));
         self.hand_off(now, terminal, false, out);
     }
 
@@ -647,7 +657,11 @@ mod tests {
         dispatch.handle(Instant(0), Event::Lead { term: 1 });
         let reachability = Reachability::Pinned { anchor: NodeId(1), listening_key: KeyFingerprint([2; 32]) };
         let facts = Facts { session: None, reachability, ..facts(1) };
-        let stored = Event::Changed { terminal, facts: Some(facts), stored: Some(Urgency::Normal) };
+        let stored = Event::Changed {
+            terminal,
+            facts: Some(facts),
+            stored: Some(Stored::one(Seq(1), Urgency::Normal)),
+        };
         let orders = |commands: &[Command]| {
             commands.iter().filter(|command| matches!(command, Command::Notify { .. })).count()
         };
@@ -671,7 +685,11 @@ mod tests {
         dispatch.handle(Instant(0), Event::Lead { term: 1 });
         let reachability = Reachability::Pinned { anchor: NodeId(2), listening_key: KeyFingerprint([2; 32]) };
         let facts = Facts { session: None, reachability, ..facts(1) };
-        let stored = Event::Changed { terminal, facts: Some(facts), stored: Some(Urgency::Normal) };
+        let stored = Event::Changed {
+            terminal,
+            facts: Some(facts),
+            stored: Some(Stored::one(Seq(1), Urgency::Normal)),
+        };
         assert_eq!(tries(&dispatch.handle(Instant(0), stored)), [0]);
         (dispatch, facts)
     }
@@ -718,14 +736,60 @@ mod tests {
     }
 
     #[test]
+    fn a_session_gets_at_once_what_the_link_to_its_node_may_have_lost() {
+        let terminal = TerminalId([1; 16]);
+        let mut dispatch = Dispatch::default();
+        dispatch.handle(Instant(0), Event::Lead { term: 1 });
+        let stored = Some(Stored::one(Seq(1), Urgency::Normal));
+        dispatch.handle(Instant(0), Event::Changed { terminal, facts: Some(facts(1)), stored });
+        let handed = |upto| Event::HandedOff { terminal, epoch: Epoch(1), upto };
+        dispatch.handle(Instant(0), handed(Some(Seq(1))));
+        let after = |commands: &[Command]| match commands {
+            [Command::HandOff(order)] => Some(order.after),
+            _ => None,
+        };
+        // Silence, for as long as it takes to be asked seldom.
+        let mut now = Instant(0);
+        for _ in 0..6 {
+            now = dispatch.poll_timeout().expect("a timer");
+            assert_eq!(after(&dispatch.handle(now, Event::Timeout)), Some(Seq(0)));
+            dispatch.handle(now, handed(Some(Seq(1))));
+        }
+        assert!(dispatch.poll_timeout().expect("a timer").since(now) > Duration::from_secs(20));
+        assert_eq!(dispatch.handle(now, Event::Linked { node: NodeId(3) }), [], "another node");
+        assert_eq!(after(&dispatch.handle(now, Event::Linked { node: NodeId(1) })), Some(Seq(0)));
+        assert_eq!(dispatch.poll_timeout(), Some(now + SILENCE));
+        assert_eq!(dispatch.unreachable(), 0, "it has a session");
+    }
+
+    #[test]
+    fn what_one_entry_stores_for_a_terminal_was_seen_by_nobody() {
+        let terminal = TerminalId([1; 16]);
+        let of = |waiting| {
+            let mut dispatch = Dispatch::default();
+            dispatch.handle(Instant(0), Event::Lead { term: 1 });
+            let facts = Some(Facts { pending: 2, next_seq: Seq(3), ..facts(1) });
+            let mut stored = Stored::one(Seq(1), Urgency::Normal);
+            stored.waiting = waiting;
+            let stored = Some(stored);
+            marked_up_to(&dispatch.handle(Instant(0), Event::Changed { terminal, facts, stored }))
+        };
+        assert_eq!(of(2), Some(Seq(0)));
+        assert_eq!(of(1), Some(Seq(2)), "another one was there before");
+    }
+
+    #[test]
     fn a_push_that_comes_now_does_not_wait_for_those_of_an_anchor_that_is_back() {
         let (off, now_due) = (TerminalId([1; 16]), TerminalId([2; 16]));
         let (mut dispatch, facts) = pinned(off);
         let now = fail_until(&mut dispatch, off, Why::AnchorGone, Duration::from_secs(60));
         let per_second = NonZeroU32::new(1).expect("one");
         dispatch.handle(now, Event::Pace { per_second });
-        let stored =
-            |terminal| Event::Changed { terminal, facts: Some(facts), stored: Some(Urgency::Normal) };
+        let stored = |terminal| Event::Changed {
+            terminal,
+            facts: Some(facts),
+            stored: Some(Stored::one(Seq(1), Urgency::Normal)),
+        };
         // What goes at once after a pause is used up.
         let mut others = 0;
         while tries(&dispatch.handle(now, stored(TerminalId([100 + others; 16])))).len() == 1 {
@@ -754,7 +818,10 @@ mod tests {
         let mut stored = |dispatch: &mut Dispatch, at| {
             pending += 1;
             let facts = Some(Facts { pending, next_seq: Seq(u64::from(pending) + 1), ..facts });
-            dispatch.handle(at, Event::Changed { terminal, facts, stored: Some(Urgency::Normal) })
+            dispatch.handle(
+                at,
+                Event::Changed { terminal, facts, stored: Some(Stored::one(Seq(1), Urgency::Normal)) },
+            )
         };
         let minute = failed + Duration::from_secs(60);
         assert_eq!(tries(&stored(&mut dispatch, minute)).len(), 1);
@@ -775,7 +842,7 @@ mod tests {
         dispatch.handle(Instant(0), Event::Lead { term: 1 });
         let reachability = Reachability::Pinned { anchor: NodeId(1), listening_key: KeyFingerprint([2; 32]) };
         let facts = Some(Facts { session: None, reachability, ..facts(1) });
-        let stored = Some(Urgency::Normal);
+        let stored = Some(Stored::one(Seq(1), Urgency::Normal));
         let mut ordered = dispatch.handle(Instant(0), Event::Changed { terminal, facts, stored });
         for _ in 0..20 {
             assert_eq!(ordered, [Command::Notify { terminal, urgency: Urgency::Normal, attempt: 0 }]);
@@ -791,7 +858,7 @@ mod tests {
         let terminal = TerminalId([1; 16]);
         let mut dispatch = Dispatch::default();
         dispatch.handle(Instant(0), Event::Lead { term: 1 });
-        let stored = Some(Urgency::Normal);
+        let stored = Some(Stored::one(Seq(1), Urgency::Normal));
         let changed = |epoch, stored| Event::Changed { terminal, facts: Some(facts(epoch)), stored };
         let handed = |upto| Event::HandedOff { terminal, epoch: Epoch(1), upto };
         assert_eq!(marked_up_to(&dispatch.handle(Instant(0), changed(1, stored))), Some(Seq(0)));

@@ -2,7 +2,7 @@
 
 use super::apply::read;
 use super::key;
-use super::row::{self, Ended, Message, Restore, Row};
+use super::row::{self, Ended, Message, Restore, Row, Urgency};
 use super::{Table, TableError};
 use crate::id::*;
 
@@ -29,16 +29,41 @@ pub fn pending<T: Table>(
         }
         return Ok(found);
     }
+    scan_pending(table, terminal, (from, to), &mut |seq, message| {
+        found.push((seq, message));
+        found.len() < limit
+    })?;
+    Ok(found)
+}
+
+/// The highest urgency of what waits for a terminal; `None`: nothing does. Looks at all of it, up to the first push of the
+/// highest there is.
+pub fn highest_urgency<T: Table>(table: &T, terminal: &TerminalId) -> Result<Option<Urgency>, TableError> {
+    let mut highest = None;
+    scan_pending(table, terminal, (Seq(0), Seq(u64::MAX)), &mut |_, message| {
+        highest = highest.max(Some(message.urgency));
+        highest < Some(Urgency::High)
+    })?;
+    Ok(highest)
+}
+
+/// Visits what waits for a terminal until `visit` says that it has enough.
+fn scan_pending<T: Table>(
+    table: &T,
+    terminal: &TerminalId,
+    (from, to): (Seq, Seq),
+    visit: &mut dyn FnMut(Seq, Message) -> bool,
+) -> Result<(), TableError> {
     let mut damaged = None;
     table.scan(&key::pending(terminal, from), &key::pending(terminal, to), &mut |key, value| {
         match (key::parse_pending(key), row::load(value)) {
-            (Some((_, seq)), Ok(message)) => found.push((seq, message)),
+            (Some((_, seq)), Ok(message)) => return visit(seq, message),
             (None, _) => damaged = Some(TableError(format!("a key of pending is damaged: {key:02x?}"))),
             (_, Err(error)) => damaged = Some(error),
         }
-        damaged.is_none() && found.len() < limit
+        false
     })?;
-    damaged.map_or(Ok(found), Err)
+    damaged.map_or(Ok(()), Err)
 }
 
 /// The last restore that was begun in a group.
@@ -134,4 +159,37 @@ pub fn waiting<T: Table>(
         from = key::pending(&terminal, Seq(u64::MAX));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::service_list::{MemoryTable, TableMut};
+    use crate::time::GroupTime;
+
+    /// A new leader that looked at the first ones alone woke nobody for the urgent push behind them.
+    #[test]
+    fn the_highest_urgency_is_that_of_all_that_waits() {
+        let terminal = TerminalId([1; 16]);
+        let mut table = MemoryTable::default();
+        assert_eq!(highest_urgency(&table, &terminal).unwrap(), None);
+        for seq in 1..=100 {
+            let message = Message {
+                command: CommandId([0; 16]),
+                accepted: GroupTime(1),
+                deadline: GroupTime(2),
+                urgency: if seq == 90 { Urgency::High } else { Urgency::Low },
+                channel: Channel(0),
+                topic: None,
+                headers: Vec::new(),
+                body: Bytes::new(),
+            };
+            table.put(&key::pending(&terminal, Seq(seq)), row::store(&message));
+        }
+        assert_eq!(highest_urgency(&table, &terminal).unwrap(), Some(Urgency::High));
+        assert_eq!(highest_urgency(&table, &TerminalId([2; 16])).unwrap(), None);
+    }
 }

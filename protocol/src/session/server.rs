@@ -120,7 +120,7 @@ const AGAIN: u8 = 2;
 /// Dials that one session may ask for: direct, pinned, and each once more after a change of the network.
 const TRIES: u8 = 4;
 
-/// Hand-offs that may overtake the answer to an attach: the leader sends one window, rarely in two parts.
+/// Hand-offs that may overtake the answer to an attach: the leader sends one window, rarely in two parts. More are asked for again.
 const EARLY: usize = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,12 +129,20 @@ enum Phase {
     Attaching {
         enrolled: bool,
     },
+    /// The terminal is gone, or was told to go, before its attach was answered: what that granted is given back.
+    Abandoned,
     Online,
     /// The detach is proposed; if `bye`, its answer is told to the terminal.
     Leaving {
         bye: bool,
     },
     Closed,
+}
+
+/// What a terminal is told with the reason.
+fn bye(reason: ByeReason) -> Bye {
+    let retry_after = if reason == ByeReason::Unavailable { 1000 } else { 0 };
+    Bye { reason, retry_after }
 }
 
 /// The machine.
@@ -164,6 +172,10 @@ pub struct Server {
     ack_in_flight: Option<Seq>,
     /// Hand-offs for this session's attempt that overtook the answer to its attach; at most [`EARLY`].
     early: Vec<HandOff>,
+    /// There were more.
+    too_early: bool,
+    /// Epochs up to here are over; known before this session's own is.
+    over: Epoch,
     /// The terminal asked for what is missing from here on.
     missing: Option<Seq>,
     /// When the current wait ends: for Hello, an ack, a pong, or the next ping.
@@ -192,6 +204,8 @@ impl Server {
             confirmed: Seq(0),
             ack_in_flight: None,
             early: Vec::new(),
+            too_early: false,
+            over: Epoch(0),
             missing: None,
             deadline: Some(now + limits::HELLO_DEADLINE),
             pinged: false,
@@ -241,16 +255,21 @@ impl Server {
             }
             (Phase::Attaching { .. }, Event::Attached(answer)) => self.attached(now, answer, &mut out),
             (Phase::Attaching { .. }, Event::Enrolled(answer)) => self.enrolled(answer, &mut out),
+            (Phase::Abandoned, Event::Attached(Some(Ok(attached)))) => {
+                self.granted(&attached);
+                self.propose_detach(false, &mut out);
+            }
+            (Phase::Abandoned, Event::Attached(_) | Event::Enrolled(_)) => self.close(&mut out),
             (_, Event::HandOff(hand_off)) => self.hand_off(now, hand_off, &mut out),
             (_, Event::AckDone(reply)) => self.ack_done(reply, &mut out),
             (Phase::Leaving { bye }, Event::DetachDone) => {
                 if bye {
-                    out.push(Command::Send(NodeFrame::Bye(Bye { reason: ByeReason::Done, retry_after: 0 })));
+                    out.push(Command::Send(NodeFrame::Bye(self::bye(ByeReason::Done))));
                 }
                 self.close(&mut out);
             }
             (_, Event::Supersede(epoch)) if epoch == self.epoch && self.epoch != Epoch(0) => {
-                self.superseded(&mut out);
+                self.end(ByeReason::Superseded, &mut out);
             }
             (_, Event::Timeout) => self.timeout(now, &mut out),
             (phase, Event::Tried(tried)) => {
@@ -262,6 +281,8 @@ impl Server {
             (_, Event::Anchor(anchor)) => self.anchor_late(anchor, &mut out),
             (_, Event::Attached(_) | Event::Enrolled(_) | Event::DetachDone) => {}
             (Phase::Online, Event::ReachedDone(written)) => self.reached_done(written, &mut out),
+            // It may overtake the answer to the attach.
+            (Phase::Attaching { .. }, Event::Supersede(epoch)) => self.over = self.over.max(epoch),
             (_, Event::Supersede(_) | Event::ReachedDone(_)) => {}
         }
         out
@@ -297,7 +318,7 @@ impl Server {
                     self.propose_detach(true, out);
                 }
             }
-            (Phase::Leaving { .. } | Phase::Closed, _) => {}
+            (Phase::Abandoned | Phase::Leaving { .. } | Phase::Closed, _) => {}
             _ => self.leave(Some(ByeReason::Protocol), out),
         }
     }
@@ -467,16 +488,13 @@ impl Server {
             }
             // A backup is being restored, and the terminal may be in a part that is not there yet. Or this node is fenced, and
             // another one serves it.
-            Some(Err(Refusal::Restoring | Refusal::Fenced)) => self.leave(Some(ByeReason::Unavailable), out),
-            Some(Err(refusal)) => self.leave(
-                Some(match refusal {
-                    Refusal::StaleAttempt { current } => ByeReason::StaleAttempt(current),
-                    Refusal::AckAhead { .. } => ByeReason::AckAhead,
-                    _ => ByeReason::NotEnrolled,
-                }),
-                out,
-            ),
-            None => self.leave(Some(ByeReason::Unavailable), out),
+            Some(Err(Refusal::Restoring | Refusal::Fenced)) => self.end(ByeReason::Unavailable, out),
+            Some(Err(Refusal::StaleAttempt { current })) => {
+                self.end(ByeReason::StaleAttempt(current), out);
+            }
+            Some(Err(Refusal::AckAhead { .. })) => self.end(ByeReason::AckAhead, out),
+            Some(Err(_)) => self.end(ByeReason::NotEnrolled, out),
+            None => self.end(ByeReason::Unavailable, out),
         }
     }
 
@@ -486,18 +504,31 @@ impl Server {
                 self.phase = Phase::Attaching { enrolled: true };
                 self.propose_attach(out);
             }
-            Some(false) => self.leave(Some(ByeReason::NotEnrolled), out),
-            None => self.leave(Some(ByeReason::Unavailable), out),
+            Some(false) => self.end(ByeReason::NotEnrolled, out),
+            None => self.end(ByeReason::Unavailable, out),
         }
     }
 
-    fn welcome(&mut self, now: Instant, attached: Attached, out: &mut Vec<Command>) {
-        self.phase = Phase::Online;
+    /// There is nothing to detach: no session came of it, or its epoch is over.
+    fn end(&mut self, reason: ByeReason, out: &mut Vec<Command>) {
+        out.push(Command::Send(NodeFrame::Bye(bye(reason))));
+        self.close(out);
+    }
+
+    fn granted(&mut self, attached: &Attached) {
         self.stream = attached.stream;
         self.epoch = attached.epoch;
         self.linger = attached.linger;
         self.sent = attached.acked;
         self.confirmed = attached.acked;
+    }
+
+    fn welcome(&mut self, now: Instant, attached: Attached, out: &mut Vec<Command>) {
+        self.granted(&attached);
+        if attached.epoch <= self.over {
+            return self.end(ByeReason::Superseded, out);
+        }
+        self.phase = Phase::Online;
         out.push(Command::Online(attached.epoch));
         self.offer_anchor(out);
         out.push(Command::Send(NodeFrame::Welcome(Welcome {
@@ -527,6 +558,10 @@ impl Server {
         for hand_off in std::mem::take(&mut self.early) {
             self.hand_off(now, hand_off, out);
         }
+        // The leader takes what was dropped for handed off.
+        if std::mem::take(&mut self.too_early) {
+            self.report(Reported::Resend { from: self.sent.next() }, out);
+        }
     }
 
     fn hand_off(&mut self, now: Instant, hand_off: HandOff, out: &mut Vec<Command>) {
@@ -536,11 +571,12 @@ impl Server {
         let mine =
             self.phase == Phase::Online && hand_off.epoch == self.epoch && hand_off.stream == self.stream;
         if !mine {
-            let early = matches!(self.phase, Phase::Attaching { .. })
-                && self.attempt() == Some(hand_off.attempt)
-                && self.early.len() < EARLY;
-            if early {
-                self.early.push(hand_off);
+            let early =
+                matches!(self.phase, Phase::Attaching { .. }) && self.attempt() == Some(hand_off.attempt);
+            match early {
+                true if self.early.len() < EARLY => self.early.push(hand_off),
+                true => self.too_early = true,
+                false => {}
             }
             // Any other is of an epoch that is over; the leader learns of that from the log.
             return;
@@ -626,7 +662,7 @@ impl Server {
         if self.phase == Phase::Online
             && matches!(&reply, Some(Reply::Refused(refusal)) if refusal.ends_session())
         {
-            return self.superseded(out);
+            return self.end(ByeReason::Superseded, out);
         }
         if self.phase == Phase::Online && done.is_some_and(|done| done < self.confirmed) {
             self.propose_ack(out);
@@ -646,10 +682,7 @@ impl Server {
 
     fn leave(&mut self, reason: Option<ByeReason>, out: &mut Vec<Command>) {
         match reason {
-            Some(reason) => {
-                let retry_after = if reason == ByeReason::Unavailable { 1000 } else { 0 };
-                self.leave_with(Bye { reason, retry_after }, out);
-            }
+            Some(reason) => self.leave_with(bye(reason), out),
             None => self.detach_or_close(out),
         }
     }
@@ -664,14 +697,11 @@ impl Server {
             Phase::Online => self.propose_detach(false, out),
             // The terminal left without waiting for its Bye; the detach is on its way.
             Phase::Leaving { .. } => self.phase = Phase::Leaving { bye: false },
-            _ => self.close(out),
+            // The attach is on its way, and would leave a terminal online that nobody has a session with.
+            Phase::Attaching { .. } => (self.phase, self.deadline) = (Phase::Abandoned, None),
+            Phase::Abandoned => {}
+            Phase::AwaitHello | Phase::Closed => self.close(out),
         }
-    }
-
-    /// Another session took over, or the terminal is gone. Detaching would be refused: the epoch is over.
-    fn superseded(&mut self, out: &mut Vec<Command>) {
-        out.push(Command::Send(NodeFrame::Bye(Bye { reason: ByeReason::Superseded, retry_after: 0 })));
-        self.close(out);
     }
 
     fn close(&mut self, out: &mut Vec<Command>) {
@@ -714,7 +744,9 @@ impl Server {
                 out.push(Command::Send(NodeFrame::Ping(Nonce(now.0))));
                 self.arm(now);
             }
-            Phase::Attaching { .. } | Phase::Leaving { .. } | Phase::Closed => self.deadline = None,
+            Phase::Attaching { .. } | Phase::Abandoned | Phase::Leaving { .. } | Phase::Closed => {
+                self.deadline = None;
+            }
         }
     }
 }

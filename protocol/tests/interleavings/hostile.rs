@@ -310,7 +310,11 @@ pub fn dispatcher(seed: u64) {
             1 => dispatch::Event::HandedOff { terminal, epoch, upto: Some(seq(&mut dice)) },
             2 => dispatch::Event::Notified { terminal, failed: dice.permille(500).then_some(Why::NoAnswer) },
             3 => dispatch::Event::Timeout,
-            _ => dispatch::Event::Changed { terminal, facts: Some(facts), stored: Some(Urgency::High) },
+            _ => dispatch::Event::Changed {
+                terminal,
+                facts: Some(facts),
+                stored: Some(dispatch::Stored::one(Seq(1), Urgency::High)),
+            },
         };
         dispatch.handle(instant(&mut dice), event);
     }

@@ -1,11 +1,10 @@
 //! The shard's leader, as `cluster/src/shard.rs` drives the dispatcher: entries, effects, hand-offs, the rebuild at a
 //! new leader. A deposed leader goes on for a while with the tables as it knew them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-use reveille_protocol::dispatch::{Command, Dispatch, Event, Facts};
+use reveille_protocol::dispatch::{Command, Dispatch, Event, Facts, Stored, Touched};
 use reveille_protocol::id::*;
-use reveille_protocol::limits;
 use reveille_protocol::service_list::row::{Reachability, Row, Urgency};
 use reveille_protocol::service_list::{self as list, Applied, Effect, MemoryTable, Reply, apply, view};
 use reveille_protocol::wire::entry::Entry;
@@ -135,27 +134,13 @@ impl World {
     }
 
     fn take_effects(&mut self, term: u64, effects: &[Effect]) {
-        let mut touched: BTreeMap<TerminalId, Option<Urgency>> = BTreeMap::new();
+        let mut touched = Touched::default();
         for effect in effects {
-            match effect {
-                Effect::Stored { message, urgency } => {
-                    let stored = touched.entry(message.terminal).or_default();
-                    *stored = (*stored).max(Some(*urgency));
-                }
-                Effect::Ended { message, .. } => {
-                    touched.entry(message.terminal).or_default();
-                }
-                Effect::Acked { terminal, .. }
-                | Effect::StatusChanged { terminal }
-                | Effect::Gone { terminal } => {
-                    touched.entry(*terminal).or_default();
-                }
-                Effect::Superseded { terminal, session } => {
-                    let message = SessionMessage::Supersede { terminal: *terminal, epoch: session.epoch };
-                    let from = self.leaders[&term].node;
-                    self.tell(from, session.node.0, message);
-                }
-                Effect::DirectoryChanged | Effect::Restored => {}
+            touched.add(effect);
+            if let Effect::Superseded { terminal, session } = effect {
+                let message = SessionMessage::Supersede { terminal: *terminal, epoch: session.epoch };
+                let from = self.leaders[&term].node;
+                self.tell(from, session.node.0, message);
             }
         }
         for (terminal, stored) in touched {
@@ -163,7 +148,7 @@ impl World {
         }
     }
 
-    pub fn look_at(&mut self, term: u64, terminal: TerminalId, stored: Option<Urgency>) {
+    pub fn look_at(&mut self, term: u64, terminal: TerminalId, stored: Option<Stored>) {
         let facts = self.facts(term, &terminal);
         self.dispatch(term, Event::Changed { terminal, facts, stored });
     }
@@ -406,9 +391,7 @@ impl World {
             return;
         }
         for terminal in found {
-            let all = (Seq(0), Seq(u64::MAX));
-            let pushes = view::pending(&self.table, &terminal, all.0, all.1, limits::SESSION_WINDOW);
-            let urgency = pushes.expect("memory cannot fail").iter().map(|(_, push)| push.urgency).max();
+            let urgency = view::highest_urgency(&self.table, &terminal).expect("memory cannot fail");
             let facts = self.facts(term, &terminal);
             self.dispatch(term, Event::Found { terminal, facts, urgency });
             after = Some(terminal);

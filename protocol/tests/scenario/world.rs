@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use reveille_protocol::directory::Secret;
-use reveille_protocol::dispatch::{self, Dispatch, Facts};
+use reveille_protocol::dispatch::{self, Dispatch, Facts, Stored, Touched};
 use reveille_protocol::id::*;
 use reveille_protocol::limits;
 use reveille_protocol::service_list::row::{Linger, Urgency};
@@ -142,13 +142,10 @@ impl World {
         let entry = Entry::decode(&entry.encode()).expect("what is encoded decodes");
         let applied = apply(&mut self.table, GROUP, &entry).expect("memory cannot fail");
         let reply = applied.replies.into_iter().next().expect("one reply for one command");
-        let mut touched: BTreeMap<TerminalId, Option<Urgency>> = BTreeMap::new();
+        let mut touched = Touched::default();
         for effect in applied.effects {
+            touched.add(&effect);
             match effect {
-                Effect::Stored { message, urgency } => {
-                    let stored = touched.entry(message.terminal).or_default();
-                    *stored = (*stored).max(Some(urgency));
-                }
                 Effect::Ended { message, end } => {
                     self.say(format!(
                         "push {} of {} ends: {}",
@@ -156,18 +153,12 @@ impl World {
                         message.terminal,
                         end.stage().name()
                     ));
-                    touched.entry(message.terminal).or_default();
-                }
-                Effect::Acked { terminal, .. }
-                | Effect::StatusChanged { terminal }
-                | Effect::Gone { terminal } => {
-                    touched.entry(terminal).or_default();
                 }
                 Effect::Superseded { terminal, session } => {
                     let message = SessionMessage::Supersede { terminal, epoch: session.epoch };
                     self.queue.push_back(Message::HandOff { node: session.node.0, message });
                 }
-                Effect::DirectoryChanged | Effect::Restored => {}
+                _ => {}
             }
         }
         for (terminal, stored) in touched {
@@ -176,7 +167,7 @@ impl World {
         reply
     }
 
-    pub fn look_at(&mut self, terminal: TerminalId, stored: Option<Urgency>) {
+    pub fn look_at(&mut self, terminal: TerminalId, stored: Option<Stored>) {
         let facts = self.facts(&terminal);
         self.dispatch(dispatch::Event::Changed { terminal, facts, stored });
     }
