@@ -1,6 +1,7 @@
 //! The tasks that a node has for as long as it lives, beside the cluster's own. One that panics would leave a node that looks
-//! ready and notifies nobody, or takes no terminals: so it ends, says what panicked, and is started again. Knows nothing
-//! of what the tasks do.
+//! ready and notifies nobody, or takes no terminals: so it ends, says what panicked, and is started again. What is one
+//! terminal's, its session or a dial, is not watched: whoever found out how to have one panic must not end nodes by it. Knows
+//! nothing of what the tasks do.
 
 use anyhow::anyhow;
 use reveille_cluster::guard;

@@ -1,6 +1,7 @@
 //! Sessions between which and their group's leader nothing passes, though others hear both nodes, as long as that lasts: no
 //! hand-off comes, no ack and no end of a session leaves. Their node sends the terminals elsewhere, and the leader takes
-//! them for offline, so that what waits is notified. Who leads is not decided here.
+//! them for offline when it looks at them next, so that what waits is notified, at the latest by its silence timer. Who
+//! leads is not decided here.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, Weak};

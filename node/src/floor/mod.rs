@@ -28,7 +28,7 @@ use self::publish::Asker;
 use self::record::Record;
 use self::world::World;
 
-/// What must hold: all promises about pushes, and that everything is answered in time.
+/// What must hold: all promises about pushes.
 const CLAIMS: &[&str] = &["safety"];
 /// The seeds of the test; another one by the environment: `SEED`.
 const SEEDS: std::ops::Range<u64> = 1..7;
