@@ -345,6 +345,10 @@ fn c10_compares_replicas_where_they_are_equally_far() {
     two(7, "bb").fails("C10", "group 1 at log index 7: node 1 has state aa and node 2 has bb");
     two(6, "bb").fails("C10", "at the end node 2 has applied 6 and node 1 has applied 7");
     state(two(6, "bb").see(Observation::Left { node: 2 }), 3, 7, "aa").passes("C10");
+    // What has gone from a node is behind for good; what came back to it is not.
+    let gone = || two(6, "bb").see(Observation::Moved { node: 2, group: 1 });
+    state(gone(), 3, 7, "aa").passes("C10");
+    state(state(gone(), 3, 7, "aa"), 2, 6, "bb").fails("C10", "at the end node 2 has applied 6");
     state(story(), 1, 7, "aa").cannot_tell("C10", "no two replicas");
 }
 

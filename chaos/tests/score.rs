@@ -48,6 +48,14 @@ fn two_cells_make_a_score_and_the_same_one_again() {
 }
 
 #[test]
+fn nodes_that_come_and_go_are_known_and_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let cells = ["--cells", "add-node/push,drain/push,remove/push", "--seeds", "1", "--budget", "1h"];
+    let (code, said) = score(&cells, &folder.path().join("out"));
+    assert!(code == 0 && said.contains("\nSAFE "), "{said}");
+}
+
+#[test]
 fn what_is_not_run_is_unknown_and_what_is_not_there_refused() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("late");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Checker;
 use super::outcome::{Findings, Outcome};
-use crate::facts::{Facts, Replica};
+use crate::facts::{Facts, Moment, Replica};
 
 pub(super) const CHECKER: Checker = Checker {
     id: "C10",
@@ -42,8 +42,11 @@ fn check(facts: &Facts) -> Outcome {
             });
         }
     }
-    // Nobody sends the rest to one that belongs no more.
-    last.retain(|(_, node), _| facts.left.iter().all(|(_, left)| left != node));
+    // Nobody sends the rest to one that belongs no more, or to where a replica has gone from.
+    last.retain(|(group, node), replica| {
+        let moved = |gone: &(Moment, u64, u64)| (gone.1, gone.2) == (*node, *group) && gone.0 > replica.when;
+        facts.left.iter().all(|(_, left)| left != node) && !facts.moved.iter().any(moved)
+    });
     let mut groups: BTreeMap<u64, Vec<&Replica>> = BTreeMap::new();
     last.into_values().for_each(|replica| groups.entry(replica.group).or_default().push(replica));
     for (group, replicas) in &groups {

@@ -257,6 +257,7 @@ impl Builder {
             Observation::Phase { phase } => facts.phases.push((when, *phase)),
             Observation::Ready { node, ready } => facts.ready.push((when, *node, *ready)),
             Observation::Left { node } => facts.left.push((when, *node)),
+            Observation::Moved { node, group } => facts.moved.push((when, *node, *group)),
             Observation::Settled { settled, why } => {
                 facts.settled = Some((when, *settled, facts.names.of(why)));
             }

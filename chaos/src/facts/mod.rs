@@ -282,6 +282,8 @@ pub struct Facts {
     pub ready: Vec<(Moment, u64, bool)>,
     /// Nodes that belong no more.
     pub left: Vec<(Moment, u64)>,
+    /// Replicas that have gone from a node: node and group.
+    pub moved: Vec<(Moment, u64, u64)>,
     /// Whether the cluster had come to rest when that was looked at last, and what it waited for.
     pub settled: Option<(Moment, bool, Name)>,
     /// Who led which group: group, node, term.

@@ -169,6 +169,13 @@ pub enum Observation {
         /// Which.
         node: u64,
     },
+    /// A replica has gone from a node that belongs: nothing is expected of what it held.
+    Moved {
+        /// From which node.
+        node: u64,
+        /// Of which group.
+        group: u64,
+    },
     /// Whether the cluster came to rest after nodes had come and gone: who belongs is there, and every replica where it should
     /// be.
     Settled {

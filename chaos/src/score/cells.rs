@@ -103,11 +103,11 @@ fn faults(kind: &KindInfo) -> Vec<String> {
             &["at = '2s'\ntarget = 'publishers'", "at = '5s'\nkind = 'kill'\ntarget = 'leader'\nfor = '4s'"]
         }
         // What is not undone by itself is done to one node, once.
-        "bit-flip" | "truncate" | "roll-back" | "wipe" | "remove" | "replace" => {
-            &["at = '5s'\ntarget = 'follower'"]
-        }
+        "bit-flip" | "truncate" | "roll-back" | "wipe" | "replace" => &["at = '5s'\ntarget = 'follower'"],
         "add-node" => &["at = '3s'"],
-        "drain" => &["at = '3s'\ntarget = 'follower'\nfor = '12s'"],
+        // Another node comes before: who goes must leave as many behind as there are replicas.
+        "drain" => &["at = '1s'\nkind = 'add-node'", "at = '7s'\ntarget = 'follower'\nfor = '8s'"],
+        "remove" => &["at = '1s'\nkind = 'add-node'", "at = '7s'\ntarget = 'follower'"],
         _ => match (kind.on, kind.lasts) {
             (On::Nodes, Lasts::Yes) => &["every = '7s'\ntarget = 'leader'\nfor = '4s'"],
             (On::Nodes, Lasts::No) => &["every = '7s'\ntarget = 'leader'"],

@@ -1,7 +1,7 @@
 //! What is seen of the world: what happens to terminals, as it happens; and of nodes, looked at again and again, whether
 //! they are ready, who leads, and what their replicas hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
@@ -171,12 +171,27 @@ fn leaders(run: &Run, id: u64) {
 
 /// What the replicas of all running nodes hold.
 pub(super) fn states(run: &Run) {
-    for (node, group) in replicas(run) {
+    let replicas = replicas(run);
+    for (node, group) in gone(run, &replicas) {
+        run.see(Observation::Moved { node: node.0, group: u64::from(group.0) });
+    }
+    for (node, group) in replicas {
         if let Some((index, hash)) = run.world.state_of(node, group) {
             let hash = format!("{hash:016x}");
             run.see(Observation::State { node: node.0, group: u64::from(group.0), index, hash });
         }
     }
+}
+
+/// Replicas that were there before, of nodes that run and know that they have none there now.
+fn gone(run: &Run, replicas: &[(NodeId, GroupId)]) -> Vec<(NodeId, GroupId)> {
+    let running: BTreeSet<NodeId> = run.world.members().iter().map(|member| member.node()).collect();
+    let held: BTreeSet<(NodeId, GroupId)> = replicas.iter().copied().collect();
+    let mut known = run.known();
+    let (gone, kept): (BTreeSet<_>, BTreeSet<_>) =
+        known.held.iter().copied().partition(|at| running.contains(&at.0) && !held.contains(at));
+    known.held = kept.union(&held).copied().collect();
+    gone.into_iter().collect()
 }
 
 /// All replicas of each group have applied the same index.

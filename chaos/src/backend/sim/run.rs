@@ -85,6 +85,8 @@ pub(super) struct Known {
     /// Nodes that belong to the cluster, each in its place: `n2` is whoever has the second.
     pub(super) places: Vec<Option<u64>>,
     pub(super) ready: BTreeMap<u64, bool>,
+    /// Replicas that were seen, and have not gone.
+    pub(super) held: BTreeSet<(NodeId, GroupId)>,
     /// When a node was silent last.
     silent: BTreeMap<u64, u64>,
     /// What faults may wait for, since the striker looked.
