@@ -240,6 +240,22 @@ fn said(command: &mut Command) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(text).unwrap())
 }
 
+/// The same of a command whose output is a terminal.
+fn seen(command: &Command) -> (Option<i32>, String) {
+    let words: Vec<String> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    let line = format!("stty cols 160 rows 40; exec {}", words.join(" "));
+    let (code, text) = said(Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()));
+    // What draws is no word: each begins with an escape, and ends with a letter.
+    let words = text.split('\x1b').enumerate().map(|(at, part)| match at {
+        0 => part,
+        _ => part.split_once(|letter: char| letter.is_ascii_alphabetic()).map_or("", |(_, rest)| rest),
+    });
+    (code, words.collect::<String>().replace('\r', "\n"))
+}
+
 /// Waits until a run says this.
 fn until(run: &mut Child, what: &str) -> impl Iterator<Item = String> + use<> {
     let mut lines = BufReader::new(run.stdout.take().unwrap()).lines().map_while(Result::ok);
@@ -260,11 +276,19 @@ fn a_cluster_of_ones_own_is_struck_and_left_as_it_was() {
     assert!(told.contains("--confirm lab"), "{told}");
     assert!(!lab.path("dry").exists() && !lab.path("cluster.toml.journal").exists(), "{told}");
     assert_eq!((lab.read("done").as_str(), lab.terminals()), ("", 0));
+    let unknown = "there is no hook `logs`";
+    assert!(!told.contains(unknown), "{told}");
+    lab.write("cluster.toml", &lab.cluster().replace("logs = ", "# "));
+    let (code, told) = said(&mut lab.run("short.toml", "dry", &[]));
+    assert!(code == Some(0) && told.contains(unknown), "{told}");
+    lab.write("cluster.toml", &lab.cluster());
     let (code, told) = said(&mut lab.run("short.toml", "dry", &["--confirm", "other"]));
     assert!(code == Some(3) && told.contains("\"lab\""), "{told}");
 
     // A run.
-    let (code, told) = said(&mut lab.run("short.toml", "out", &["--confirm", "lab"]));
+    let (code, told) = seen(&lab.run("short.toml", "out", &["--confirm", "lab"]));
+    // As on every backend: the phase, and the load of the last second.
+    assert!(told.contains("chaos: ") && told.contains("publishes a second: "), "{told}");
     // On a machine that has too much to do a run may be late, which is no fault of the suite's, nor hidden by it.
     let late = code == Some(3) && told.contains("the machine stood still");
     assert!(code == Some(0) || (late && !told.lines().any(|line| line.starts_with("FAIL"))), "{told}");

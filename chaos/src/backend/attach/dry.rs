@@ -89,6 +89,11 @@ fn told(cluster: &Cluster, hooks: &Hooks, scenario: &Scenario, plan: &Plan) {
         cluster.nodes.len(),
         limits.fault
     ));
+    if cluster.hooks.get("logs").is_none() && scenario.expect().claims.iter().any(|claim| claim == "C16") {
+        output::line(
+            "  its verdict will be UNKNOWN at best: it claims C16 (logs), and there is no hook `logs`",
+        );
+    }
 }
 
 /// The commands of a fault, where it is known whom it hits; else those for the first nodes, as an example.
