@@ -32,6 +32,47 @@ fn a_verdict_is_an_exit_code() {
 }
 
 #[test]
+fn a_run_is_judged_by_its_folder_and_says_what_was_planted() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().to_str().unwrap();
+    let good = std::fs::read_to_string("tests/histories/good.jsonl").unwrap();
+    let history = folder.path().join("history.jsonl");
+    std::fs::write(&history, &good).unwrap();
+    let (code, out, _) = chaos(&["check", run]);
+    assert!(code == 0 && out.ends_with("PASS\n") && !out.contains("planted"), "{code}: {out}");
+    let planted = good.replacen("\"seed\":", "\"planted\":\"a-bug\",\"seed\":", 1);
+    std::fs::write(&history, planted).unwrap();
+    let (code, out, _) = chaos(&["check", run]);
+    assert!(code == 0 && out.starts_with("planted: a-bug\n"), "{code}: {out}");
+    let (code, _, said) = chaos(&["report", run]);
+    assert_eq!(code, 0, "{said}");
+    let page = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert!(page.contains("\"planted\":\"a-bug\""), "{page}");
+}
+
+#[test]
+fn what_cannot_be_begun_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    let (code, _, said) = chaos(&["run", "baseline", "--backend", "sim", "--out", out]);
+    assert!(code == 3 && said.contains("is there already") && said.contains("another folder"), "{said}");
+    assert!(!said.contains("os error"), "{said}");
+    let by = |more: &[&str]| {
+        let (code, _, said) = chaos(&[&["run", "power-all"], more].concat());
+        assert_eq!(code, 3, "{said}");
+        said
+    };
+    for backend in ["proc", "compose"] {
+        let said = by(&["--canary", "ack-before-sync", "--backend", backend]);
+        assert!(said.contains("in the simulation and nowhere else: say --backend sim"), "{said}");
+    }
+    let said = by(&["--canary", "lying-disk", "--backend", "sim"]);
+    assert!(said.contains("say --backend proc"), "{said}");
+    let said = by(&["--canary", "ack-before-sink"]);
+    assert!(said.contains("did you mean \"ack-before-sync\"?"), "{said}");
+}
+
+#[test]
 fn json_says_the_same() {
     let (code, out, _) = chaos(&["check", "--json", "tests/histories/c1-lost-middle.jsonl"]);
     let judged: serde_json::Value = serde_json::from_str(&out).unwrap();
@@ -48,6 +89,9 @@ fn scenarios_are_found_by_file_and_by_name() {
     assert_eq!(chaos(&["plan", "scenarios/pause-kill.toml"]).1, out);
     let (code, _, error) = chaos(&["plan", "pause-kil"]);
     assert!(code == 3 && error.contains("did you mean \"pause-kill\"?"), "{error}");
+    // Those in which planted bugs show, too.
+    let (code, out, _) = chaos(&["plan", "canary-load"]);
+    assert!(code == 0 && out.starts_with("canary-load: "), "{out}");
 }
 
 #[test]
@@ -83,6 +127,9 @@ fn everything_is_listed_and_examined() {
     ] {
         assert!(out.contains(name), "{name}: {out}");
     }
+    let (code, out, _) = chaos(&["list", "canaries"]);
+    assert!(code == 0 && out.lines().count() == 15, "{out}");
+    assert!(out.lines().all(|line| line.contains(": found by C")), "{out}");
     let (code, out, _) = chaos(&["doctor", "--json"]);
     let looks: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert!(code == 0 && looks.as_array().unwrap().len() >= 8, "{out}");

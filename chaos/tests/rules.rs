@@ -182,6 +182,7 @@ fn c1_tells_where_a_loss_lies_and_what_is_none() {
         .give("c", 3)
         .fails("C1", "a was acknowledged at 0.003 s as seq 1 and never came to t; lost prefix");
     three.clone().give("a", 1).give("c", 3).fails("C1", "lost middle");
+    three.clone().give("a", 1).give("d", 2).give("c", 3).fails("C1", "under its seq came d instead, at ");
     three.clone().give("a", 1).give("b", 2).fails("C1", "lost postfix");
     three.fails("C1", "nothing at all came");
     three.look("b", "pending").fails("C1", "and the cluster says that it is pending");

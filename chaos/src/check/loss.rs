@@ -2,7 +2,7 @@
 
 use super::Checker;
 use super::outcome::{Findings, Outcome};
-use crate::facts::{Answer, Facts, Look, Moment, Push, Step};
+use crate::facts::{Answer, Facts, Look, Moment, Name, Push, Step};
 use crate::history::Phase;
 
 pub(super) const CHECKER: Checker = Checker {
@@ -23,6 +23,16 @@ fn place(seq: u64, given: Option<(u64, u64)>) -> &'static str {
         Some((_, last)) if seq > last => "lost postfix: everything that came is earlier",
         Some(_) => "lost middle: earlier and later ones came",
     }
+}
+
+/// What came to its terminal under the seq of a lost push since that was asked for: when, and which.
+fn instead(facts: &Facts, push: &Push, seq: u64) -> Option<(Moment, Name)> {
+    facts.terminals[push.terminal as usize].steps.iter().find_map(|stepped| match stepped.step {
+        Step::Delivered(delivery) if delivery.seq == seq && stepped.when > push.asked => {
+            Some((stepped.when, delivery.payload))
+        }
+        _ => None,
+    })
 }
 
 /// Groups stamp by the median of their nodes' clocks; a push may be seen to expire earlier than its publisher's clock says
@@ -72,14 +82,20 @@ fn check(facts: &Facts) -> Outcome {
             over += 1;
         } else {
             let said = looks.last().map(|look| look.when);
+            let other = findings.has_room().then(|| instead(facts, push, seq)).flatten();
             let mut evidence = vec![push.asked, when];
             evidence.extend(said);
+            evidence.extend(other.map(|(when, _)| when));
             findings.add(&evidence, || {
                 let said = looks.last().map_or(String::new(), |look| {
                     format!(", and the cluster says that it is {}", facts.names.text(look.state))
                 });
+                let other = other.map_or(String::new(), |(when, payload)| {
+                    let (payload, at) = (facts.names.text(payload), when.at as f64 / 1e6);
+                    format!("; under its seq came {payload} instead, at {at:.3} s")
+                });
                 format!(
-                    "lost: {} was acknowledged at {:.3} s as seq {seq} and never came to {}{said}; {}",
+                    "lost: {} was acknowledged at {:.3} s as seq {seq} and never came to {}{said}; {}{other}",
                     facts.names.text(push.payload),
                     when.at as f64 / 1e6,
                     facts.terminal(push.terminal),

@@ -96,9 +96,14 @@ impl Findings {
     /// One more. The words are only made if they are kept.
     pub(super) fn add(&mut self, evidence: &[Moment], what: impl FnOnce() -> String) {
         self.all += 1;
-        if self.kept.len() < FINDINGS {
+        if self.has_room() {
             self.kept.push(Finding::new(what(), evidence));
         }
+    }
+
+    /// Another one would be kept: what is dear to look up is worth it.
+    pub(super) fn has_room(&self) -> bool {
+        self.kept.len() < FINDINGS
     }
 
     pub(super) fn is_empty(&self) -> bool {

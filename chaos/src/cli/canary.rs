@@ -1,4 +1,4 @@
-//! `chaos canary`: plants one bug after the other, and says which checker found it, and by which seed.
+//! `chaos canary`: plants one bug after the other, and says which checker found it, by which seed, and how to see that again.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,8 +8,10 @@ use anyhow::{anyhow, bail, ensure};
 use clap::Args;
 use reveille_chaos::check::Verdict;
 use reveille_chaos::scenario::{self, Scenario, near};
-use reveille_protocol::canary::{Canary, PLANTABLE};
+use reveille_protocol::canary::PLANTABLE;
 
+use super::made::Made;
+use super::run::Backend;
 use super::{output, seeds, threads};
 use crate::backend::sim::canaries::{CANARIES, Planted};
 
@@ -17,7 +19,7 @@ use crate::backend::sim::canaries::{CANARIES, Planted};
 /// feature `canary`: cargo run -p chaos --features canary -- canary
 #[derive(Debug, Args)]
 pub(super) struct CanaryArgs {
-    /// Which.
+    /// Which; `chaos list canaries` has them. Then the last line is the run in which it was found.
     name: Option<String>,
     /// Seeds, from 1 on, within which it must be found.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=10_000))]
@@ -42,38 +44,46 @@ impl CanaryArgs {
             "this build has no bugs to plant: cargo run -p chaos --features canary -- canary"
         );
         let began = Instant::now();
-        let (next, missed) = (AtomicUsize::new(0), Mutex::new(0));
+        let (next, sum) = (AtomicUsize::new(0), Mutex::new((0, Vec::new())));
         let work = || -> anyhow::Result<()> {
             while let Some(planted) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let (well, said) = match self.without {
+                let (well, said, seed) = match self.without {
                     true => without(planted)?,
                     false => look(planted, self.seeds)?,
                 };
                 output::line(said);
-                *missed.lock().map_err(|_| anyhow!("another canary ended the run"))? += u32::from(!well);
+                let mut sum = sum.lock().map_err(|_| anyhow!("another canary ended the run"))?;
+                sum.0 += u32::from(!well);
+                if let Some(seed) = seed {
+                    let made = Made::new(seed, Backend::Sim, Some(planted.name.to_owned()))?;
+                    sum.1.push(made.command(planted.scenario.0));
+                }
             }
             Ok(())
         };
         threads::share(threads::processors(), "canaries", work)?;
-        let missed = missed.into_inner().map_err(|_| anyhow!("a canary ended the run"))?;
+        let (missed, found) = sum.into_inner().map_err(|_| anyhow!("a canary ended the run"))?;
         let (count, seconds) = (wanted.len(), began.elapsed().as_secs_f64());
         output::line(format!("{count} canaries, {missed} of them not as they should be, {seconds:.0} s"));
+        if self.name.is_some() {
+            found.iter().for_each(|command| output::line(format!("again: {command}")));
+        }
         Ok(if missed == 0 { Verdict::Pass } else { Verdict::Fail })
     }
 }
 
 fn scenario_of(planted: &Planted) -> anyhow::Result<Scenario> {
-    Ok(scenario::load(planted.name, planted.scenario)?)
+    Ok(scenario::load(planted.name, planted.scenario.1)?)
 }
 
 /// Which checkers fail in this seed, by their ids, and what the one that must says first.
 fn fails(
     scenario: &Scenario,
     seed: u64,
-    canary: Option<Canary>,
+    planted: Option<&Planted>,
     checker: &str,
 ) -> anyhow::Result<(Vec<&'static str>, String)> {
-    let judgement = seeds::judge(&seeds::alone(scenario, seed, true, canary)?)?;
+    let judgement = seeds::judge(&seeds::alone(scenario, seed, true, planted)?)?;
     let failed = judgement.judged.iter().filter(|judged| judged.outcome.verdict == Verdict::Fail);
     let first = failed.clone().find(|judged| judged.checker.id == checker);
     let first = first.and_then(|judged| judged.outcome.findings.first());
@@ -84,12 +94,15 @@ fn fails(
     Ok((failed.map(|judged| judged.checker.id).collect(), said))
 }
 
-/// Whether the checker that must finds it within so many seeds, and what to say.
-fn look(planted: &Planted, seeds: u64) -> anyhow::Result<(bool, String)> {
+/// Whether it is as it should be, what to say, and by which seed a planted bug was found.
+type Came = (bool, String, Option<u64>);
+
+/// The checker that must finds it within so many seeds.
+fn look(planted: &Planted, seeds: u64) -> anyhow::Result<Came> {
     let scenario = scenario_of(planted)?;
     let mut others: Vec<&str> = Vec::new();
     for seed in 1..=seeds {
-        let (failed, said) = fails(&scenario, seed, Some(planted.canary), planted.checker)?;
+        let (failed, said) = fails(&scenario, seed, Some(planted), planted.checker)?;
         others.extend(failed.iter().filter(|id| **id != planted.checker));
         if failed.contains(&planted.checker) {
             others.sort_unstable();
@@ -97,7 +110,7 @@ fn look(planted: &Planted, seeds: u64) -> anyhow::Result<(bool, String)> {
             let also = if others.is_empty() { String::new() } else { format!(", also {}", others.join(" ")) };
             let what =
                 format!("found  {:22} by {} with seed {seed}{also}: {said}", planted.name, planted.checker);
-            return Ok((true, what));
+            return Ok((true, what, Some(seed)));
         }
     }
     others.sort_unstable();
@@ -110,13 +123,14 @@ fn look(planted: &Planted, seeds: u64) -> anyhow::Result<(bool, String)> {
             planted.checker,
             others.join(" ")
         ),
+        None,
     ))
 }
 
-/// Whether nobody finds anything where nothing is planted.
-fn without(planted: &Planted) -> anyhow::Result<(bool, String)> {
+/// Nobody finds anything where nothing is planted.
+fn without(planted: &Planted) -> anyhow::Result<Came> {
     let (failed, said) = fails(&scenario_of(planted)?, 1, None, planted.checker)?;
     let well = failed.is_empty() && said.is_empty();
     let found = if well { "nothing".to_owned() } else { format!("{} {said}", failed.join(" ")) };
-    Ok((well, format!("without {:22} {found}", planted.name)))
+    Ok((well, format!("without {:22} {found}", planted.name), None))
 }

@@ -11,13 +11,13 @@ use reveille_chaos::check::{self, Judgement, Verdict};
 use reveille_chaos::facts;
 use serde_json::json;
 
-use super::output;
+use super::{output, report};
 
 /// Judge a history: every checker, its verdict, and the lines that prove what it found.
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
-    /// The history, as a run writes it: JSON, one event a line.
-    file: PathBuf,
+    /// A run's folder, or a history as a run writes it: JSON, one event a line.
+    run: PathBuf,
     /// Checkers that must pass, by id or name, instead of those that the history claims: C1,no-phantom; `safety` stands
     /// for C1 to C8, `delivery` for C1 to C5.
     #[arg(long, value_delimiter = ',')]
@@ -35,13 +35,19 @@ const PRINTED: usize = 5;
 
 impl CheckArgs {
     pub(super) fn run(self) -> anyhow::Result<Verdict> {
-        let file = File::open(&self.file).with_context(|| self.file.display().to_string())?;
+        let history = report::history(&self.run);
+        let file = File::open(&history).with_context(|| history.display().to_string())?;
         let facts = facts::read(BufReader::with_capacity(1 << 20, file))?;
         let claims: Vec<&str> = self.claims.iter().map(String::as_str).collect();
         let judgement = check::judge(&facts, &claims);
         match self.json {
             true => as_json(&judgement)?,
-            false => print(&judgement, self.evidence.then_some(&self.file))?,
+            false => {
+                if !facts.begin.planted.is_empty() {
+                    output::line(format!("planted: {}", facts.begin.planted));
+                }
+                print(&judgement, self.evidence.then_some(&history))?;
+            }
         }
         Ok(judgement.verdict)
     }

@@ -7,6 +7,8 @@ use reveille_chaos::scenario::{self, Act, KINDS, Kind, ROLES, When, Work, shippe
 use reveille_protocol::fail_point::Point;
 
 use super::output;
+use crate::backend::proc::shim::LYING_DISK;
+use crate::backend::sim::canaries::{CANARIES, Planted};
 use crate::backend::{attach, compose, proc, sim};
 
 /// List what there is, one line each. `[proc]`: the process backend of this build does it, `[sim]`: the simulation
@@ -27,6 +29,7 @@ enum What {
     Workloads,
     Checkers,
     Points,
+    Canaries,
 }
 
 impl ListArgs {
@@ -82,6 +85,15 @@ fn list(what: What) -> anyhow::Result<()> {
                 Act::ALL.iter().filter(|act| act.fits(*point)).map(|act| act.name()).collect();
             line(point.name(), &format!("{}: {}", point.about(), acts.join(", ")));
         }),
+        What::Canaries => {
+            CANARIES.iter().for_each(|Planted { name, checker, scenario: (scenario, _), about, .. }| {
+                line(name, &format!("{about}: found by {checker}, in {scenario} [sim]"));
+            });
+            line(
+                LYING_DISK,
+                "disks say that they have synced, and have not: found by C1 or C16, in power-all [proc]",
+            );
+        }
     }
     Ok(())
 }

@@ -4,15 +4,15 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, bail, ensure};
 use reveille_chaos::scenario::{Scenario, near};
-use reveille_protocol::canary::{Canary, PLANTABLE};
+use reveille_protocol::canary::PLANTABLE;
 use serde::{Deserialize, Serialize};
 
 use super::run::Backend;
 use super::source;
 use crate::backend::proc::shim::LYING_DISK;
-use crate::backend::sim::canaries::CANARIES;
+use crate::backend::sim::canaries::{self, CANARIES, Planted};
 
 /// See the module.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -49,26 +49,32 @@ impl Made {
     }
 
     /// The bug to plant in the simulation.
-    pub(super) fn canary(&self) -> anyhow::Result<Option<Canary>> {
+    pub(super) fn canary(&self) -> anyhow::Result<Option<&'static Planted>> {
         let Some(name) = &self.canary else { return Ok(None) };
-        match self.backend {
-            Backend::Sim => {}
-            Backend::Proc => {
-                ensure!(name == LYING_DISK, near::unknown("canary of real nodes", name, &[LYING_DISK]));
-                return Ok(None);
+        match (self.backend, canaries::find(name)) {
+            (Backend::Sim, Some(planted)) => {
+                ensure!(
+                    PLANTABLE,
+                    "this build has no bugs to plant, and {name} is to be: cargo run -p chaos --features canary -- …"
+                );
+                Ok(Some(planted))
             }
-            Backend::Compose => bail!("no bugs are planted in containers"),
-            Backend::Attach => bail!("no bugs are planted in a cluster that is somebody's own"),
+            (Backend::Proc, _) if name == LYING_DISK => Ok(None),
+            (_, Some(_)) => bail!("{name} is planted in the simulation and nowhere else: say --backend sim"),
+            _ if name == LYING_DISK => {
+                bail!("{name} is planted in nodes that are processes and nowhere else: say --backend proc")
+            }
+            _ => {
+                let names: Vec<&str> =
+                    CANARIES.iter().map(|planted| planted.name).chain([LYING_DISK]).collect();
+                bail!(near::unknown("canary", name, &names))
+            }
         }
-        let planted = CANARIES.iter().find(|planted| planted.name == name).ok_or_else(|| {
-            let names: Vec<&str> = CANARIES.iter().map(|planted| planted.name).collect();
-            anyhow!(near::unknown("canary", name, &names))
-        })?;
-        ensure!(
-            PLANTABLE,
-            "this build has no bugs to plant, and {name} is to be: cargo run -p chaos --features canary -- …"
-        );
-        Ok(Some(planted.canary))
+    }
+
+    /// The bug that is planted, for a line about the run.
+    pub(super) fn planted(&self) -> String {
+        self.canary.as_ref().map_or(String::new(), |name| format!(" · planted: {name}"))
     }
 
     /// Real nodes have disks that lie.

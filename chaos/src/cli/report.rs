@@ -49,7 +49,7 @@ impl ReportArgs {
 }
 
 /// The history of a run's folder; a file is one itself.
-fn history(run: &Path) -> PathBuf {
+pub(super) fn history(run: &Path) -> PathBuf {
     if run.is_dir() { run.join("history.jsonl") } else { run.to_owned() }
 }
 

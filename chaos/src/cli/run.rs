@@ -1,9 +1,10 @@
 //! `chaos run`: a scenario on a backend, its history, and the verdict. What it runs is what a replay runs.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use reveille_chaos::check::{self, Judgement, Verdict};
 use reveille_chaos::facts;
@@ -41,8 +42,8 @@ pub(super) struct RunArgs {
     /// The binary `reveille` of the version before: where a scenario upgrades nodes, all begin with it.
     #[arg(long)]
     other: Option<PathBuf>,
-    /// Plant this bug: in the simulation one of those of `chaos canary`, in a build with the feature `canary`; in real nodes
-    /// `lying-disk`, whose syncs do nothing.
+    /// Plant this bug, one of `chaos list canaries`: with --backend sim, and in a build with the feature `canary`; or in
+    /// real nodes `lying-disk`, whose syncs do nothing.
     #[arg(long)]
     canary: Option<String>,
 }
@@ -198,7 +199,7 @@ pub(super) struct Gone {
 /// Runs a scenario in a folder that it makes, judges what happened and says so.
 pub(super) fn go(scenario: Scenario, text: &str, made: &Made, how: &How) -> anyhow::Result<Gone> {
     can(&scenario, made.backend)?;
-    let canary = made.canary()?;
+    let planted = made.canary()?;
     ensure!(
         !made.lies() || shim::needed(&scenario),
         "{} has no fault by which a lying disk is found",
@@ -212,10 +213,11 @@ pub(super) fn go(scenario: Scenario, text: &str, made: &Made, how: &How) -> anyh
     let seed = made.seed;
     let out = folder(&scenario, &seed.to_string(), how.out.as_deref())?;
     made.keep(&out, text)?;
-    output::line(format!("{}: {} · seed {seed} · {}", scenario.name, scenario.about, out.display()));
+    let (name, about, bug) = (&scenario.name, &scenario.about, made.planted());
+    output::line(format!("{name}: {about} · seed {seed}{bug} · {}", out.display()));
     let history = match real {
         Some(real) => real.run(scenario, seed, &out, how.quiet)?,
-        None => seeds::one(&scenario, seed, how.quiet, canary, &out)?,
+        None => seeds::one(&scenario, seed, how.quiet, planted, &out)?,
     };
     judged(&history, &out, how, &format!("chaos replay {}", out.display()))
 }
@@ -329,7 +331,15 @@ pub(super) fn new_folder(name: &str, out: Option<&Path>) -> anyhow::Result<PathB
     if let Some(parent) = out.parent() {
         std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
     }
-    std::fs::create_dir(&out).with_context(|| format!("{}: a run makes its folder", out.display()))?;
+    match std::fs::create_dir(&out) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let out = out.display();
+            bail!(
+                "{out} is there already, and nothing in it is written over: say another folder with --out, or remove it"
+            )
+        }
+        made => made.with_context(|| format!("{}: the folder cannot be made", out.display()))?,
+    }
     Ok(out.canonicalize()?)
 }
 

@@ -77,11 +77,12 @@ impl ScoreArgs {
         let real = Real::new(&made, &cells[0].scenario()?, self.bin.as_deref())?;
         let (out, until) = (new_folder("score", self.out.as_deref())?, Instant::now() + self.budget);
         output::line(format!(
-            "{} cells by {} seeds on {}, none begun after {} · {}",
+            "{} cells by {} seeds on {}, none begun after {}{} · {}",
             cells.len(),
             self.seeds,
             self.backend.word(),
             humantime::format_duration(self.budget),
+            made.planted(),
             out.display()
         ));
         let grid = Grid { made, real, out, cells, until, interrupted: AtomicBool::new(false) };

@@ -11,11 +11,11 @@ use reveille_chaos::check::{self, Judgement, Verdict};
 use reveille_chaos::facts;
 use reveille_chaos::scenario::Scenario;
 use reveille_chaos::waits::{self, Waits};
-use reveille_protocol::canary::Canary;
 
 use super::live::Runs;
 use super::made::Made;
 use super::{output, threads};
+use crate::backend::sim::canaries::Planted;
 use crate::backend::sim::{self, Ran};
 
 /// A world's tasks nest deeply where openraft's do.
@@ -26,11 +26,11 @@ pub(super) fn alone(
     scenario: &Scenario,
     seed: u64,
     quiet: bool,
-    canary: Option<Canary>,
+    planted: Option<&Planted>,
 ) -> anyhow::Result<Ran> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().stack_size(STACK);
-        let ran = thread.spawn_scoped(scope, || sim::run(scenario, seed, quiet, canary))?;
+        let ran = thread.spawn_scoped(scope, || sim::run(scenario, seed, quiet, planted))?;
         ran.join().map_err(|_| anyhow!("seed {seed}: the simulation itself panicked"))
     })
 }
@@ -50,10 +50,10 @@ pub(super) fn one(
     scenario: &Scenario,
     seed: u64,
     quiet: bool,
-    canary: Option<Canary>,
+    planted: Option<&Planted>,
     out: &Path,
 ) -> anyhow::Result<PathBuf> {
-    let ran = alone(scenario, seed, quiet, canary)?;
+    let ran = alone(scenario, seed, quiet, planted)?;
     output::line(speed(&ran));
     write(&ran, out)
 }
@@ -90,7 +90,14 @@ pub(super) fn run(
     Many { count, twice }: Many,
     out: &Path,
 ) -> anyhow::Result<Verdict> {
-    let (first, canary) = (made.seed, made.canary()?);
+    let (first, planted) = (made.seed, made.canary()?);
+    output::line(format!(
+        "{}: {} · {count} seeds{} · {}",
+        scenario.name,
+        scenario.about,
+        made.planted(),
+        out.display()
+    ));
     let began = std::time::Instant::now();
     let (next, sum) = (AtomicU64::new(first), Mutex::new(Sum::default()));
     let seen = Runs::new(count, "seeds");
@@ -100,12 +107,12 @@ pub(super) fn run(
             if seed >= first + count {
                 return Ok(());
             }
-            let ran = alone(scenario, seed, true, canary)?;
+            let ran = alone(scenario, seed, true, planted)?;
             let facts = facts::read(&ran.history[..])?;
             let judgement = check::judge(&facts, &[]);
             let mut verdict = judgement.verdict;
             let mut found = said(&judgement);
-            if twice && let Some(line) = differ(&ran, &alone(scenario, seed, true, canary)?) {
+            if twice && let Some(line) = differ(&ran, &alone(scenario, seed, true, planted)?) {
                 verdict = Verdict::Harness;
                 found.push_str(&format!(
                     "\n            HARNESS the second history differs from line {line} on"

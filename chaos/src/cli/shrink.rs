@@ -87,11 +87,12 @@ impl ShrinkArgs {
         let about = shrink::about(&scenario, checker);
         let out = folder(&about, &made.seed.to_string(), self.out.as_deref())?;
         output::line(format!(
-            "{}: {} {} fails with seed {}; {} runs and {} at most",
+            "{}: {} {} fails with seed {}{}; {} runs and {} at most",
             scenario.name,
             checker.id,
             checker.name,
             made.seed,
+            made.planted(),
             self.most,
             humantime::format_duration(self.budget)
         ));
@@ -181,7 +182,7 @@ impl Shrinker {
     fn histories(&mut self, some: &[(usize, &Candidate)]) -> anyhow::Result<Vec<Option<Ran>>> {
         let first = self.ran + 1;
         self.ran += some.len() as u32;
-        let canary = self.made.canary()?;
+        let planted = self.made.canary()?;
         let ran: Vec<anyhow::Result<Ran>> = match &self.real {
             Some(real) => {
                 let real =
@@ -190,7 +191,7 @@ impl Shrinker {
             }
             None => thread::scope(|scope| {
                 let seed = self.made.seed;
-                let run = move |scenario| Ok((seeds::alone(scenario, seed, true, canary)?.history, None));
+                let run = move |scenario| Ok((seeds::alone(scenario, seed, true, planted)?.history, None));
                 let all: Vec<_> =
                     some.iter().map(|(_, one)| scope.spawn(move || run(&one.scenario))).collect();
                 let joined = all.into_iter().map(|one| one.join());
@@ -249,7 +250,7 @@ impl Shrinker {
         let again = format!("chaos replay {}", self.out.display());
         let told = Told { scenario, facts, judgement, checker: self.checker, evidence, again: &again };
         let story = shrink::story(&told);
-        let command = self.made.command(&format!("{}.toml", scenario.name));
+        let command = self.made.command(&self.out.join("scenario.toml").display().to_string());
         let text = format!("# {command}\n{}", write(scenario));
         self.made.keep(&self.out, &text)?;
         let file = |name: &str| self.out.join(name);

@@ -1,9 +1,11 @@
-//! Where a scenario comes from: a file, or one that came with the program.
+//! Where a scenario comes from: a file, or one that came with the program, of those in which planted bugs show too.
 
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use reveille_chaos::scenario::{self, Scenario, near, shipped};
+
+use crate::backend::sim::canaries::CANARIES;
 
 /// The scenario of this file, with its text; or, if there is none, the shipped one of this name. `scenarios/swarm.toml`
 /// stands for the shipped `swarm` where there is no such file.
@@ -13,7 +15,8 @@ pub(super) fn scenario(name: &str) -> anyhow::Result<(Scenario, String)> {
         return file(path);
     }
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
-    if let Some(text) = shipped::find(stem) {
+    let planted = || Some(CANARIES.iter().find(|planted| planted.scenario.0 == stem)?.scenario.1);
+    if let Some(text) = shipped::find(stem).or_else(planted) {
         return Ok((scenario::load(&format!("{stem}.toml"), text)?, text.to_owned()));
     }
     let names: Vec<&str> = shipped::SHIPPED.iter().map(|(name, _)| *name).collect();

@@ -85,6 +85,9 @@ pub struct Begin {
     /// The scenario's name; empty if there was none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub scenario: String,
+    /// The bug that was planted on purpose: what is found is no surprise then. Empty if none was.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub planted: String,
     /// When it began: milliseconds since the Unix epoch. 0 in simulation.
     #[serde(default)]
     pub unix_ms: u64,

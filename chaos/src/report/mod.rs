@@ -74,7 +74,7 @@ pub fn page(
     let data = json!({
         "run": {
             "name": facts.begin.run, "scenario": facts.begin.scenario, "seed": facts.begin.seed,
-            "backend": facts.begin.backend, "unix_ms": facts.begin.unix_ms, "last": facts.last.at, "again": again,
+            "backend": facts.begin.backend, "planted": facts.begin.planted, "unix_ms": facts.begin.unix_ms, "last": facts.last.at, "again": again,
         },
         "verdict": judgement.verdict,
         "cut": judgement.cut,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::check::{Checker, Judgement};
+use crate::check::{Checker, Judgement, Verdict};
 use crate::facts::{Facts, Faulted};
 use crate::history::{Call, Event, Observation, Result as Got, What};
 use crate::scenario::{Kind, Scenario};
@@ -11,7 +11,7 @@ use crate::scenario::{Kind, Scenario};
 /// The most lines of a story.
 pub const LINES: usize = 15;
 /// Of them, what happened: faults and evidence.
-const HAPPENED: usize = 9;
+const HAPPENED: usize = 8;
 /// Of them, evidence.
 const EVIDENCE: usize = 5;
 /// The longest line that is quoted, in characters: names may be hostile.
@@ -42,8 +42,17 @@ pub fn story(told: &Told<'_>) -> Vec<String> {
     let (begin, workload) = (&facts.begin, &scenario.workload);
     let mut lines = vec![
         format!(
-            "{} {} fails: {}, seed {}, backend {}",
-            checker.id, checker.name, scenario.name, begin.seed, begin.backend
+            "{} {} fails: {}, seed {}, backend {}{}",
+            checker.id,
+            checker.name,
+            scenario.name,
+            begin.seed,
+            begin.backend,
+            if begin.planted.is_empty() {
+                String::new()
+            } else {
+                format!(", planted: {}", quoted(&begin.planted))
+            },
         ),
         format!(
             "{}, {}, {}; {}, {} in all",
@@ -71,6 +80,15 @@ pub fn story(told: &Told<'_>) -> Vec<String> {
         };
         let line = if numbers.len() == 1 { "line" } else { "lines" };
         lines.push(format!("Evidence: {line} {} of the history{more}", numbers.join(", ")));
+    }
+    let others: Vec<String> = judgement
+        .judged
+        .iter()
+        .filter(|judged| judged.outcome.verdict == Verdict::Fail && judged.checker.id != checker.id)
+        .map(|judged| format!("{} {}", judged.checker.id, judged.checker.name))
+        .collect();
+    if !others.is_empty() {
+        lines.push(format!("In this run also fail: {}", others.join(", ")));
     }
     lines.push(format!("Again: {}", told.again));
     lines

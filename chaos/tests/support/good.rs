@@ -177,6 +177,7 @@ pub fn generate(size: Size, out: &mut dyn FnMut(Event)) {
         seed: size.seed,
         backend: "generated".to_owned(),
         scenario: String::new(),
+        planted: String::new(),
         unix_ms: 1_764_000_000_000,
         expect: expect(),
     };

@@ -83,6 +83,7 @@ pub(crate) async fn run(begun: Begun, scenario: Scenario, options: Options) -> a
         seed: options.seed,
         backend: if cluster.own { "compose" } else { "attach" }.to_owned(),
         scenario: scenario.name.clone(),
+        planted: String::new(),
         unix_ms: now(),
         expect: scenario.expect(),
     };

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::nodes::Nodes;
-use super::shim::Shim;
+use super::shim::{LYING_DISK, Shim};
 use super::strike::Striker;
 use super::{Options, ends, membership, replicas};
 use crate::backend::http::Request;
@@ -47,6 +47,7 @@ pub(crate) async fn run(scenario: Scenario, options: &Options) -> anyhow::Result
         seed: options.seed,
         backend: "proc".to_owned(),
         scenario: scenario.name.clone(),
+        planted: if options.lies { LYING_DISK } else { "" }.to_owned(),
         unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64),
         expect: scenario.expect(),
     };

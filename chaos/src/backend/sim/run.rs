@@ -13,7 +13,6 @@ use reveille_chaos::plan::plan;
 use reveille_chaos::scenario::{Scenario, When};
 use reveille_cluster::member::Member;
 use reveille_links::draw::Draws;
-use reveille_protocol::canary::Canary;
 use reveille_protocol::directory::NOTIFY_ANCHORS;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::Linger;
@@ -21,6 +20,7 @@ use reveille_simulation::run::{Panic, live, plant};
 use reveille_simulation::terminal::Nature;
 use reveille_simulation::world::{Setting, World, now, pause};
 
+use super::canaries::Planted;
 use super::record::Record;
 use super::strike::Striker;
 use super::{observe, publish};
@@ -162,9 +162,9 @@ impl Run {
 }
 
 /// Runs a scenario by a seed, on this thread, which nothing has run on before; with a bug planted, if one is named.
-pub(crate) fn run(scenario: &Scenario, seed: u64, quiet: bool, canary: Option<Canary>) -> Ran {
+pub(crate) fn run(scenario: &Scenario, seed: u64, quiet: bool, planted: Option<&Planted>) -> Ran {
     let began = Instant::now();
-    let planted = plant(canary);
+    let plantable = plant(planted.map(|planted| planted.canary));
     let workload = &scenario.workload;
     // What waits for a leader comes as one entry: a push of each publisher, a word of each terminal. A segment holds some.
     let entry = workload.publishers * (workload.payload + 400) + workload.terminals * 400;
@@ -180,6 +180,7 @@ pub(crate) fn run(scenario: &Scenario, seed: u64, quiet: bool, canary: Option<Ca
         seed,
         backend: "sim".to_owned(),
         scenario: scenario.name.clone(),
+        planted: planted.map_or("", |planted| planted.name).to_owned(),
         unix_ms: 0,
         expect: expect(scenario),
     };
@@ -194,7 +195,7 @@ pub(crate) fn run(scenario: &Scenario, seed: u64, quiet: bool, canary: Option<Ca
         known: Arc::default(),
         quiet,
     });
-    if !planted {
+    if !plantable {
         let what = "this build has no bugs to plant: it is made with --features canary".to_owned();
         record.tell(0, What::Observe(Observation::Harness { what }));
     }
