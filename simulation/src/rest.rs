@@ -207,25 +207,29 @@ impl World {
 
     /// What the faults left behind is not felt: a push wakes its terminal at once, one that waits too long expires.
     pub async fn live_on(self: &Arc<World>) {
-        let mut prompt = Vec::new();
+        let (mut prompt, mut later) = (Vec::new(), Vec::new());
         let mut short = None;
         for device in 0..self.terminals().len() {
-            let listens = self.is_woken(device);
-            let away = {
+            let (listens, away) = {
                 let known = &lock(&self.devices)[device];
-                known.wants() == Linger::AtOnce && known.doing == Doing::Listening
+                let listens = known.doing == Doing::Listening;
+                (listens, known.wants() == Linger::AtOnce && listens)
             };
-            if listens {
-                prompt.push(self.publish(device, None).expect("nodes run"));
+            if self.is_woken(device) {
+                // What comes while a session ends is dialled where the terminal was before it, of which its NAT may know nothing
+                // any more: in a session no keepalive goes.
+                let pushes = if listens { &mut prompt } else { &mut later };
+                pushes.push(self.publish(device, None).expect("nodes run"));
             } else if away && short.is_none() {
                 short = self.publish(device, Some(1000));
             }
         }
-        for _ in 0..20 {
+        for _ in 0..(BINDING + PROMPT).div_ceil(150) {
             pause(150).await;
             self.check_time();
         }
         self.check_received(&prompt, PROMPT);
+        self.check_received(&later, BINDING + PROMPT);
         if let Some(number) = short {
             let lived = self.lived(number);
             let right = lived.is_some_and(|lived| (1000..2500).contains(&lived));

@@ -15,6 +15,8 @@ pub enum Seen {
     Stopped { device: usize },
     /// A notification came to a terminal.
     Notified { device: usize },
+    /// Pushes for it have come from its group's leader to the node of its session, which has not looked at them yet.
+    HandedOff { device: usize, group: GroupId, node: NodeId },
     /// A terminal's session is open.
     Connected { device: usize, node: NodeId, epoch: Epoch },
     /// It is closed, so far as the terminal knows.

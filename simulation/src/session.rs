@@ -17,6 +17,7 @@ use reveille_protocol::wire::peer::SessionMessage;
 use reveille_protocol::wire::session::{Class, Frame, NodeFrame, TerminalFrame};
 
 use crate::notifier::{ANCHOR, Asked};
+use crate::seen::Seen;
 use crate::world::{PERIOD, World, instant, lock, now};
 
 /// A connection with both its ends.
@@ -296,6 +297,12 @@ impl World {
         }
         if self.bad_luck(5) {
             return Taken::Full;
+        }
+        if let SessionMessage::HandOff(hand_off) = &message
+            && !hand_off.pushes.is_empty()
+            && let Some(device) = self.ends_of(found[0]).map(|(_, device)| device)
+        {
+            self.tell(Seen::HandedOff { device, group: hand_off.group, node });
         }
         for number in found {
             let event = match message.clone() {

@@ -77,7 +77,8 @@ pub(crate) fn does(kind: &str) -> bool {
 }
 
 /// What it can wait for.
-const SEEN: [When; 4] = [When::LeaderChanged, When::NodeReady, When::Attached, When::SnapshotStarted];
+const SEEN: [When; 5] =
+    [When::LeaderChanged, When::NodeReady, When::Attached, When::HandoffStarted, When::SnapshotStarted];
 /// Its networks and its look-ups are made for as many.
 const TERMINALS: u64 = 250;
 
@@ -104,7 +105,6 @@ pub(crate) fn cannot(scenario: &Scenario) -> Vec<String> {
         let roles = [&fault.target, &fault.from, &fault.to];
         for role in roles.into_iter().flatten().flat_map(|target| &target.0) {
             match role {
-                Role::HandoffSource | Role::HandoffTarget => no(format!("it does not know who {role} is")),
                 Role::Terminal(_) | Role::Terminals | Role::Publishers if fault.target.is_none() => {
                     no(format!("its links are those between nodes, and {role} is none"));
                 }

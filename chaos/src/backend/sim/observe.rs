@@ -33,6 +33,7 @@ pub(super) fn watch(record: Arc<Record>, known: Arc<Mutex<Known>>) -> Watch {
 fn observed(known: &mut Known, seen: Seen) -> Observation {
     let device = match &seen {
         Seen::Started { device }
+        | Seen::HandedOff { device, .. }
         | Seen::Stopped { device }
         | Seen::Notified { device }
         | Seen::Connected { device, .. }
@@ -48,6 +49,15 @@ fn observed(known: &mut Known, seen: Seen) -> Observation {
     let (device, copy) = known.copies.get(&device).copied().unwrap_or((device, 0));
     let terminal = known.names.get(device).cloned().unwrap_or_default();
     match seen {
+        Seen::HandedOff { group, node, .. } => {
+            // Where the leader has the session itself, nobody gives it to anybody.
+            let leader = known.leaders.get(&u64::from(group.0)).map(|(leader, _)| *leader);
+            if let Some(leader) = leader.filter(|leader| *leader != node.0) {
+                known.handed = Some((leader, node.0));
+                known.happened.insert(When::HandoffStarted);
+            }
+            Observation::Cover { point: "hand-off.pushes".to_owned(), count: 1 }
+        }
         Seen::Started { .. } => Observation::Started { terminal, copy },
         Seen::Stopped { .. } => {
             known.owners.remove(&device);

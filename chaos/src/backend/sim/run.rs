@@ -82,6 +82,8 @@ pub(super) struct Known {
     given: BTreeSet<String>,
     /// By group: leader and term.
     pub(super) leaders: BTreeMap<u64, (u64, u64)>,
+    /// Who handed pushes off last, and to which node.
+    pub(super) handed: Option<(u64, u64)>,
     /// Nodes that belong to the cluster, each in its place: `n2` is whoever has the second.
     pub(super) places: Vec<Option<u64>>,
     pub(super) ready: BTreeMap<u64, bool>,

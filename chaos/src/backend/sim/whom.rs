@@ -101,8 +101,8 @@ fn resolve(run: &Run, last: &[u64], target: &Target, draws: &mut Draws) -> Optio
             Role::Terminal(Which::Any) => drop(terminals.insert(draws.below(count as u64) as usize)),
             Role::Terminals => terminals.extend(0..count),
             Role::Publishers => return Some(Victims::Publishers),
-            // Refused before anything started.
-            Role::HandoffSource | Role::HandoffTarget => return None,
+            Role::HandoffSource => drop(nodes.insert(known.handed?.0)),
+            Role::HandoffTarget => drop(nodes.insert(known.handed?.1)),
         }
     }
     Some(match terminals.is_empty() {
