@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
 use reveille_protocol::directory::FORMAT;
@@ -19,6 +19,7 @@ use crate::member::{GroupStorage, Member, MemberConfig, START_PATIENCE, was_remo
 use crate::pull;
 use crate::raft::log::{GroupLog, LogStore};
 use crate::raft::machine;
+use crate::raft::network::ChunkAnswer;
 use crate::rpc::{Calls, Frame, Method};
 use crate::tables::Tables;
 
@@ -30,12 +31,18 @@ pub struct Door<E: Env> {
     me: NodeId,
     /// This node is one of the first and has no data yet: as far as it knows there is no cluster.
     new: bool,
+    /// Who wants to send a snapshot, and has no answer yet: it would wait for one for half a minute.
+    snapshots: Mutex<Vec<(NodeId, Lane, u64)>>,
 }
+
+/// So many of those are remembered: a peer sends one of each group that it leads.
+const SNAPSHOTS: usize = 256;
 
 impl<E: Env> Door<E> {
     /// Of a node; `new`: one of the first, without data yet.
     pub fn new(me: NodeId, host: Arc<dyn Host>, new: bool) -> Arc<Door<E>> {
-        Arc::new(Door { member: OnceLock::new(), calls: OnceLock::new(), host, me, new })
+        let snapshots = Mutex::default();
+        Arc::new(Door { member: OnceLock::new(), calls: OnceLock::new(), host, me, new, snapshots })
     }
 
     /// From now on this node can ask, by this transport. `boot`: random for each process.
@@ -46,6 +53,20 @@ impl<E: Env> Door<E> {
 
     fn member(&self) -> Option<Arc<Member<E>>> {
         self.member.get()?.upgrade()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<(NodeId, Lane, u64)>> {
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The member is there: whoever wanted to send a snapshot may see what it needs now.
+    fn tell_waiting(&self, calls: &Calls<E>) {
+        for (from, lane, id) in std::mem::take(&mut *self.waiting()) {
+            let answer = ChunkAnswer::<E::Cfg>::Broken("this node has only started now".to_owned());
+            let body = codec::encode(&answer).into();
+            // Lost with the link: then its sender knows of that.
+            let _ = calls.transport().send(from, lane, Frame::Response { id, body }.encode());
+        }
     }
 }
 
@@ -62,6 +83,17 @@ impl<E: Env> Inbound for Door<E> {
                 // Lost with the link: it is asked again.
                 let _ = calls.transport().send(from, lane, Frame::Response { id, body }.encode());
             }
+            Some(Frame::Request { id, method: Method::Snapshot, .. }) => {
+                let mut waiting = self.waiting();
+                if waiting.len() < SNAPSHOTS {
+                    waiting.push((from, lane, id));
+                }
+                drop(waiting);
+                // It may have come meanwhile.
+                if self.member.get().is_some() {
+                    self.tell_waiting(calls);
+                }
+            }
             _ => {}
         }
     }
@@ -75,8 +107,11 @@ impl<E: Env> Inbound for Door<E> {
 
     fn down(&self, peer: NodeId, lane: Lane) {
         tracing::debug!(node = peer.0, ?lane, "link is down");
-        if let Some(member) = self.member() {
-            member.link_down(peer, lane);
+        match (self.member(), self.calls.get()) {
+            (Some(member), _) => member.link_down(peer, lane),
+            // Who starts need not wait for answers that cannot come any more.
+            (None, Some(calls)) => calls.broken(peer, lane),
+            (None, None) => {}
         }
     }
 
@@ -164,8 +199,9 @@ impl<E: Env> Entrance<E> {
         config: MemberConfig,
         storage: BTreeMap<GroupId, GroupStorage<E>>,
     ) -> io::Result<Arc<Member<E>>> {
-        let member = Member::start_over(config, storage, self.calls, self.door.host.clone()).await?;
+        let member = Member::start_over(config, storage, self.calls.clone(), self.door.host.clone()).await?;
         self.door.member.get_or_init(|| Arc::downgrade(&member));
+        self.door.tell_waiting(&self.calls);
         Ok(member)
     }
 }

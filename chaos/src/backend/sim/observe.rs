@@ -9,6 +9,7 @@ use reveille_chaos::history::{Observation, Problem, What};
 use reveille_chaos::scenario::{Act, When};
 use reveille_protocol::fail_point::Action;
 use reveille_protocol::id::*;
+use reveille_simulation::node::SimNode;
 use reveille_simulation::seen::{Seen, Watch};
 use reveille_simulation::world::pause;
 
@@ -204,8 +205,12 @@ fn gone(run: &Run, replicas: &[(NodeId, GroupId)]) -> Vec<(NodeId, GroupId)> {
     gone.into_iter().collect()
 }
 
-/// All replicas of each group have applied the same index.
+/// No node is on its way into the cluster, and all replicas of each group have applied the same index.
 pub(super) fn settled(run: &Run) -> bool {
+    let starts = |node: &Arc<SimNode>| node.is_started() && node.member().is_none();
+    if run.world.all_nodes().iter().any(starts) {
+        return false;
+    }
     let mut first = BTreeMap::new();
     replicas(run).into_iter().all(|(node, group)| {
         let Some(index) = run.world.applied_at(node, group) else { return true };
