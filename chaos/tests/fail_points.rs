@@ -1,8 +1,10 @@
-//! At each fail point each thing happens once that can happen there, and nothing is lost by it. Needs the feature `canary`:
-//! `cargo test --workspace --features chaos/canary --test fail_points`.
+//! At each fail point each thing happens once that can happen there, and nothing is lost by it: in simulation at all of them,
+//! in real nodes at some. Needs the feature `canary`, and a `reveille` that has it, too:
+//! `cargo test --workspace --features chaos/canary,reveille/canary --test fail_points`.
 #![cfg(feature = "canary")]
 #![allow(
     clippy::print_stdout,
+    clippy::print_stderr,
     clippy::unwrap_used,
     missing_docs,
     reason = "a test stops where it is surprised"
@@ -12,6 +14,9 @@ use std::path::Path;
 
 #[path = "support/planted.rs"]
 mod planted;
+#[path = "support/real.rs"]
+#[allow(dead_code, reason = "shared by tests, and not all of it is for each")]
+mod real;
 
 use planted::chaos;
 
@@ -20,6 +25,67 @@ fn nothing_is_lost_at_any_point() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("runs");
     chaos(0, &["fail-points", "--out", out.to_str().unwrap()]);
+}
+
+/// Killed in the log, by a panic in the dispatcher, slowed, and by an error while one starts. The binary beside `chaos` has fail
+/// points, since the same command has built it with them.
+#[test]
+fn real_nodes_end_at_fail_points_and_nothing_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fail-points/nodes.toml");
+    real::run(Path::new(file), &folder.path().join("out"), &[]).passes();
+}
+
+/// One part in a thousand was the least that could be told apart from nothing, and of several at a point only the first was
+/// drawn.
+const SHARES: &str = r#"
+name = "shares"
+about = "two things at one point, the first of them seldom"
+claims = ["safety", "convergence", "no-hang", "logs", "coverage"]
+[workload]
+terminals = 8
+connected = 0.5
+rate = 60
+[phases]
+warmup = "1s"
+chaos = "20s"
+heal = "2s"
+drain = "60s"
+[blast]
+max_dead = "all"
+[[fault]]
+at = "0s"
+kind = "fail-point"
+target = "all"
+point = "append.answer"
+action = "sleep"
+by = "1ms"
+share = 0.0009
+hits = 1000
+[[fault]]
+at = "0s"
+kind = "fail-point"
+target = "all"
+point = "append.answer"
+action = "panic"
+share = 0.000000001
+[[fault]]
+at = "0s"
+kind = "fail-point"
+target = "all"
+point = "append.answer"
+action = "error"
+[expect]
+cover = { "fail-point.append.answer.sleep" = 1, "fail-point.append.answer.error" = 1 }
+"#;
+
+#[test]
+fn what_is_seldom_happens_seldom_and_hides_nothing_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("shares.toml"), SHARES).unwrap();
+    let by = ["run", &at("shares.toml"), "--quiet", "--backend", "sim", "--seed", "1", "--out", &at("out")];
+    chaos(0, &by);
 }
 
 /// Of six seeds two had a replica that differed from the others for ever, as long as what was there in part could be flushed.

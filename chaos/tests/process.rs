@@ -317,6 +317,10 @@ fn what_cannot_be_run_is_said_before_anything_starts() {
     assert!(code == Some(3) && said.contains("say with --other where the version before is"), "{said}");
     let (code, said) = run(&["baseline", "--bin", "/nowhere/reveille"]);
     assert!(code == Some(3) && said.contains("there is no /nowhere/reveille: build it"), "{said}");
+    let points = concat!(env!("CARGO_MANIFEST_DIR"), "/fail-points/nodes.toml");
+    let (code, said) = run(&[points, "--bin", "/bin/false"]);
+    assert!(code == Some(3) && said.contains("/bin/false has no fail points; one that has"), "{said}");
+    assert!(said.contains("cargo build -p reveille --features canary"), "{said}");
     assert!(!out.exists());
     // A binary that is none of ours.
     let (code, said) = run(&["baseline", "--bin", "/bin/false"]);

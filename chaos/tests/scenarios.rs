@@ -203,13 +203,22 @@ fn what_is_wrong_is_said_with_its_line_and_what_may_be_meant() {
         ("point = \"apply.before\"\naction = \"sleep\"", "fail-point: a sleep needs `by`"),
         ("point = \"apply.before\"\naction = \"kill\"\nby = \"1s\"", "fail-point: only a sleep takes `by`"),
         ("point = \"apply.before\"\naction = \"kill\"\nhits = 0", "fail-point: hits: from 1 to"),
+        (
+            "point = \"apply.before\"\naction = \"kill\"\nshare = 0.0",
+            "fail-point: share: at 0 it never happens",
+        ),
     ];
     for (fault, says) in cases {
         let said = wrong(&with(&format!("at = \"1s\"\nkind = \"fail-point\"\ntarget = \"leader\"\n{fault}")));
         assert!(said.contains(says), "{fault}\nsaid: {said}\nnot: {says}");
     }
-    let cases =
-        [("at = \"1s\"\nkind = \"kill\"\ntarget = \"n1\"\nhits = 2", "x.toml:8: kill: it takes no `hits`")];
+    let cases = [
+        ("at = \"1s\"\nkind = \"kill\"\ntarget = \"n1\"\nhits = 2", "x.toml:8: kill: it takes no `hits`"),
+        (
+            "at = \"1s\"\nkind = \"kill\"\ntarget = \"n1\"\nstarting = true",
+            "x.toml:8: kill: it takes no `starting`",
+        ),
+    ];
     for (fault, says) in cases {
         let said = wrong(&with(fault));
         assert!(said.contains(says), "{fault}\nsaid: {said}\nnot: {says}");

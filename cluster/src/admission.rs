@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use openraft::type_config::TypeConfigExt;
 use reveille_protocol::directory::{Change, Outcome, Refused};
+use reveille_protocol::fail_point::Point;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::{Command, Refusal, Reply};
 use reveille_protocol::wire::codec;
 use serde::{Deserialize, Serialize};
 
 use crate::env::Env;
+use crate::fail;
 use crate::link::Lane;
 use crate::member::Member;
 use crate::raft::network::envelope;
@@ -85,6 +87,7 @@ pub(crate) async fn ask<E: Env>(
         });
         let answers: BTreeMap<NodeId, Admitted> =
             futures::future::join_all(round).await.into_iter().collect();
+        fail::at::<E::Cfg>(Point::Admit).await;
         if let Some(why) = answers.values().find_map(|answer| match answer {
             Admitted::No(why) => Some(why.clone()),
             _ => None,

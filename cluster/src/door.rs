@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use bytes::Bytes;
 use reveille_protocol::directory::FORMAT;
+use reveille_protocol::fail_point::Point;
 use reveille_protocol::id::*;
 use reveille_protocol::wire::codec;
 
 use crate::admission::{self, Admit, Admitted, NotAdmitted};
 use crate::env::{Env, Transport};
+use crate::fail;
 use crate::handle::StartError;
 use crate::host::Host;
 use crate::link::{Inbound, Lane, TurnedAway};
@@ -184,6 +186,7 @@ impl<E: Env> Entrance<E> {
             );
             let rebuilt = pull::rebuild(&self.calls, (group, tables), purged, peers, START_PATIENCE).await;
             rebuilt.map_err(|why| StartError::Rebuild { group, why })?;
+            fail::try_at::<E::Cfg>(Point::Pulled).await?;
         }
         // Always: an earlier start may have ended right here.
         let applied = machine::applied::<E::Cfg, _>(&tables.read())?;
@@ -199,6 +202,7 @@ impl<E: Env> Entrance<E> {
         config: MemberConfig,
         storage: BTreeMap<GroupId, GroupStorage<E>>,
     ) -> io::Result<Arc<Member<E>>> {
+        fail::try_at::<E::Cfg>(Point::Begin).await?;
         let member = Member::start_over(config, storage, self.calls.clone(), self.door.host.clone()).await?;
         self.door.member.get_or_init(|| Arc::downgrade(&member));
         self.door.tell_waiting(&self.calls);

@@ -19,6 +19,7 @@ use crate::door::Door;
 use crate::env::Env;
 use crate::folder::{Account, Folder, FolderError};
 use crate::ground::{self, TcpListener};
+use crate::guard;
 use crate::host::Host;
 use crate::link::{Identity, LinkConfig, Links};
 use crate::member::{GroupStorage, JoinError, Member, MemberConfig, Start, Unavailable};
@@ -179,8 +180,11 @@ impl ClusterHandle {
     /// Opens the folder, starts links and groups, and waits until this node has its incarnation. Must be called on
     /// the runtime that shall carry raft. One that fails has let the listener go, or soon will.
     pub async fn start(config: ClusterConfig, host: Arc<dyn Host>) -> Result<ClusterHandle, StartError> {
-        let mut links = None;
-        let started = Self::begin(config, host, &mut links).await;
+        let (mut links, mut panicked) = (None, None);
+        let begun = Self::begin(config, host, &mut links);
+        // Where it is awaited nobody watches, and a thread that waits for standard input would hold up the end.
+        let begun = guard::watch("the start", Box::pin(begun), |why| panicked = Some(why)).await;
+        let started = begun.unwrap_or_else(|| Err(io::Error::other(panicked.unwrap_or_default()).into()));
         if let (Err(_), Some(links)) = (&started, links) {
             links.shutdown();
         }

@@ -240,6 +240,7 @@ impl<E: Env> Member<E> {
             let (calls, streams, host) = (calls.clone(), streams.clone(), shared.host.clone());
             let network = Network { group, calls, streams, host };
             groups.insert(group, start_group(group, &config, &shared, storage, network).await?);
+            fail::try_at::<E::Cfg>(Point::BeginGroup).await?;
         }
         let member = Arc::new(Member {
             config,

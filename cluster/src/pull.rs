@@ -12,11 +12,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::alias::{InstantOf, LogIdOf};
 use openraft::type_config::TypeConfigExt;
+use reveille_protocol::fail_point::Point;
 use reveille_protocol::id::{GroupId, NodeId};
 use reveille_protocol::wire::codec;
 use serde::{Deserialize, Serialize};
 
 use crate::env::Env;
+use crate::fail;
 use crate::link::Lane;
 use crate::member::Member;
 use crate::raft::machine::applied;
@@ -111,6 +113,7 @@ impl<E: Env> Member<E> {
     }
 
     async fn give_chunk(&self, to: NodeId, pull: Pull) -> Result<Pulled, String> {
+        fail::try_at::<E::Cfg>(Point::PullGive).await.map_err(|error| error.to_string())?;
         let known = self.groups.get(&pull.group).ok_or("this node does not have the group")?;
         let reader = {
             let mut views = self.views.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -231,11 +234,13 @@ async fn take<E: Env>(
             Pulled::No(why) => return Err(why),
             Pulled::Pairs(pairs) if pairs.is_empty() => break,
             Pulled::Pairs(pairs) => {
+                fail::try_at::<E::Cfg>(Point::PullTake).await.map_err(|error| error.to_string())?;
                 rows += pairs.len();
                 installer.push(pairs).await.map_err(|error| error.to_string())?;
             }
         }
     }
+    fail::try_at::<E::Cfg>(Point::Pull).await.map_err(|error| error.to_string())?;
     installer.finish().await.map_err(|error| error.to_string())?;
     Ok(rows)
 }

@@ -36,7 +36,7 @@ use crate::session::admission::Admission;
 use crate::session::listener::Door;
 use crate::session::registry::Registry;
 use crate::session::tls::{Tickets, server_config};
-use crate::telemetry;
+use crate::{fail_points, telemetry};
 
 /// The first tenant of a cluster.
 const FIRST_TENANT: TenantId = TenantId(1);
@@ -142,6 +142,7 @@ pub async fn run(
         // Others may say that it is no member while it still asks to begin.
         why = failures.recv() => return Err(why.unwrap_or_else(|| anyhow!("the cluster's part ended"))),
     };
+    fail_points::started();
     running.get_or_init(|| cluster.clone());
 
     let context = Arc::new(SessionContext {

@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use reveille_protocol::destination::Network;
+use reveille_protocol::fail_point::FILE;
 use reveille_protocol::id::KeyFingerprint;
 use serde::{Deserialize, Serialize};
 
+use crate::fail_points::HAS_FAIL_POINTS;
 use crate::session::admission::Limits;
 
 /// Everything a node is told.
@@ -262,7 +264,8 @@ pub const COMMAND_LINE: [&str; 5] =
 fn settings_of(
     environment: impl Iterator<Item = (String, String)>,
 ) -> std::collections::HashMap<String, String> {
-    environment.filter(|(name, _)| !COMMAND_LINE.contains(&name.as_str())).collect()
+    let is_none = |name: &str| COMMAND_LINE.contains(&name) || (HAS_FAIL_POINTS && name == FILE);
+    environment.filter(|(name, _)| !is_none(name)).collect()
 }
 
 impl Config {

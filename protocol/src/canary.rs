@@ -1,5 +1,5 @@
 //! Bugs that are planted on purpose, so that it is known of each checker that it finds what it is for. Without the feature
-//! `canary` there are none: every hook is `false` when it is compiled, and `reveille` does not compile with it. With it, a
+//! `canary` there are none: every hook is `false` when it is compiled, and a release of `reveille` does not compile with it. With it, a
 //! simulation plants one on its thread; nothing else can, neither a configuration nor the environment.
 
 /// A bug that can be planted.

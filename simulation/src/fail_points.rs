@@ -14,6 +14,9 @@ use crate::process;
 use crate::seen::Seen;
 use crate::world::{World, lock};
 
+/// A node that must end by what happened has said so within this, in milliseconds: it looks at itself each second.
+const PATIENCE: u64 = 5000;
+
 /// What happens at a point.
 #[derive(Debug, Clone)]
 pub struct Armed {
@@ -27,6 +30,8 @@ pub struct Armed {
     pub share: f64,
     /// How often it may yet happen.
     pub left: u64,
+    /// Only while a node starts: until it has its incarnation.
+    pub starting: bool,
 }
 
 /// Has this thread's nodes ask this world. Whether they can be asked: only in a build with the feature `canary`.
@@ -42,7 +47,7 @@ fn watch(world: &Weak<World>) {
 }
 
 impl World {
-    /// From now on this happens. Nodes that are not there yet, or are starting, come to no point.
+    /// From now on this happens.
     pub fn arm(self: &Arc<World>, armed: Armed) {
         watch(&Arc::downgrade(self));
         lock(&self.armed).push(armed);
@@ -55,36 +60,57 @@ impl World {
 
     #[cfg_attr(not(feature = "canary"), expect(dead_code, reason = "nobody asks"))]
     fn passes(self: &Arc<World>, point: Point, can: fn(Action) -> bool) -> Option<Action> {
-        let id = process::running()?;
+        let process = process::running()?;
+        let id = process.node;
         let node = self.node(id);
-        node.member()?;
+        // Nothing happens to what a life that is over has left.
+        node.process().filter(|runs| Arc::ptr_eq(runs, &process))?;
+        let starting = !lock(&node.state).begun;
         let action = {
             let mut all = lock(&self.armed);
-            let armed = all.iter_mut().find(|armed| {
-                armed.point == point && armed.left > 0 && armed.nodes.contains(&id) && can(armed.action)
-            })?;
-            if armed.share < 1.0 && !self.permille((armed.share * 1000.0) as u64) {
-                return None;
-            }
+            let fits = all.iter_mut().filter(|armed| {
+                armed.point == point
+                    && armed.left > 0
+                    && armed.nodes.contains(&id)
+                    && (starting || !armed.starting)
+                    && can(armed.action)
+            });
+            // Each has its own draw, and the first that happens is the one that does.
+            let armed = { fits }.find(|armed| armed.share >= 1.0 || self.chance(armed.share))?;
             armed.left -= 1;
             armed.action
         };
-        self.say(format!("n{id} is at {}: {action:?}", point.name()));
+        let of = if starting { ", starting," } else { "" };
+        self.say(format!("n{id}{of} is at {}: {action:?}", point.name()));
         self.tell(Seen::FailPoint { node: id, point, action });
-        lock(&node.state).may_fail |= !matches!(action, Action::Sleep(_));
-        match action {
-            Action::Kill => {
-                // What unwinds now only lets go of what it holds.
-                if let Some(process) = node.process() {
-                    process.end();
-                }
-                lock(&node.state).failed = Some(format!("killed at {}", point.name()));
-                let world = self.clone();
-                let _detached = SimRuntime::spawn(async move { world.stop(id, End::Kill).await });
-            }
-            Action::Panic => lock(&node.state).panicked = true,
-            Action::Error | Action::Sleep(_) => {}
+        if action == Action::Kill {
+            // What unwinds now only lets go of what it holds.
+            process.end();
+            lock(&node.state).failed = Some(format!("killed at {}", point.name()));
+            let world = self.clone();
+            let _detached = SimRuntime::spawn(async move { world.stop(id, End::Kill).await });
+        } else if point.ends(action) {
+            let life = {
+                let mut state = lock(&node.state);
+                state.due = true;
+                state.lives
+            };
+            let what = format!("{action:?} at {}", point.name());
+            self.after(PATIENCE, move |world| world.should_have_ended(id, life, what));
         }
         Some(action)
+    }
+
+    /// A node that something has happened to by which it must end has ended by now.
+    fn should_have_ended(self: &Arc<World>, id: NodeId, life: u64, what: String) {
+        let node = self.node(id);
+        if !self.is_life(id, life) || !node.is_due() {
+            return;
+        }
+        if self.stands_still(id) {
+            self.after(PATIENCE, move |world| world.should_have_ended(id, life, what));
+        } else {
+            self.tell(Seen::Outlived { node: id, what });
+        }
     }
 }

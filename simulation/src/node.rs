@@ -70,8 +70,10 @@ pub(crate) struct State {
     pub(crate) failed: Option<String>,
     /// A fault of its disk was ordered in this life: it may say that it fails.
     pub(crate) may_fail: bool,
-    /// A task of it panicked in this life, because that was to be: it must say that it ends.
-    pub(crate) panicked: bool,
+    /// By what happened at a fail point in this life it must say that it ends.
+    pub(crate) due: bool,
+    /// It has had its incarnation in this life: it has started.
+    pub(crate) begun: bool,
     /// Something was done to its folder: it may find that it has lost what it had promised.
     pub(crate) damaged: bool,
     /// It has, as it said: only another one can take its place.
@@ -86,7 +88,7 @@ pub(crate) struct Running {
     pub(crate) member: Option<Arc<Member<Sim>>>,
     /// Held, not asked, as what follows.
     pub(crate) _door: Arc<Door<Sim>>,
-    pub(crate) _wal: Arc<Wal>,
+    pub(crate) _wal: Option<Arc<Wal>>,
     /// Its disk obeys it no longer once this is false.
     pub(crate) alive: Arc<AtomicBool>,
     pub(crate) process: Arc<Process>,
@@ -230,6 +232,11 @@ impl SimNode {
     /// Its process is there, whether or not it takes part yet.
     pub fn is_started(&self) -> bool {
         lock(&self.state).running.is_some()
+    }
+
+    /// It is about to end by what happened at a fail point.
+    pub fn is_due(&self) -> bool {
+        lock(&self.state).due
     }
 
     /// It has lost what it had promised, and why it says so: it is not to be started any more.

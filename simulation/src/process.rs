@@ -80,9 +80,9 @@ impl Process {
     }
 }
 
-/// The node whose task runs now; none of them in the world's own.
-pub fn running() -> Option<NodeId> {
-    RUNS.with_borrow(|process| process.as_ref().map(|process| process.node))
+/// The process whose task runs now; none of them in the world's own.
+pub fn running() -> Option<Arc<Process>> {
+    RUNS.with_borrow(Clone::clone)
 }
 
 /// See [`Process::run`].

@@ -108,7 +108,7 @@ pub fn plant(which: Option<Canary>) -> bool {
     reveille_protocol::canary::plant(which, |time| {
         // Each node's own clock is a little off, where clocks are what is wrong.
         let wrong = canary(Canary::ApplyTheClock);
-        let off = crate::process::running().filter(|_| wrong).map_or(0, |node| node.0);
+        let off = crate::process::running().filter(|_| wrong).map_or(0, |process| process.node.0);
         reveille_protocol::time::GroupTime(time.0 + off)
     });
     which.is_none() || reveille_protocol::canary::PLANTABLE

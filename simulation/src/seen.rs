@@ -37,8 +37,10 @@ pub enum Seen {
     Lost { node: NodeId, why: String },
     /// A node came to a fail point, and this happened there.
     FailPoint { node: NodeId, point: Point, action: Action },
-    /// A node in which a task panicked at a fail point says that it must end.
-    Panicked { node: NodeId },
+    /// A node that must end by what happened at a fail point says so.
+    Due { node: NodeId },
+    /// A node that must end by what happened at a fail point goes on.
+    Outlived { node: NodeId, what: String },
     /// A node ended by itself, and nothing was done to it that explains it.
     Fell { node: NodeId, why: String },
 }

@@ -2,10 +2,12 @@
 //! from a peer's where they are behind its log, as `ClusterHandle::start` does it.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use openraft::async_runtime::AsyncRuntime;
 use openraft_rt_sim::SimRuntime;
@@ -15,7 +17,7 @@ use reveille_cluster::env::Transport;
 use reveille_cluster::member::{GroupStorage, Member};
 use reveille_cluster::wal::Pace;
 use reveille_protocol::directory::Refused;
-use reveille_protocol::fail_point::{Point, delay};
+use reveille_protocol::fail_point::{Point, delay, is_kill};
 use reveille_protocol::id::*;
 
 use crate::network::Wire;
@@ -32,74 +34,79 @@ impl World {
     pub fn start(self: &Arc<World>, id: NodeId) -> BoxFuture<'_, ()> {
         // Boxed here, so that all of openraft is compiled with this crate, optimised, and not with whoever waits for it.
         Box::pin(async move {
-            if let Err(why) = self.try_start(id).await {
-                self.does_not_start(id, why);
+            let started = self.try_start(id).await;
+            if let Err(why) = started {
+                self.does_not_start(id, self.life(id), why).await;
             }
         })
     }
 
     async fn try_start(self: &Arc<World>, id: NodeId) -> Result<(), StartError> {
         let node = self.node(id);
-        let life = {
+        let alive = Arc::new(AtomicBool::new(true));
+        let process = Process::new(id);
+        let (life, door) = {
             let mut state = lock(&node.state);
             assert!(state.running.is_none(), "n{id} runs already");
-            state.lives += 1;
-            (state.failed, state.may_fail, state.panicked) = (None, false, false);
-            state.lives
+            let life = state.lives + 1;
+            let host = Arc::new(SimHost { world: Arc::downgrade(self), node: id, life });
+            let door = Door::<Sim>::new(id, host, false);
+            (state.lives, state.failed, state.may_fail) = (life, None, false);
+            (state.due, state.begun) = (false, false);
+            let (alive, process) = (alive.clone(), process.clone());
+            state.running = Some(Running { member: None, _door: door.clone(), _wal: None, alive, process });
+            (life, door)
         };
         self.say(format!("n{id} starts, life {life}"));
-        let alive = Arc::new(AtomicBool::new(true));
         if !self.setting.strict {
             self.setting.all_groups().for_each(|group| self.watch_tables(&node, group));
         }
-        let process = Process::new(id);
-        let (wal, storage) = node.open(&alive, pace(&node, &process))?;
-        let host = Arc::new(SimHost { world: Arc::downgrade(self), node: id, life });
-        let door = Door::<Sim>::new(id, host, false);
+        let opened = async {
+            let (wal, storage) = node.open(&alive, pace(&node, &process))?;
+            let mut asks = !lock(&node.state).admitted;
+            for of in storage.values() {
+                asks |= door::behind(of)?.is_some();
+            }
+            Ok((wal, storage, asks))
+        };
+        let Some(opened) = unless_killed(process.run(opened)).await else { return Ok(()) };
+        let (wal, storage, asks) = opened?;
+        self.with_life(id, life, |running| running._wal = Some(wal));
         let wire = Wire { world: Arc::downgrade(self), from: id, life };
         let config = node.config(life);
         let entrance = door.clone().open(wire.clone(), config.boot);
-        let running =
-            Running { member: None, _door: door.clone(), _wal: wal, alive, process: process.clone() };
-        let mut asks = !lock(&node.state).admitted;
-        for of in storage.values() {
-            asks |= door::behind(of)?.is_some();
-        }
-        if !asks {
-            let storage = process.run(enter(&node, &entrance, storage)).await?;
-            let member = process.run(entrance.begin(config, storage)).await?;
-            lock(&node.state).running = Some(Running { member: Some(member.clone()), ..running });
-            self.open_port(id, life, &door);
-            return self.begun(id, life, &process, &member).await;
-        }
-        // Before it has a member it must be reached: the answer may take long.
-        lock(&node.state).running = Some(running);
-        wire.set_peers(node.configured_others(), node.highest_configured());
-        self.open_port(id, life, &door);
-        let (world, of) = (self.clone(), process.clone());
+        let (world, of, ports) = (self.clone(), process.clone(), door.clone());
         let entering = process.run(async move {
             let storage = enter(&node, &entrance, storage).await?;
             let member = entrance.begin(config, storage).await?;
-            let running = {
-                let state = &mut *lock(&node.state);
-                let mine = state.running.as_mut().filter(|_| state.lives == life);
-                mine.map(|running| running.member = Some(member.clone()))
-            };
-            match running {
-                Some(()) => world.begun(id, life, &of, &member).await,
-                None => Ok(()),
+            if !world.with_life(id, life, |running| running.member = Some(member.clone())) {
+                return Ok(());
             }
+            if !asks {
+                world.open_port(id, life, &ports);
+            }
+            world.begun(id, life, &of, &member).await
         });
+        if !asks {
+            return unless_killed(entering).await.unwrap_or(Ok(()));
+        }
+        // Before it has a member it must be reached: the answer may take long.
+        wire.set_peers(self.node(id).configured_others(), self.node(id).highest_configured());
+        self.open_port(id, life, &door);
         let world = self.clone();
         let _detached = SimRuntime::spawn(async move {
-            if let Err(why) = entering.await
-                && world.is_life(id, life)
-            {
-                world.end_process(id, End::Kill).await;
-                world.does_not_start(id, why);
+            if let Some(Err(why)) = unless_killed(entering).await {
+                world.does_not_start(id, life, why).await;
             }
         });
         Ok(())
+    }
+
+    /// Does something to what runs of this life of a node, if it still does; whether it does.
+    fn with_life(&self, id: NodeId, life: u64, what: impl FnOnce(&mut Running)) -> bool {
+        let node = self.node(id);
+        let state = &mut *lock(&node.state);
+        state.running.as_mut().filter(|_| state.lives == life).map(what).is_some()
     }
 
     /// It has a member: it takes part, and asks for its incarnation.
@@ -120,6 +127,7 @@ impl World {
                 _ if !world.is_life(id, life) => {}
                 Ok(incarnation) => {
                     let mut state = lock(&node.state);
+                    state.begun = true;
                     let start = state.starts.begun;
                     state.starts.enter(start);
                     drop(state);
@@ -140,17 +148,29 @@ impl World {
         Ok(())
     }
 
-    fn does_not_start(&self, id: NodeId, why: StartError) {
+    /// A start came to this. If its node has ended meanwhile, that says nothing.
+    async fn does_not_start(self: &Arc<World>, id: NodeId, life: u64, why: StartError) {
+        if !self.is_life(id, life) {
+            return;
+        }
         assert!(!self.setting.strict, "n{id} does not start: {why}");
+        self.end_process(id, End::Kill).await;
         self.say(format!("n{id} does not start: {why}"));
         let (lost, why) = (why.is_loss(id), why.to_string());
         let node = self.node(id);
-        let expected = {
+        let (due, expected) = {
             let mut state = lock(&node.state);
+            let due = std::mem::take(&mut state.due);
             state.lost = lost.then(|| why.clone());
-            lost && state.damaged
+            // Its system starts it again.
+            state.failed = due.then(|| why.clone());
+            (due, lost && state.damaged)
         };
-        self.tell(if expected { Seen::Lost { node: id, why } } else { Seen::Fell { node: id, why } });
+        self.tell(match () {
+            () if due => Seen::Due { node: id },
+            () if expected => Seen::Lost { node: id, why },
+            () => Seen::Fell { node: id, why },
+        });
     }
 
     /// Its process ends.
@@ -193,7 +213,7 @@ impl World {
         let told = why.contains("was removed") || why.contains("not a member");
         let losses = [Refused::OlderCopy(id), Refused::OtherStore(id)];
         let lost = state.damaged && losses.iter().any(|loss| why.contains(&loss.to_string()));
-        let expected = state.may_fail || state.gone.is_some() || told || lost;
+        let expected = state.may_fail || state.due || state.gone.is_some() || told || lost;
         if state.failed.is_none() {
             self.say(format!("n{id} must end: {why}"));
             assert!(
@@ -204,10 +224,10 @@ impl World {
             if lost {
                 state.lost = Some(why.clone());
             }
-            let panicked = std::mem::take(&mut state.panicked);
+            let due = std::mem::take(&mut state.due);
             drop(state);
-            if panicked {
-                self.tell(Seen::Panicked { node: id });
+            if due {
+                self.tell(Seen::Due { node: id });
             }
             match (lost, expected) {
                 (true, _) => self.tell(Seen::Lost { node: id, why }),
@@ -233,6 +253,17 @@ async fn enter(node: &SimNode, entrance: &Entrance<Sim>, storage: Storage) -> Re
         entrance.bring_up(*group, of, || others.clone()).await?;
     }
     Ok(storage)
+}
+
+/// A step of a start, which its own thread waits for: a panic there ends it. `None`: its node was killed at a fail point.
+async fn unless_killed<T>(
+    step: impl Future<Output = Result<T, StartError>>,
+) -> Option<Result<T, StartError>> {
+    match AssertUnwindSafe(step).catch_unwind().await {
+        Ok(came_to) => Some(came_to),
+        Err(panic) if is_kill(&*panic) => None,
+        Err(_) => Some(Err(std::io::Error::other("a step of its start panicked").into())),
+    }
 }
 
 /// Syncs take the time that the node's disk wants for them.

@@ -244,6 +244,11 @@ impl World {
         lock(&self.dice).permille(chance)
     }
 
+    /// True in this share of cases, to a part in 2^53.
+    pub fn chance(&self, share: f64) -> bool {
+        ((lock(&self.dice).next() >> 11) as f64 / (1u64 << 53) as f64) < share
+    }
+
     pub fn pick<T: Copy>(&self, from: &[T]) -> T {
         lock(&self.dice).pick(from)
     }

@@ -15,3 +15,6 @@ mod whom;
 /// A node that is refused is replaced after this, as by somebody who is called and looks, unless a fault does it before; and
 /// at once when faults are taken back.
 const OPERATOR_COMES: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// The point of coverage for a node that said that it ends, as it must by what happened to it at a fail point.
+pub(crate) const ENDED: &str = "fail-point.node-ended";

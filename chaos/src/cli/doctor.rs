@@ -1,6 +1,7 @@
 //! `chaos doctor`: which faults this machine can do. Each look is a trial of the thing itself where that harms nothing;
 //! nothing is left behind.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
@@ -9,11 +10,14 @@ use serde::Serialize;
 
 use super::output;
 use crate::backend::compose;
-use crate::backend::proc::shim;
+use crate::backend::proc::{points, shim};
 
 /// Say which faults this machine can do, and why not the others.
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
+    /// The binary `reveille` that is looked at. Default: the one beside this program.
+    #[arg(long)]
+    bin: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -31,7 +35,7 @@ struct Look {
 
 impl DoctorArgs {
     pub(super) fn run(self) -> anyhow::Result<Verdict> {
-        let looks = looks();
+        let looks = looks(self.bin.as_deref());
         if self.json {
             output::json(&looks)?;
         } else {
@@ -51,7 +55,7 @@ impl DoctorArgs {
     }
 }
 
-fn looks() -> Vec<Look> {
+fn looks(bin: Option<&Path>) -> Vec<Look> {
     let look = |name, faults, missing: Result<(), String>| Look { name, faults, missing: missing.err() };
     let root = root();
     let needs_root = |or: fn() -> Result<(), String>| root.clone().and_then(|()| or());
@@ -74,9 +78,16 @@ fn looks() -> Vec<Look> {
              clock-drift",
             preload(),
         ),
+        look("fail points", "fail-point in real nodes", fail_points(bin)),
         look("docker", "--backend compose: kill, stop, pause, restart, cpu, …", said(compose::ready())),
         look("containers' links", "--backend compose: cut, cut-one-way, loss", said(compose::filters())),
     ]
+}
+
+/// Nodes that are built with them.
+fn fail_points(bin: Option<&Path>) -> Result<(), String> {
+    let beside = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("reveille");
+    points::missing(bin.unwrap_or(&beside)).map_or(Ok(()), Err)
 }
 
 /// Runs a program to its end; why it cannot, or what it said when it failed.

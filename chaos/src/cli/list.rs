@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use reveille_chaos::check::{CHECKERS, Verdict};
 use reveille_chaos::scenario::{self, Act, KINDS, Kind, ROLES, When, Work, shipped};
-use reveille_protocol::fail_point::Point;
+use reveille_protocol::fail_point::{Action, Point};
 
 use super::output;
 use crate::backend::proc::shim::LYING_DISK;
@@ -81,9 +81,15 @@ fn list(what: What) -> anyhow::Result<()> {
             .iter()
             .for_each(|checker| line(&format!("{} {}", checker.id, checker.name), checker.definition)),
         What::Points => Point::ALL.iter().for_each(|point| {
-            let acts: Vec<&str> =
-                Act::ALL.iter().filter(|act| act.fits(*point)).map(|act| act.name()).collect();
-            line(point.name(), &format!("{}: {}", point.about(), acts.join(", ")));
+            let fate = if point.ends(Action::Error) { "error, which ends its node" } else { "error" };
+            let name = |act: &Act| if *act == Act::Error { fate } else { act.name() };
+            let acts: Vec<&str> = Act::ALL.iter().filter(|act| act.fits(*point)).map(name).collect();
+            let start = match (point.is_of_starting(), point.is_of_running()) {
+                (true, true) => "; also in a start",
+                (true, false) => "; only in a start",
+                (false, _) => "",
+            };
+            line(point.name(), &format!("{}: {}{start}", point.about(), acts.join(", ")));
         }),
         What::Canaries => {
             CANARIES.iter().for_each(|Planted { name, checker, scenario: (scenario, _), about, .. }| {

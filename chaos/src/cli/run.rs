@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::attach::{self, Attached};
 use super::made::Made;
 use super::{check as print, output, report, seeds, source};
-use crate::backend::proc::{self, shim};
+use crate::backend::proc::{self, points, shim};
 use crate::backend::{compose, sim};
 
 /// Run a scenario, and judge what happened.
@@ -264,7 +264,11 @@ impl Real {
     pub(super) fn new(made: &Made, scenario: &Scenario, bin: Option<&Path>) -> anyhow::Result<Option<Real>> {
         Ok(match made.backend {
             Backend::Proc => {
-                Some(Real::Processes { bin: binary(bin)?, other: made.other.clone(), lies: made.lies() })
+                let bin = binary(bin)?;
+                let others = [Some(&bin), made.other.as_ref()].into_iter().flatten();
+                let lacking: Vec<String> = others.filter_map(|bin| points::lacks(scenario, bin)).collect();
+                ensure!(lacking.is_empty(), "{} cannot be run: {}", scenario.name, lacking.join("\n  "));
+                Some(Real::Processes { bin, other: made.other.clone(), lies: made.lies() })
             }
             Backend::Compose => {
                 let missing = compose::missing(scenario);

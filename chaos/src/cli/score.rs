@@ -15,8 +15,9 @@ use reveille_chaos::score::{self, Came, Cell, Ran, Row, Safety, Score, badge, me
 
 use super::live::Runs;
 use super::made::Made;
-use super::run::{Backend, Real, new_folder};
+use super::run::{Backend, Real, binary, new_folder};
 use super::{output, seeds, threads};
+use crate::backend::proc::points;
 
 /// Run each kind of fault with each workload, and say as one number how well the cluster does: 0 and UNSAFE if a promise
 /// about pushes was broken anywhere, else 100 for a cluster that keeps to its budgets everywhere. Leaves score.json,
@@ -71,7 +72,7 @@ impl ScoreArgs {
             known(word)?;
         }
         let baseline = self.baseline.as_deref().map(read).transpose()?;
-        let (cells, not_fired) = chosen(self.backend, &self.cells)?;
+        let (cells, not_fired) = chosen(self.backend, &self.cells, self.bin.as_deref())?;
         ensure!(!cells.is_empty(), "the {} backend does none of these cells", self.backend.name());
         let made = Made::new(1, self.backend, self.canary)?;
         let real = Real::new(&made, &cells[0].scenario()?, self.bin.as_deref())?;
@@ -126,10 +127,18 @@ fn read(path: &Path) -> anyhow::Result<Score> {
 }
 
 /// The cells that are asked for and that the backend does; and for each kind why it may not have struck.
-fn chosen(backend: Backend, words: &[String]) -> anyhow::Result<(Vec<Cell>, BTreeMap<String, String>)> {
+fn chosen(
+    backend: Backend,
+    words: &[String],
+    bin: Option<&Path>,
+) -> anyhow::Result<(Vec<Cell>, BTreeMap<String, String>)> {
     let (mut cells, mut not_fired) = (Vec::new(), BTreeMap::new());
     for cell in Cell::all() {
-        let cannot = backend.cannot(&cell.scenario()?);
+        let scenario = cell.scenario()?;
+        let mut cannot = backend.cannot(&scenario);
+        if backend == Backend::Proc {
+            cannot.extend(points::lacks(&scenario, &binary(bin)?));
+        }
         let (runs, kind) =
             (cannot.is_empty() && cell.is_meant(words), cell.kind.map(|kind| kind.name().to_owned()));
         if runs {

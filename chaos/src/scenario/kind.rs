@@ -29,7 +29,7 @@ pub enum Takes {
     By,
     /// `file`: which of a node's files: `log`, `tables`.
     File,
-    /// `point` and `action`, and if they are wanted `share` and `hits`.
+    /// `point` and `action`, and if they are wanted `share`, `hits` and `starting`.
     Point,
 }
 
@@ -177,7 +177,13 @@ pub static KINDS: &[KindInfo] = &[
     proc(kind("reconnect", "all sessions end, and all terminals come at once", Clients, Nothing, No)),
     proc(kind("retry-storm", "publishers ask again at once, without a pause", Clients, Nothing, Yes)),
     // Code.
-    disables(kind("fail-point", "at `point` it ends, panics, fails or waits: `action`", Nodes, Point, Yes)),
+    proc(disables(kind(
+        "fail-point",
+        "at `point` it ends, panics, fails or waits: `action`; in builds with the feature canary",
+        Nodes,
+        Point,
+        Yes,
+    ))),
 ];
 
 /// A kind, by its place in [`KINDS`].

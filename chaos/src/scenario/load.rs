@@ -238,6 +238,7 @@ fn takes(kind: &KindInfo, fault: &Fault, say: &mut impl FnMut(String)) {
         (Takes::Point, "point", fault.point.is_some()),
         (Takes::Point, "action", fault.action.is_some()),
         (Takes::Point, "hits", fault.hits.is_some()),
+        (Takes::Point, "starting", fault.starting.is_some()),
     ];
     for (takes, key, there) in all {
         match (kind.takes == takes, there) {
@@ -265,6 +266,9 @@ fn at_a_point(fault: &Fault, say: &mut impl FnMut(String)) {
     }
     if fault.hits.is_some_and(|hits| hits == 0 || hits > TIMES) {
         say(format!("hits: from 1 to {TIMES}"));
+    }
+    if fault.share.is_some_and(|share| share.0 == 0.0) {
+        say("share: at 0 it never happens".to_owned());
     }
     if fault.file.is_some() {
         say("it takes no `file`".to_owned());

@@ -12,7 +12,7 @@ pub mod write;
 
 use std::collections::BTreeMap;
 
-use reveille_protocol::fail_point::Point;
+use reveille_protocol::fail_point::{Action, Point};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
@@ -212,6 +212,9 @@ pub struct Fault {
     /// How often it happens at most, at whomever it hits together. Missing: once.
     #[serde(default)]
     pub hits: Option<u64>,
+    /// Whether it happens only while a node starts: until it has its incarnation. Missing: then and later.
+    #[serde(default)]
+    pub starting: Option<bool>,
 }
 
 /// What happens at a fail point.
@@ -249,6 +252,31 @@ impl Act {
             Act::Error => point.fails(),
             Act::Sleep => point.waits(),
         }
+    }
+
+    /// What a node is told; `by`: how much longer the step takes.
+    pub fn action(self, by: std::time::Duration) -> Action {
+        match self {
+            Act::Kill => Action::Kill,
+            Act::Panic => Action::Panic,
+            Act::Error => Action::Error,
+            Act::Sleep => Action::Sleep(by),
+        }
+    }
+
+    /// What happened.
+    pub fn of(action: Action) -> Act {
+        match action {
+            Action::Kill => Act::Kill,
+            Action::Panic => Act::Panic,
+            Action::Error => Act::Error,
+            Action::Sleep(_) => Act::Sleep,
+        }
+    }
+
+    /// The point of coverage for it, at this fail point.
+    pub fn cover(self, point: Point) -> String {
+        format!("fail-point.{}.{}", point.name(), self.name())
     }
 }
 

@@ -7,9 +7,9 @@ use toml::{Table, Value};
 use super::{Blast, Cluster, Expected, Scenario, Workload};
 
 /// In which order a fault's keys stand: when, what, to whom, how long, how much.
-const FAULT: [&str; 15] = [
+const FAULT: [&str; 16] = [
     "at", "every", "when", "times", "kind", "target", "from", "to", "for", "point", "action", "hits",
-    "share", "by", "file",
+    "starting", "share", "by", "file",
 ];
 
 /// The text of a scenario, TOML.

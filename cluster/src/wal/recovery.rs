@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use reveille_protocol::fail_point::{Point, try_pass};
 use reveille_protocol::wire::codec;
 
 use super::disk::Disk;
@@ -164,6 +165,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Engine, Wal
         })?;
         indexes.push(Arc::new(Mutex::new(index)));
     }
+    try_pass(Point::LogOpen).map_err(io)?;
     make_durable(&*disk, &end.unsure).map_err(io)?;
     let end = (end.segment, end.offset, end.seq);
     let mut engine = Engine::new(disk.clone(), config, Arc::new(indexes), segments, spares, end);
@@ -172,6 +174,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, config: WalConfig) -> Result<Engine, Wal
     // Only now: the folder is this node's, and sound.
     unfit.iter().try_for_each(|name| disk.remove(name)).map_err(io)?;
     engine.trim().map_err(io)?;
+    try_pass(Point::LogOpened).map_err(io)?;
     Ok(engine)
 }
 

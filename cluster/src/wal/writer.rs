@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::channel::oneshot;
+use reveille_protocol::fail_point::{Point, delay};
 use tokio::sync::Notify;
 
 use super::disk::Disk;
@@ -363,6 +364,7 @@ fn run(inner: &Inner, mut engine: Engine) {
         inner.room.notify_waiters();
         if !ops.is_empty() {
             let began = Instant::now();
+            std::thread::sleep(delay(Point::LogSync));
             let bytes: usize = ops.iter().map(|op| op.action.bytes()).sum();
             finish(inner, ops, |ops| engine.commit(ops));
             sync_seconds.record(began.elapsed().as_secs_f64());

@@ -16,10 +16,12 @@ mod terminals;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::fail_points;
+
 /// A distributed push cluster: idle terminals hold no connection, are woken by a datagram, connect to any node,
 /// receive their push and go.
 #[derive(Debug, Parser)]
-#[command(name = "reveille", version, propagate_version = true)]
+#[command(name = "reveille", version = fail_points::VERSION, propagate_version = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

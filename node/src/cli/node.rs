@@ -7,7 +7,7 @@ use clap::Args;
 use super::runtime;
 use crate::config::Config;
 use crate::ending::Final;
-use crate::{assemble, shutdown, telemetry};
+use crate::{assemble, fail_points, shutdown, telemetry};
 
 /// Run one node of a cluster until SIGTERM or SIGINT. It leaves gently: terminals are told to go elsewhere.
 #[derive(Debug, Args)]
@@ -43,6 +43,7 @@ impl NodeArgs {
             config.may_begin().map_err(Final::of)?;
             let level = self.log_level.as_ref().unwrap_or(&config.log.level);
             telemetry::init_logs(level, config.log.json)?;
+            fail_points::follow(config.node)?;
             let stop = async {
                 let parent = async {
                     if self.exit_with_stdin {

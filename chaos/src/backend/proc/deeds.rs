@@ -69,6 +69,8 @@ impl Striker {
                         }
                         "snapshot" => self.run.order(*id, "/cluster/snapshot").await,
                         "sync-error" => nodes.shim()?.fail_sync(*id)?,
+                        // Ordered before it was told.
+                        "fail-point" => {}
                         _ if shim::does(fault.kind) => {}
                         _ if fault.kind.is_of_folders() => {
                             nodes.kill(*id).await?;

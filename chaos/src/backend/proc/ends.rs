@@ -3,11 +3,16 @@
 use std::fs;
 use std::io::BufReader;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use reveille_chaos::history::{Observation, Problem};
+use reveille_chaos::scenario::Act;
+use reveille_protocol::fail_point::Action;
 use tokio::time::Instant;
 
 use super::nodes::{Node, Nodes, State};
+use super::points::Points;
+use crate::backend::ENDED;
 use crate::backend::live::Run;
 use crate::backend::observe::{self, LINE};
 
@@ -18,6 +23,9 @@ const FAILED: i32 = 1;
 /// Starts of a node by its service manager: tables that were changed may be found so in several files, one after the other.
 const AGAIN: u32 = 5;
 
+/// A node that must end by what happened at a fail point does so within this: it looks at itself each second, and then leaves.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// What it means that a node has ended by itself.
 #[derive(Debug, PartialEq, Eq)]
 enum End {
@@ -27,7 +35,7 @@ enum End {
     Left,
     /// Its service manager starts it again.
     Again,
-    /// It lacks what it needs, or its disk has failed: its system starts it again a while later.
+    /// It lacks what it needs, its disk has failed, or a fail point ended it: its system starts it again a while later.
     Later,
     /// It should not have ended.
     Fell,
@@ -55,6 +63,9 @@ fn end(node: &Node, status: ExitStatus, said: &str) -> End {
         }
         Some(FAILED) if due.rebuilt && node.again < AGAIN => End::Again,
         Some(FAILED) if due.starved => End::Later,
+        // A node that was killed there says nothing; any other must say what it ends by.
+        None if matches!(due.point, Some((Action::Kill, _))) => End::Later,
+        Some(FAILED) if matches!(due.point, Some((Action::Panic | Action::Error, _))) => End::Later,
         _ => End::Fell,
     }
 }
@@ -66,7 +77,10 @@ fn end(node: &Node, status: ExitStatus, said: &str) -> End {
 /// If what a disk has lost could not be taken from it, or a node not be started.
 pub(super) fn fallen(run: &Run, nodes: &mut Nodes) -> anyhow::Result<Vec<u64>> {
     let mut later = Vec::new();
-    for (id, status) in nodes.fallen() {
+    let fallen = nodes.fallen();
+    // After that: what has ended a node has been told before.
+    at_points(run, nodes)?;
+    for (id, status) in fallen {
         let mut by_disk = false;
         if let Some(shim) = &mut nodes.shim {
             shim.ended(id)?;
@@ -94,9 +108,11 @@ pub(super) fn fallen(run: &Run, nodes: &mut Nodes) -> anyhow::Result<Vec<u64>> {
                 nodes.noted(run);
             }
             End::Later => {
-                let (why, point) = match by_disk {
-                    true => ("by its disk", "disk.node-ended"),
-                    false => ("for what it lacks", "node.starved"),
+                let (why, point) = match node.due.point.take() {
+                    _ if by_disk => ("by its disk", "disk.node-ended"),
+                    Some((Action::Kill, _)) => ("at a fail point", "fail-point.node-killed"),
+                    Some(_) => ("by what happened at a fail point", ENDED),
+                    None => ("for what it lacks", "node.starved"),
                 };
                 run.say(&format!("node {id} has ended {why}"));
                 run.cover(point);
@@ -110,6 +126,26 @@ pub(super) fn fallen(run: &Run, nodes: &mut Nodes) -> anyhow::Result<Vec<u64>> {
         }
     }
     Ok(later)
+}
+
+/// What has happened at fail points, and nodes that must have ended by that, and go on.
+fn at_points(run: &Run, nodes: &mut Nodes) -> anyhow::Result<()> {
+    let happened = nodes.points.as_mut().map_or(Vec::new(), Points::happened);
+    for (order, id) in happened {
+        let (name, action) = (order.point.name(), order.action);
+        run.say(&format!("node {id} is at {name}: {action:?}"));
+        run.cover(&Act::of(action).cover(order.point));
+        if order.point.ends(action) {
+            nodes.node(id)?.due.point = Some((action, Instant::now()));
+        }
+    }
+    for node in nodes.all.iter_mut().filter(|node| node.state == State::Runs) {
+        if let Some((action, _)) = node.due.point.take_if(|(_, since)| since.elapsed() > PATIENCE) {
+            let line = format!("it goes on after {action:?} at a fail point, by which it must end");
+            run.see(Observation::LogFound { node: node.id, problem: Problem::Panic, line });
+        }
+    }
+    Ok(())
 }
 
 /// Reads the logs: panics, and the token, which is in no log.

@@ -9,6 +9,7 @@ mod files;
 pub(super) mod links;
 mod membership;
 mod nodes;
+pub(crate) mod points;
 mod replicas;
 mod run;
 pub(crate) mod shim;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use reveille_chaos::scenario::Scenario;
+use reveille_protocol::fail_point::{Action, FILE};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -16,6 +17,7 @@ use tokio::time::{Instant, timeout};
 use super::Options;
 use super::doors::Doors;
 use super::links::Links;
+use super::points::{self, Points};
 use super::shim::{self, Shim};
 use crate::backend::http::Server;
 use crate::backend::live::{self, Run};
@@ -48,6 +50,8 @@ pub(super) struct Due {
     pub(super) gone: bool,
     /// It lacks what it needs, until that is taken back.
     pub(super) starved: bool,
+    /// At a fail point something has happened to it by which it must end: what, and when that was found.
+    pub(super) point: Option<(Action, Instant)>,
 }
 
 /// A node.
@@ -106,6 +110,8 @@ pub(super) struct Nodes {
     other: Option<PathBuf>,
     /// Between them and their disks and clocks, where the scenario needs it.
     pub(super) shim: Option<Shim>,
+    /// Their fail points, where the scenario needs them.
+    pub(super) points: Option<Points>,
     /// Where their files are, and the CA's.
     pub(super) folder: PathBuf,
     pub(super) ca: PathBuf,
@@ -136,6 +142,7 @@ impl Nodes {
             bin: options.bin.clone(),
             other: options.other.clone(),
             shim: None,
+            points: None,
             folder: folder.to_owned(),
             ca: text(&ready, "ca")?.into(),
             token: text(&ready, "token")?,
@@ -160,6 +167,9 @@ impl Nodes {
             let data: Vec<_> = made.all.iter().map(|node| (node.id, node.data.as_path())).collect();
             let how = (options.seed, options.lies);
             made.shim = Some(Shim::make(&folder.join("shim"), bin, scenario, how, &data)?);
+        }
+        if points::needed(scenario) {
+            made.points = Some(Points::make(folder.join("fail-points.json"))?);
         }
         for id in made.ids() {
             made.start_node(id)?;
@@ -215,10 +225,11 @@ impl Nodes {
     /// Starts a node that does not run.
     pub(super) fn start_node(&mut self, id: u64) -> anyhow::Result<()> {
         let (bin, other) = (self.bin.clone(), self.other.clone());
-        let environment = match &mut self.shim {
+        let mut environment = match &mut self.shim {
             Some(shim) => shim.starts(id)?,
             None => Vec::new(),
         };
+        environment.extend(self.points.as_ref().map(|points| (FILE, points.file.clone().into())));
         let node = self.node(id)?;
         let bin = other.filter(|_| node.other).unwrap_or(bin);
         let log = File::options().create(true).append(true).open(&node.log)?;
@@ -233,7 +244,7 @@ impl Nodes {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| bin.display().to_string())?;
-        (node.child, node.state) = (Some(child), State::Runs);
+        (node.child, node.state, node.due.point) = (Some(child), State::Runs, None);
         Ok(())
     }
 

@@ -256,6 +256,11 @@ impl Striker {
         if let (Victims::Nodes(ids), true, true) = (&victims, by_shim, lasts) {
             nodes.shim()?.strike(id, &fault, ids)?;
         }
+        if let (Victims::Nodes(ids), Some(points), "fail-point") =
+            (&victims, &mut nodes.points, fault.kind.name())
+        {
+            points.order(id, &fault, ids)?;
+        }
         if let Some(on) = on_the_way {
             self.run.links().strike(id, &fault, on);
         } else {
@@ -284,6 +289,9 @@ impl Striker {
             let mut detail = self.run.links().heal(fault.id);
             if let Some(shim) = &mut nodes.shim {
                 detail += &shim.heal(fault.id)?;
+            }
+            if let Some(points) = &mut nodes.points {
+                points.take_back(fault.id)?;
             }
             self.undo(nodes, fault.kind, &fault.victims, fault.held).await?;
             nodes.noted(&self.run);

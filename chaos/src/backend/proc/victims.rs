@@ -27,6 +27,8 @@ impl Striker {
     /// No fault takes more nodes away than the scenario allows, and none hits a node that another one has.
     pub(super) fn may(&self, nodes: &Nodes, kind: Kind, victims: &[u64]) -> bool {
         let hit = |id: &u64| match nodes.state(*id) {
+            // What is to happen at a fail point happens to who comes there, now or when it runs again.
+            _ if kind.name() == "fail-point" => true,
             State::Runs => true,
             State::Refused(_) => kind.name() == "replace",
             State::Stopped | State::Gone => false,

@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use reveille_chaos::scenario::{Act, At};
+use reveille_chaos::scenario::At;
 use reveille_cluster::wal::disk::Fault as DiskFault;
-use reveille_protocol::fail_point::Action;
 use reveille_protocol::id::NodeId;
 use reveille_simulation::fail_points::Armed;
 use reveille_simulation::ills::Ill;
@@ -102,19 +101,14 @@ impl Striker {
         let fault = &there.fault;
         // Both are there: a scenario without them is refused.
         let (Some(At(point)), Some(act)) = (fault.point, fault.action) else { return };
-        let action = match act {
-            Act::Kill => Action::Kill,
-            Act::Panic => Action::Panic,
-            Act::Error => Action::Error,
-            Act::Sleep => Action::Sleep(Duration::from_millis(there.by_ms())),
-        };
         self.run.world.arm(Armed {
             fault: there.id,
             nodes: ids.iter().copied().map(NodeId).collect(),
             point,
-            action,
+            action: act.action(Duration::from_millis(there.by_ms())),
             share: there.share(),
             left: fault.hits.unwrap_or(1),
+            starting: fault.starting == Some(true),
         });
     }
 

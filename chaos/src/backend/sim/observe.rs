@@ -7,16 +7,14 @@ use std::sync::{Arc, Mutex};
 
 use reveille_chaos::history::{Observation, Problem, What};
 use reveille_chaos::scenario::{Act, When};
-use reveille_protocol::fail_point::Action;
 use reveille_protocol::id::*;
 use reveille_simulation::node::SimNode;
 use reveille_simulation::seen::{Seen, Watch};
 use reveille_simulation::world::pause;
 
-use super::fail_points;
 use super::record::Record;
 use super::run::{Known, Run, lock};
-use crate::backend::payload;
+use crate::backend::{ENDED, payload};
 
 /// Between two looks, in milliseconds.
 const LOOK: u64 = 100;
@@ -45,7 +43,7 @@ fn observed(known: &mut Known, seen: Seen) -> Observation {
         | Seen::Saved { device, .. }
         | Seen::Notifying { device, .. } => *device,
         Seen::Snapshot { .. } | Seen::Lost { .. } | Seen::Fell { .. } => 0,
-        Seen::FailPoint { .. } | Seen::Panicked { .. } => 0,
+        Seen::FailPoint { .. } | Seen::Due { .. } | Seen::Outlived { .. } => 0,
     };
     let (device, copy) = known.copies.get(&device).copied().unwrap_or((device, 0));
     let terminal = known.names.get(device).cloned().unwrap_or_default();
@@ -105,15 +103,13 @@ fn observed(known: &mut Known, seen: Seen) -> Observation {
             Observation::Cover { point: "snapshot.frame".to_owned(), count: 1 }
         }
         Seen::FailPoint { point, action, .. } => {
-            let action = match action {
-                Action::Kill => Act::Kill,
-                Action::Panic => Act::Panic,
-                Action::Error => Act::Error,
-                Action::Sleep(_) => Act::Sleep,
-            };
-            Observation::Cover { point: fail_points::fired(point, action), count: 1 }
+            Observation::Cover { point: Act::of(action).cover(point), count: 1 }
         }
-        Seen::Panicked { .. } => Observation::Cover { point: fail_points::ENDED.to_owned(), count: 1 },
+        Seen::Due { .. } => Observation::Cover { point: ENDED.to_owned(), count: 1 },
+        Seen::Outlived { node, what } => {
+            let line = format!("it goes on after {what}, by which it must end");
+            Observation::LogFound { node: node.0, problem: Problem::Panic, line }
+        }
         // What was done to it is to be found, and has been.
         Seen::Lost { .. } => Observation::Cover { point: "node.refused".to_owned(), count: 1 },
         Seen::Fell { node, why } => {

@@ -195,12 +195,16 @@ impl Striker {
     /// It runs, and no fault stands in its way.
     fn runs(&self, id: u64) -> bool {
         let world = &self.run.world;
-        world.node(NodeId(id)).member().is_some() && !world.stands_still(NodeId(id))
+        let node = world.node(NodeId(id));
+        node.member().is_some() && !node.is_due() && !world.stands_still(NodeId(id))
     }
 
     /// No fault takes more nodes away than the scenario allows, and none hits a node that another one has.
     pub(super) fn may(&self, kind: Kind, victims: &[u64]) -> bool {
-        let hit = |id: &u64| self.runs(*id) || (kind.name() == "replace" && self.lost.contains_key(id));
+        // What is to happen at a fail point happens to who comes there, now or when it runs again.
+        let waits = kind.name() == "fail-point";
+        let hit =
+            |id: &u64| waits || self.runs(*id) || (kind.name() == "replace" && self.lost.contains_key(id));
         if victims.is_empty() || !victims.iter().all(hit) {
             return false;
         }
