@@ -234,6 +234,10 @@ fn c4_follows_the_chain_through_restarts_and_resets() {
     given(None).confirm(3).start().again("b", 3).passes("C4");
     given(None).start().again("b", 3).again("a", 1).fails("C4", "was given seq 1 after seq 3");
     given(None).reset().give("x", 1).passes("C4");
+    // What a second device had when it came is not known.
+    let twin = |prev| story().given(1, "a", 5, Some(4), false, None).given(1, "b", 7, prev, false, None);
+    twin(Some(5)).passes("C4");
+    twin(Some(6)).fails("C4", "was given seq 7 as the one after 6, and has 5");
 }
 
 #[test]

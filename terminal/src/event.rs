@@ -69,6 +69,8 @@ pub struct Received {
     pub message: MessageId,
     /// Its place in the terminal's stream.
     pub seq: Seq,
+    /// The place that was named as the one before it: lower ones that lack in between have ended without being given.
+    pub prev: Seq,
     /// The application it is for.
     pub channel: Channel,
     /// Application headers.

@@ -304,6 +304,7 @@ impl Session<'_, '_> {
                             seq: push.seq,
                         },
                         seq: push.seq,
+                        prev: push.prev,
                         channel: push.channel,
                         headers: push.headers,
                         body: push.body,

@@ -287,7 +287,7 @@ impl Device {
             copy: self.copy,
             payload,
             seq: push.seq.0,
-            prev: None,
+            prev: Some(push.prev.0),
             maybe_seen: push.maybe_seen,
             node: push.node.0,
             epoch: Some(epoch),

@@ -62,7 +62,9 @@ fn check(facts: &Facts) -> Outcome {
                     }
                     if let Some(prev) = delivery.prev {
                         linked += 1;
-                        let last = copy.last.map_or(0, |(last, _)| last);
+                        // What a second device with this identity had when it came is not known.
+                        let unknown = if stepped.copy == 0 { 0 } else { u64::MAX };
+                        let last = copy.last.map_or(unknown, |(last, _)| last);
                         if prev > last {
                             let evidence = [copy.last.map_or(when, |(_, at)| at), when];
                             findings.add(&evidence, || {

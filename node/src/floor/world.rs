@@ -254,7 +254,7 @@ async fn live(host: String, builder: Builder, record: Rc<Record>) -> turmoil::Re
                     copy: 0,
                     payload,
                     seq,
-                    prev: None,
+                    prev: Some(push.prev.0),
                     maybe_seen: push.maybe_seen,
                     node: push.node.0,
                     epoch: Some(epoch),

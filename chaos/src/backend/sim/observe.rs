@@ -82,7 +82,7 @@ fn observed(known: &mut Known, seen: Seen) -> Observation {
                 copy,
                 payload,
                 seq: push.seq.0,
-                prev: None,
+                prev: Some(push.prev.0),
                 maybe_seen: push.maybe_seen,
                 node: node.0,
                 epoch: Some(epoch.0),
