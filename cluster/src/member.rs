@@ -24,6 +24,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::impls::BasicNode;
 use openraft::type_config::TypeConfigExt;
 use openraft::{Config, Raft, ServerState, SnapshotPolicy};
+use reveille_protocol::canary::{Canary, canary};
 use reveille_protocol::directory::{Directory, Node, Roster};
 use reveille_protocol::fail_point::Point;
 use reveille_protocol::id::*;
@@ -172,12 +173,13 @@ impl Streams {
 /// silence before a follower asks for votes, so that a stall of a few heartbeats costs no election. Breaks of links move
 /// leadership before (`tether`).
 fn raft_config(group: GroupId) -> io::Result<Arc<Config>> {
+    let slow = if canary(Canary::SlowElection) { 100 } else { 1 };
     let config = Config {
         cluster_name: format!("group-{group}"),
         heartbeat_interval: 40,
         heartbeat_min_interval: Some(30),
-        election_timeout_min: 120,
-        election_timeout_max: 220,
+        election_timeout_min: 120 * slow,
+        election_timeout_max: 220 * slow,
         enable_pre_vote: Some(true),
         backoff: "20ms".to_owned(),
         // A leader sends entries before its own disk has them. One that came back as the leader of its old term could give

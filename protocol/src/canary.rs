@@ -33,6 +33,18 @@ pub enum Canary {
     DeliverAfterAck,
     /// An anchor believes an address that has not proven itself.
     NotifyUnproven,
+    /// One push in ten is missing from hand-offs, and a terminal takes what follows it.
+    AcceptGap,
+    /// The last two pushes of a hand-off change places.
+    SwapInHandOff,
+    /// Of each two pushes the first gets the second one's seq.
+    SwapSeqs,
+    /// A session that takes another one's place gets its epoch.
+    KeepEpoch,
+    /// A follower whose leader is gone waits for long before it asks for votes.
+    SlowElection,
+    /// A node tries to do what a publisher wants for as long as it takes.
+    NoDeadline,
 }
 
 /// Whether bugs can be planted in this build. In a release they cannot.

@@ -27,6 +27,7 @@ enum About {
     Status(u32),
     Look(Option<u32>),
     Cancel(Option<u32>),
+    GivenUp,
 }
 
 /// Facts that are being collected.
@@ -134,6 +135,7 @@ impl Builder {
             Call::Status { terminal } => About::Status(self.terminal(terminal)),
             Call::Look { payload } => About::Look(self.push_of(payload)),
             Call::Cancel { payload } => About::Cancel(self.push_of(payload)),
+            Call::GivenUp => About::GivenUp,
         };
         let by = self.facts.names.of(&invoke.by);
         let number = self.facts.ops.len() as u32;

@@ -176,6 +176,8 @@ pub enum Call {
         /// The push's payload name.
         payload: String,
     },
+    /// A try of another operation that its asker gave up: its node ends it all the same, in the time that it gives a request.
+    GivenUp,
 }
 
 /// What an operation came to.

@@ -173,6 +173,7 @@ fn words(what: &What, evidence: &BTreeMap<u32, Event>) -> String {
                 Call::Status { terminal } => format!("about terminal {}", short(terminal)),
                 Call::Look { payload } => format!("what became of {payload}"),
                 Call::Cancel { payload } => format!("to take {payload} back"),
+                Call::GivenUp => "to end what was given up".to_owned(),
             };
             format!("{} asks {node} {call}", invoke.by)
         }

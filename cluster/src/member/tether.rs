@@ -16,6 +16,7 @@ use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
 use openraft::type_config::TypeConfigExt;
+use reveille_protocol::canary::{Canary, canary};
 use reveille_protocol::fail_point::Point;
 use reveille_protocol::id::*;
 
@@ -140,7 +141,7 @@ impl<E: Env> Member<E> {
 
 async fn elect<E: Env>(raft: GroupRaft<E>, dead: NodeId, rank: u32, spread: u64) {
     let vote = raft.server_metrics().borrow_watched().vote;
-    if vote.leader_id.node_id != dead.0 {
+    if vote.leader_id.node_id != dead.0 || canary(Canary::SlowElection) {
         return;
     }
     // To another node than this one it does no more than drop our lease under this vote.

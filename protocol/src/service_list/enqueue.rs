@@ -109,7 +109,8 @@ impl<T: TableMut> Context<'_, T> {
             Some(ttl) => ttl.min(self.settings.max_ttl),
         };
         let deadline = self.now + Duration::from_millis(lifetime);
-        let seq = row.next_seq;
+        let swapped = Seq(((row.next_seq.0 - 1) ^ 1) + 1);
+        let seq = if canary(Canary::SwapSeqs) { swapped } else { row.next_seq };
         let message = Message {
             command: enqueue.id,
             accepted: self.now,
@@ -120,7 +121,7 @@ impl<T: TableMut> Context<'_, T> {
             headers: enqueue.headers.clone(),
             body: enqueue.body.clone(),
         };
-        row.next_seq = seq.next();
+        row.next_seq = row.next_seq.next();
         row.pending += 1;
         row.pending_bytes += enqueue.body.len() as u32;
         if !(canary(Canary::DropOneInThousand) && one_in_thousand(enqueue)) {

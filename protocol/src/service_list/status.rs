@@ -85,7 +85,9 @@ impl<T: TableMut> Context<'_, T> {
                 let session = SessionRef { node: old.node, epoch: row.epoch };
                 self.effects.push(Effect::Superseded { terminal: attach.terminal, session });
             }
-            row.epoch = row.epoch.next();
+            if !(canary(Canary::KeepEpoch) && row.current.is_some()) {
+                row.epoch = row.epoch.next();
+            }
             row.attempt = attach.attempt;
             if !(canary(Canary::LoseReplacement) && row.current.is_some()) {
                 row.current = Some(session);

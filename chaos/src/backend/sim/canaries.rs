@@ -59,6 +59,18 @@ pub(crate) static CANARIES: &[Planted] = planted! {
         "a terminal gives what it was given before"
     "notify-unproven" NotifyUnproven "C11" "rebinds"
         "an anchor believes an address that has not proven itself"
+    "accept-gap" AcceptGap "C4" "load"
+        "one push in ten is missing from hand-offs, and a terminal takes what follows it"
+    "swap-in-hand-off" SwapInHandOff "C4" "sleepers"
+        "the last two pushes of a hand-off change places"
+    "swap-seqs" SwapSeqs "C5" "load"
+        "of each two pushes the first gets the second one's seq"
+    "keep-epoch" KeepEpoch "C7" "stale"
+        "a session that takes another one's place gets its epoch"
+    "slow-election" SlowElection "C9" "outage"
+        "a follower whose leader is gone waits for long before it asks for votes"
+    "no-deadline" NoDeadline "C12" "outage"
+        "a node tries to do what a publisher wants for as long as it takes"
 };
 
 /// One by its name.
@@ -72,6 +84,14 @@ mod tests {
     use super::*;
     use reveille_chaos::check;
     use reveille_chaos::scenario::{load, shipped};
+
+    #[test]
+    fn each_checker_has_one_but_those_that_judge_no_bug_of_a_simulated_node() {
+        let proven = |id: &&str| CANARIES.iter().any(|planted| planted.checker == *id);
+        let not: Vec<&str> =
+            check::CHECKERS.iter().map(|checker| checker.id).filter(|id| !proven(id)).collect();
+        assert_eq!(not, ["C13", "C14"]);
+    }
 
     #[test]
     fn each_is_documented_and_has_a_scenario_of_its_name() {

@@ -29,6 +29,8 @@ use crate::backend::payload::payload;
 const ANSWER: Duration = Duration::from_secs(1);
 /// What a node gives a request: `node/src/http/limits.rs` has it.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// What C12 forgives; after twice that nothing more is awaited.
+const GRACE: Duration = Duration::from_secs(1);
 /// Between two tries, in microseconds; and in a storm.
 const PAUSE: (u64, u64) = (50_000, 1000);
 /// A query's answer, over all tries.
@@ -95,7 +97,7 @@ pub(super) async fn publisher(run: Arc<Run>, number: u64) {
     }
 }
 
-async fn publish(run: &Run, by: &str, name: &str, device: usize, first: u64) {
+async fn publish(run: &Arc<Run>, by: &str, name: &str, device: usize, first: u64) {
     let workload = &run.scenario.workload;
     let terminal = run.world.terminals()[device];
     let ttl_ms = workload.ttl.map(|ttl| ttl.0.as_secs().max(1) * 1000);
@@ -163,8 +165,8 @@ fn stored(_: NodeId, outcome: Result<Reply, Unavailable>) -> Answered<MessageId>
 }
 
 /// Until there is an answer other than "try again", at the next node each time; nodes that were silent lately come last.
-async fn ask<T: Send, U: Send>(
-    run: &Run,
+async fn ask<T: Send + 'static, U: Send>(
+    run: &Arc<Run>,
     first: u64,
     within: Duration,
     request: impl Fn(NodeId) -> Request<T> + Sync,
@@ -198,17 +200,55 @@ async fn ask<T: Send, U: Send>(
 }
 
 /// One try at one node.
-async fn once<T: Send>(
-    run: &Run,
+async fn once<T: Send + 'static>(
+    run: &Arc<Run>,
     node: NodeId,
     request: &(impl Fn(NodeId) -> Request<T> + Sync),
 ) -> Result<T, Silence> {
     let way = || run.world.between(WAY.0, WAY.1);
     until(now() + way()).await;
-    let heard = request(node).ok_or(Silence::NotHeard)?;
-    let Ok(Ok(answer)) = SimRuntime::timeout(ANSWER, heard).await else { return Err(Silence::MaybeHeard) };
-    until(now() + way()).await;
-    Ok(answer)
+    let life = run.world.life(node);
+    let mut heard = request(node).ok_or(Silence::NotHeard)?;
+    match SimRuntime::timeout(ANSWER, &mut heard).await {
+        Ok(Ok(answer)) => {
+            until(now() + way()).await;
+            return Ok(answer);
+        }
+        Ok(Err(_)) => {}
+        Err(_) => {
+            run.given_up.fetch_add(1, Ordering::Relaxed);
+            let _detached = SimRuntime::spawn(given_up(run.clone(), node, life, heard));
+        }
+    }
+    Err(Silence::MaybeHeard)
+}
+
+/// Whether a node ends what it was asked for in the time that it gives a request, also if nobody waits for it any more: whoever
+/// asked would else see no more of a node that hangs than of one that is slow. Nothing is asked of one that dies or stands still.
+async fn given_up<T: Send>(run: Arc<Run>, node: NodeId, life: u64, mut heard: Heard<T>) {
+    let op = run.record.op();
+    let deadline = DEADLINE - ANSWER;
+    run.tell(What::Invoke(Invoke {
+        op,
+        by: "whoever gave a try up".to_owned(),
+        node: Some(node.0),
+        deadline_ms: Some(deadline.as_millis() as u64),
+        call: Call::GivenUp,
+    }));
+    let end = now() + micros(deadline + 2 * GRACE);
+    let mut why = None;
+    while why.is_none() && now() < end {
+        why = match SimRuntime::timeout(Duration::from_millis(100), &mut heard).await {
+            Ok(_) => Some("it was ended"),
+            Err(_) if !run.world.is_life(node, life) => Some("its node is gone"),
+            Err(_) if run.world.stands_still(node) => Some("its node stands still"),
+            Err(_) => None,
+        };
+    }
+    if let Some(why) = why {
+        run.tell(What::Fail { op, why: why.to_owned() });
+    }
+    run.given_up.fetch_sub(1, Ordering::Relaxed);
 }
 
 /// Asks for drawn terminals' entries until the load ends.
@@ -232,7 +272,7 @@ fn answered(node: NodeId, outcome: Result<Answer, Unavailable>) -> Answered<(Nod
 }
 
 /// Asks for one terminal's entry.
-pub(super) async fn status(run: &Run, device: usize, turn: u64) {
+pub(super) async fn status(run: &Arc<Run>, device: usize, turn: u64) {
     let terminal = run.world.terminals()[device];
     let call = Call::Status { terminal: terminal.to_string() };
     let op = run.invoke("observer", turn, QUERY.as_millis() as u64, call);
@@ -252,7 +292,7 @@ pub(super) async fn status(run: &Run, device: usize, turn: u64) {
 }
 
 /// Asks what became of a push.
-pub(super) async fn look(run: &Run, name: &str, message: MessageId, turn: u64) {
+pub(super) async fn look(run: &Arc<Run>, name: &str, message: MessageId, turn: u64) {
     let call = Call::Look { payload: name.to_owned() };
     let op = run.invoke("observer", turn, QUERY.as_millis() as u64, call);
     let query = Query::Message { tenant: TENANT, message, wait: 0 };

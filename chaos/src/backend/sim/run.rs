@@ -1,7 +1,7 @@
 //! One run: the world, its load, the phases, and the history of it all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,8 @@ pub(super) struct Run {
     pub(super) load: AtomicBool,
     /// Publishers ask again without a pause.
     pub(super) storm: AtomicBool,
+    /// Tries that their askers gave up, and their nodes have not ended.
+    pub(super) given_up: AtomicU64,
     /// The world is taken down: what its nodes do now says nothing.
     pub(super) over: AtomicBool,
     known: Arc<Mutex<Known>>,
@@ -193,6 +195,7 @@ pub(crate) fn run(scenario: &Scenario, seed: u64, quiet: bool, planted: Option<&
         record: record.clone(),
         load: AtomicBool::new(true),
         storm: AtomicBool::new(false),
+        given_up: AtomicU64::new(0),
         over: AtomicBool::new(false),
         known: Arc::default(),
         quiet,
@@ -375,6 +378,10 @@ async fn drain(run: &Arc<Run>, striker: &mut Striker, until: u64) {
     }
     for device in 0..run.world.terminals().len().min(LOOKS) {
         publish::status(run, device, device as u64).await;
+    }
+    // Each ends within seconds, or is found to hang.
+    while run.given_up.load(Ordering::Relaxed) > 0 {
+        pause(20).await;
     }
     // Replicas are compared when nothing is on its way between them.
     let settled = now() + SETTLED * 1000;
