@@ -351,10 +351,16 @@ impl<E: Env> Member<E> {
     /// At a group's leader: was it heard by a majority lately? `None`: it has only begun to lead.
     pub(crate) fn quorum_acked(&self, group: GroupId) -> Option<bool> {
         let metrics = self.groups.get(&group)?.raft.metrics().borrow_watched().clone();
-        if metrics.membership_config.voter_ids().count() == 1 {
+        let voters = metrics.membership_config.voter_ids().count();
+        if voters == 1 {
             return Some(true);
         }
-        metrics.last_quorum_acked.map(|at| E::Cfg::now() - *at < incarnation::SILENT)
+        // Of a heartbeat openraft takes no answer that needs longer than until the next one: on links of that length nothing but
+        // pushes would show that the others are there.
+        let heard = metrics.membership_config.voter_ids().map(NodeId);
+        let heard = heard.filter(|voter| *voter == self.config.node || self.heard_lately(*voter)).count();
+        let acked = |at| E::Cfg::now() - at < incarnation::SILENT;
+        metrics.last_quorum_acked.map(|at| acked(*at) || 2 * heard > voters)
     }
 
     /// Flushes every group's tables, and lets their logs be cut up to there.

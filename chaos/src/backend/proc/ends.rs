@@ -150,6 +150,9 @@ fn at_points(run: &Run, nodes: &mut Nodes) -> anyhow::Result<()> {
 
 /// Reads the logs: panics, and the token, which is in no log.
 pub(super) fn logs(run: &Run, nodes: &Nodes) {
+    for (node, line) in &nodes.crashed {
+        run.see(Observation::LogFound { node: *node, problem: Problem::Panic, line: line.clone() });
+    }
     for node in &nodes.all {
         let file = match fs::File::open(&node.log) {
             Ok(file) => file,

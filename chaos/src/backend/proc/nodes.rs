@@ -1,6 +1,7 @@
 //! The nodes: their files, made by the binary itself, and their processes.
 
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -26,6 +27,10 @@ use crate::backend::live::{self, Run};
 const READY: Duration = Duration::from_secs(90);
 /// A node that is asked to leave gives itself 5 s.
 const LEAVE: Duration = Duration::from_secs(10);
+/// What a process whose first thread panicked ends with.
+const PANICKED: i32 = 101;
+/// The number of the signal by which nodes are told to leave.
+const TERM: i32 = 15;
 /// A signal that ends a process does so within this.
 const DIE: Duration = Duration::from_secs(10);
 
@@ -122,6 +127,8 @@ pub(super) struct Nodes {
     pub(super) places: Vec<Option<u64>>,
     /// Where terminals find it, if its nodes come and go.
     pub(super) doors: Doors,
+    /// Nodes that were told to leave, and ended otherwise; in words.
+    pub(super) crashed: Vec<(u64, String)>,
 }
 
 impl Nodes {
@@ -149,6 +156,7 @@ impl Nodes {
             all: Vec::new(),
             places: Vec::new(),
             doors: Doors::default(),
+            crashed: Vec::new(),
         };
         for value in ready["nodes"].as_array().context("`reveille dev` says no nodes")? {
             let id = value["id"].as_u64().context("a node without an id")?;
@@ -290,8 +298,14 @@ impl Nodes {
 
     /// Waits for the end of a node that was told to leave.
     pub(super) async fn ended(&mut self, id: u64) -> anyhow::Result<()> {
-        if let Some(mut child) = self.node(id)?.child.take() {
+        let Some(child) = &mut self.node(id)?.child else { return Ok(()) };
+        let status =
             timeout(LEAVE, child.wait()).await.with_context(|| format!("node {id} does not leave"))??;
+        self.node(id)?.child = None;
+        // One that had no handler for the signal yet ended by that.
+        let crashed = status.code() == Some(PANICKED) || status.signal().is_some_and(|signal| signal != TERM);
+        if crashed {
+            self.crashed.push((id, format!("it was told to leave, and ended by {status}")));
         }
         Ok(())
     }
