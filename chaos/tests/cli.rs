@@ -128,7 +128,7 @@ fn everything_is_listed_and_examined() {
         assert!(out.contains(name), "{name}: {out}");
     }
     let (code, out, _) = chaos(&["list", "canaries"]);
-    assert!(code == 0 && out.lines().count() == 15, "{out}");
+    assert!(code == 0 && out.lines().count() == 21, "{out}");
     assert!(out.lines().all(|line| line.contains(": found by C")), "{out}");
     let (code, out, _) = chaos(&["doctor", "--json"]);
     let looks: serde_json::Value = serde_json::from_str(&out).unwrap();
