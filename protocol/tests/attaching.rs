@@ -1,35 +1,22 @@
 //! A session between its terminal's Hello and its Welcome: what is refused, and what overtakes the answer to its attach.
 #![allow(clippy::panic, reason = "a test stops where it is surprised")]
 
-use std::net::IpAddr;
-use std::time::Duration;
+#[path = "support/session.rs"]
+mod session;
 
 use bytes::Bytes;
-use reveille_protocol::directory::Secret;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::{Linger, Urgency};
 use reveille_protocol::service_list::{Attached, Refusal};
-use reveille_protocol::session::server::{Command, Config, Event, Server};
+use reveille_protocol::session::server::{Command, Event, Server};
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::peer::{HandOff, HandedPush, Report, Reported};
 use reveille_protocol::wire::session::*;
-
-const KEY: KeyFingerprint = KeyFingerprint([9; 32]);
+use session::{KEY, config};
 
 /// A session whose terminal has said Hello.
 fn attaching() -> Server {
-    let config = Config {
-        node: NodeId(1),
-        incarnation: Incarnation(1),
-        session_key: KEY,
-        group: GroupId(1),
-        peer_ip: IpAddr::from([192, 0, 2, 1]),
-        secret: Secret { generation: 1, key: [3; 32] },
-        check_in: Duration::from_secs(3600),
-        linger_max: None,
-        anchor: None,
-    };
-    let mut server = Server::new(config, Instant(0));
+    let mut server = Server::new(config(), Instant(0));
     let hello = Hello {
         terminal: KEY.terminal(),
         attempt: Attempt(1),

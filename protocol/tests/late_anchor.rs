@@ -1,10 +1,9 @@
 //! A session that began before its cluster was ready for anchors: both ends of it, and what the row is told.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test stops where it is surprised")]
 
-use std::net::IpAddr;
-use std::time::Duration;
+#[path = "support/session.rs"]
+mod session;
 
-use reveille_protocol::directory::Secret;
 use reveille_protocol::id::*;
 use reveille_protocol::service_list::row::{Linger, Reachability, Urgency};
 use reveille_protocol::service_list::{Attached, SetReachability};
@@ -12,8 +11,8 @@ use reveille_protocol::session::server::{self, AnchorAt, Server};
 use reveille_protocol::session::terminal::{self, Memory, Terminal};
 use reveille_protocol::time::Instant;
 use reveille_protocol::wire::session::*;
+use session::{KEY, config};
 
-const KEY: KeyFingerprint = KeyFingerprint([9; 32]);
 const LISTENING: Listening = Listening { port: 5000, key: KeyFingerprint([1; 32]) };
 const ANCHOR: AnchorAt = AnchorAt { port: 7000, period: 25 };
 
@@ -25,18 +24,7 @@ struct Session {
 
 impl Session {
     fn open(offer: Option<Offer>) -> Session {
-        let config = server::Config {
-            node: NodeId(1),
-            incarnation: Incarnation(1),
-            session_key: KEY,
-            group: GroupId(1),
-            peer_ip: IpAddr::from([192, 0, 2, 1]),
-            secret: Secret { generation: 1, key: [3; 32] },
-            check_in: Duration::from_secs(3600),
-            linger_max: None,
-            anchor: None,
-        };
-        let server = Server::new(config, Instant(0));
+        let server = Server::new(config(), Instant(0));
         let terminal = terminal::Config {
             terminal: KEY.terminal(),
             memory: Memory::default(),
